@@ -1,0 +1,102 @@
+"""Boxes as tensors: xyxy, float pixels, 0-based, half-open.
+
+``(0, 0, 10, 5)`` is ten pixels wide and five high. Every function takes boxes on any device and answers there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from transferkit.errors import ArgumentError
+
+
+def as_boxes(boxes: Tensor, argument: str = "boxes") -> Tensor:
+    """Return ``boxes`` as a floating (N, 4) tensor, or say what is wrong with them.
+
+    Args:
+        boxes: (N, 4) xyxy, pixels; integer boxes become float64. An empty tensor of any shape is (0, 4).
+        argument: What to call them in an error.
+
+    Returns:
+        (N, 4) float tensor on the same device.
+
+    Raises:
+        ArgumentError: Another shape, a value that is not finite, or a box whose end lies before its start.
+    """
+    if boxes.numel() == 0:
+        boxes = boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ArgumentError(f"{argument} must be (N, 4) xyxy boxes, got shape {tuple(boxes.shape)}")
+    boxes = boxes if boxes.is_floating_point() else boxes.double()
+    wrong = ~torch.isfinite(boxes).all(dim=1) | (boxes[:, 2:] < boxes[:, :2]).any(dim=1)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise ArgumentError(
+            f"{argument} must be finite with xmin <= xmax and ymin <= ymax, "
+            f"got {boxes[first].tolist()} at row {first} ({int(wrong.sum())} such boxes)"
+        )
+    return boxes
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Return the area of each box.
+
+    Args:
+        boxes: (N, 4) xyxy, pixels.
+
+    Returns:
+        (N,) square pixels, same dtype and device.
+
+    Example:
+        >>> area(torch.tensor([[0.0, 0.0, 10.0, 5.0]]))
+        tensor([50.])
+    """
+    return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
+
+
+def intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Return the area that each box of ``a`` shares with each box of ``b``.
+
+    Args:
+        a: (P, 4) xyxy, pixels.
+        b: (N, 4) xyxy, pixels, same frame.
+
+    Returns:
+        (P, N) square pixels.
+
+    Example:
+        >>> intersection(torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([[5.0, 5.0, 20.0, 20.0]]))
+        tensor([[25.]])
+    """
+    start = torch.maximum(a[:, None, :2], b[None, :, :2])  # (P, N, 2)
+    end = torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    return (end - start).clamp(min=0).prod(dim=-1)
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Return intersection over union, (P, N); two empty boxes have 0.
+
+    Args:
+        a: (P, 4) xyxy, pixels.
+        b: (N, 4) xyxy, pixels, same frame.
+    """
+    shared = intersection(a, b)
+    union = area(a)[:, None] + area(b)[None, :] - shared
+    return torch.where(union > 0, shared / union.clamp(min=torch.finfo(shared.dtype).tiny), 0)
+
+
+def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Return the part of each box that lies inside the image.
+
+    Args:
+        boxes: (N, 4) xyxy, pixels.
+        image_size: ``(height, width)``, pixels.
+
+    Example:
+        >>> clip(torch.tensor([[-5.0, 2.0, 30.0, 8.0]]), (10, 20))
+        tensor([[ 0.,  2., 20.,  8.]])
+    """
+    height, width = image_size
+    limit = boxes.new_tensor([width, height, width, height])
+    return torch.minimum(boxes.clamp(min=0), limit)

@@ -1,0 +1,95 @@
+"""What can go wrong, in one family.
+
+Every error raised on purpose is a :class:`TransferKitError` and also the builtin it resembles, so that both
+``except TransferKitError`` and ``except ValueError`` do what their reader expects. A message says what was
+found, where, both sides of a disagreement, and the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TransferKitError(Exception):
+    """Base class of every error that transferkit raises on purpose."""
+
+
+class ArgumentError(TransferKitError, ValueError):
+    """An argument is outside what the function accepts."""
+
+
+class CheckpointError(TransferKitError, ValueError):
+    """A checkpoint cannot be read: unknown, damaged, refused as unsafe, or without the tensor asked for."""
+
+
+class LayerNotFoundError(TransferKitError, LookupError):
+    """A layer was asked for by an index or a name that is not there."""
+
+
+class TransferError(TransferKitError, ValueError):
+    """A transfer was refused. The model is bit for bit as it was."""
+
+
+class SelectionError(TransferError, LookupError):
+    """A selection rule matched no layer."""
+
+
+class HandlerError(TransferError, RuntimeError):
+    """A handler raised, or returned tensors that do not fit its target layer."""
+
+
+class DataError(TransferKitError, ValueError):
+    """A data set is incomplete or contradicts itself; the message names the file."""
+
+
+class MissingFileError(DataError, FileNotFoundError):
+    """A file or folder that must be there is not."""
+
+
+class DownloadError(TransferKitError, OSError):
+    """A download failed or did not match its checksum."""
+
+
+class StateError(TransferKitError, ValueError):
+    """A saved state (of a sampler, a scorer or a run) belongs to other data or settings."""
+
+
+class MissingExtraError(TransferKitError, ImportError):
+    """An optional dependency is needed for this and is not installed."""
+
+
+def require(condition: bool, argument: str, constraint: str, value: object) -> None:
+    """Raise ``ArgumentError("{argument} must be {constraint}, got {value!r}")`` unless ``condition`` holds.
+
+    Example:
+        >>> require(0.5 <= 1, "drop_rate", "between 0 and 1", 0.5)
+        >>> require(2 <= 1, "drop_rate", "between 0 and 1", 2)
+        Traceback (most recent call last):
+        transferkit.errors.ArgumentError: drop_rate must be between 0 and 1, got 2
+    """
+    if not condition:
+        raise ArgumentError(f"{argument} must be {constraint}, got {value!r}")
+
+
+def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """Return up to ``count`` of ``names`` that look most like ``name``, best first.
+
+    Example:
+        >>> nearest("clasifier.6", ["features.0", "classifier.6", "classifier.1"])
+        ['classifier.6', 'classifier.1']
+    """
+    return get_close_matches(name, list(names), n=count, cutoff=0.4)
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return ``"; did you mean a, b or c?"`` for the nearest names, or an empty string where none is near.
+
+    Example:
+        >>> did_you_mean("hosre", ["horse", "person"])
+        "; did you mean 'horse'?"
+    """
+    near = [repr(candidate) for candidate in nearest(name, names)]
+    if not near:
+        return ""
+    return "; did you mean " + " or ".join(filter(None, [", ".join(near[:-1]), near[-1]])) + "?"

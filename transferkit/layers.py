@@ -1,0 +1,146 @@
+"""The unit of transfer: a layer, in a file and in a live model.
+
+A layer is a module that itself owns parameters or buffers. It is numbered in definition order and named by its
+dotted path; the same rule gives the same layers for a live model and for the state dict saved from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+_EMPTY: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
+
+_KINDS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
+    ("conv", (nn.modules.conv._ConvNd,)),
+    ("linear", (nn.Linear, nn.Bilinear)),
+    (
+        "norm",
+        (
+            nn.modules.batchnorm._NormBase,
+            nn.LayerNorm,
+            nn.GroupNorm,
+            nn.LocalResponseNorm,
+        ),
+    ),
+    ("embedding", (nn.Embedding, nn.EmbeddingBag)),
+    ("recurrent", (nn.RNNBase, nn.RNNCellBase)),
+    ("attention", (nn.MultiheadAttention,)),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer with its tensors.
+
+    Attributes:
+        index: 0-based place in definition order, never parsed out of a name.
+        name: Dotted path of the module; the empty string for tensors of the root module.
+        kind: ``"conv"``, ``"linear"``, ``"norm"``, ``"embedding"``, ``"recurrent"``, ``"attention"`` or
+            ``"other"``. From the module's type in a live model; told from the tensors' names and numbers of
+            dimensions in a file.
+        tensors: Parameters and buffers by short name (``weight``, ``running_mean``), in definition order.
+        states: Optimizer state by tensor and then by state name: ``states["weight"]["momentum_buffer"]``.
+        module: The module itself where the layer is part of a live model, else ``None``.
+    """
+
+    index: int
+    name: str
+    kind: str
+    tensors: Mapping[str, Tensor]
+    states: Mapping[str, Mapping[str, Tensor]] = field(default_factory=lambda: _EMPTY)
+    module: nn.Module | None = None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor by short name."""
+        return {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
+
+    @property
+    def elements(self) -> int:
+        """Number of elements in all tensors together."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    def key(self, short: str) -> str:
+        """Return the state-dict key of one of the layer's tensors: ``"features.0" -> "features.0.weight"``."""
+        return f"{self.name}.{short}" if self.name else short
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{key} {list(shape)}" for key, shape in self.shapes.items())
+        return f"Layer({self.index}, {self.name!r}, {self.kind}: {shapes})"
+
+
+def kind_of_module(module: nn.Module) -> str:
+    """Return the kind of a live module by its type."""
+    for kind, types in _KINDS:
+        if isinstance(module, types):
+            return kind
+    return "other"
+
+
+def kind_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the kind that a layer's tensors suggest.
+
+    An embedding and a linear layer without bias look alike; both are ``"linear"`` here.
+    """
+    if "running_mean" in tensors:
+        return "norm"
+    if "in_proj_weight" in tensors:
+        return "attention"
+    if any(name.startswith(("weight_ih", "weight_hh")) for name in tensors):
+        return "recurrent"
+    weight = tensors.get("weight")
+    if weight is None:
+        return "other"
+    return {1: "norm", 2: "linear", 3: "conv", 4: "conv", 5: "conv"}.get(weight.ndim, "other")
+
+
+def layers_of(model: nn.Module) -> tuple[Layer, ...]:
+    """Return the layers of a live model in definition order.
+
+    The tensors are the model's own parameters and buffers, not copies.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+        >>> [(layer.index, layer.name, layer.kind) for layer in layers_of(net)]
+        [(0, '0', 'conv'), (1, '3', 'linear')]
+    """
+    layers: list[Layer] = []
+    for name, module in model.named_modules():
+        own: dict[str, Tensor] = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        own |= dict(module.named_buffers(recurse=False, remove_duplicate=False))
+        if own:
+            layers.append(
+                Layer(len(layers), name, kind_of_module(module), MappingProxyType(own), module=module)
+            )
+    return tuple(layers)
+
+
+def layers_from_tensors(
+    tensors: Mapping[str, Tensor], states: Mapping[str, Mapping[str, Tensor]] | None = None
+) -> tuple[Layer, ...]:
+    """Group a flat state dict into layers, in order of first appearance.
+
+    Args:
+        tensors: Tensors by full key, ``"features.0.weight"``.
+        states: Optimizer state by the same full key, then by state name.
+
+    Example:
+        >>> layers_from_tensors({"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)})
+        (Layer(0, 'fc', linear: weight [2, 3], bias [2]),)
+    """
+    grouped: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, short = key.rpartition(".")
+        grouped.setdefault(name, {})[short] = tensor
+    states = states or {}
+    layers = []
+    for index, (name, own) in enumerate(grouped.items()):
+        prefix = f"{name}." if name else ""
+        own_states = {short: states[prefix + short] for short in own if prefix + short in states}
+        layers.append(Layer(index, name, kind_of_tensors(own), own, own_states))
+    return tuple(layers)
