@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-import torch
 from torch import Tensor, nn
 
 _EMPTY: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
