@@ -6,7 +6,7 @@ dotted path; the same rule gives the same layers for a live model and for the st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -45,6 +45,7 @@ class Layer:
         tensors: Parameters and buffers by short name (``weight``, ``running_mean``), in definition order.
         states: Optimizer state by tensor and then by state name: ``states["weight"]["momentum_buffer"]``.
         module: The module itself where the layer is part of a live model, else ``None``.
+        raw_index: Its number in the file's own count, where the file has one (neon counts poolings too).
     """
 
     index: int
@@ -53,6 +54,7 @@ class Layer:
     tensors: Mapping[str, Tensor]
     states: Mapping[str, Mapping[str, Tensor]] = field(default_factory=lambda: _EMPTY)
     module: nn.Module | None = None
+    raw_index: int | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -98,48 +100,77 @@ def kind_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return {1: "norm", 2: "linear", 3: "conv", 4: "conv", 5: "conv"}.get(weight.ndim, "other")
 
 
+def split_key(key: str) -> tuple[str, str]:
+    """Split a state-dict key into its layer's name and the tensor's short name.
+
+    A parametrized weight belongs to the layer whose weight it is.
+
+    Example:
+        >>> split_key("features.0.weight")
+        ('features.0', 'weight')
+        >>> split_key("fc.parametrizations.weight.original0")
+        ('fc', 'parametrizations.weight.original0')
+    """
+    owner, marker, part = f".{key}".partition(".parametrizations.")
+    if marker:
+        return owner[1:], f"parametrizations.{part}"
+    name, _, short = key.rpartition(".")
+    return name, short
+
+
+def _grouped(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Group tensors by layer, in order of first appearance."""
+    grouped: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors:
+        name, short = split_key(key)
+        grouped.setdefault(name, {})[short] = tensor
+    return grouped
+
+
 def layers_of(model: nn.Module) -> tuple[Layer, ...]:
     """Return the layers of a live model in definition order.
 
-    The tensors are the model's own parameters and buffers, not copies.
+    The tensors are the model's own parameters and buffers, not copies. A module that stands in two places is two
+    layers with the same tensors, as it is in the model's state dict.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
         >>> [(layer.index, layer.name, layer.kind) for layer in layers_of(net)]
         [(0, '0', 'conv'), (1, '3', 'linear')]
     """
-    layers: list[Layer] = []
-    for name, module in model.named_modules():
-        own: dict[str, Tensor] = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-        own |= dict(module.named_buffers(recurse=False, remove_duplicate=False))
-        if own:
-            layers.append(
-                Layer(len(layers), name, kind_of_module(module), MappingProxyType(own), module=module)
-            )
-    return tuple(layers)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    tensors: list[tuple[str, Tensor]] = []
+    for name, module in modules.items():
+        tensors += module.named_parameters(name, recurse=False, remove_duplicate=False)
+        tensors += module.named_buffers(name, recurse=False, remove_duplicate=False)
+    return tuple(
+        Layer(index, name, kind_of_module(modules[name]), MappingProxyType(own), module=modules[name])
+        for index, (name, own) in enumerate(_grouped(tensors).items())
+    )
 
 
 def layers_from_tensors(
-    tensors: Mapping[str, Tensor], states: Mapping[str, Mapping[str, Tensor]] | None = None
+    tensors: Mapping[str, Tensor],
+    states: Mapping[str, Mapping[str, Tensor]] = _EMPTY,
+    raw_index: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[Layer, ...]:
     """Group a flat state dict into layers, in order of first appearance.
 
     Args:
         tensors: Tensors by full key, ``"features.0.weight"``.
         states: Optimizer state by the same full key, then by state name.
+        raw_index: Each layer's number in the file's own count, by layer name.
 
     Example:
+        >>> import torch
         >>> layers_from_tensors({"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)})
         (Layer(0, 'fc', linear: weight [2, 3], bias [2]),)
     """
-    grouped: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, short = key.rpartition(".")
-        grouped.setdefault(name, {})[short] = tensor
-    states = states or {}
-    layers = []
-    for index, (name, own) in enumerate(grouped.items()):
-        prefix = f"{name}." if name else ""
-        own_states = {short: states[prefix + short] for short in own if prefix + short in states}
-        layers.append(Layer(index, name, kind_of_tensors(own), own, own_states))
-    return tuple(layers)
+    own_states: dict[str, dict[str, Mapping[str, Tensor]]] = {}
+    for key, state in states.items():
+        name, short = split_key(key)
+        own_states.setdefault(name, {})[short] = state
+    return tuple(
+        Layer(index, name, kind_of_tensors(own), own, own_states.get(name, {}), raw_index=raw_index.get(name))
+        for index, (name, own) in enumerate(_grouped(tensors.items()).items())
+    )
