@@ -1,0 +1,162 @@
+"""Pascal VOC as a data set of annotated images: VOC2007, VOC2012, or data of one's own in their layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from transferkit.datasets.annotation import read_annotation
+from transferkit.datasets.devkit import find_voc_folder, read_image_set
+from transferkit.datasets.photo import read_photo
+from transferkit.datasets.presence import Presence, presence_of
+from transferkit.datasets.records import raise_problems, read_records
+from transferkit.errors import DataError, require
+from transferkit.progress import Progress, track
+from transferkit.sampler.item import AnnotatedImage
+
+VOC_CLASSES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *(
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    ),
+)
+"""VOC's 20 classes in alphabetical order, after the background."""
+
+
+class VOCDataset(Dataset[AnnotatedImage]):
+    """The images of one image set of a VOCdevkit.
+
+    All annotations and photo headers are read and checked when the data set is made, so that a mistake in the
+    last file shows before training, together with all others. Pixels are decoded when an item is asked for;
+    :meth:`verify` decodes all of them once.
+
+    Args:
+        root: The folder that holds ``VOCdevkit``, the ``VOCdevkit``, or the ``VOC2007`` folder in it.
+        year: ``"2007"``, ``"2012"``, or whatever follows ``VOC`` in the folder's name.
+        image_set: ``"trainval"``, ``"test"`` and so on: a file of ``ImageSets/Main`` without ``.txt``.
+        max_images: Keep only the first so many.
+        class_names: The classes in the order of their numbers; ``"background"`` is put before them if it is not
+            there. :func:`find_class_names` collects them from the annotations.
+        skip_other_classes: Leave out objects of any other class, instead of an error.
+        box_offset: Taken from ``(xmin, ymin, xmax, ymax)`` as written. The default makes VOC's 1-based
+            inclusive boxes 0-based and half-open; neon's recipe has ``(1, 1, 1, 1)``; data written 0-based and half-open
+            has ``(0, 0, 0, 0)``. A box may then reach out of its image by one pixel, and is cut there.
+
+    Attributes:
+        folder: The ``VOC<year>`` folder.
+        ids: (N,) image ids.
+        class_names: (K,) names, ``"background"`` first.
+
+    Raises:
+        MissingFileError: No VOC folder, half of one, or no such image set.
+        DataError: Annotations or photos are missing, damaged, or contradict each other; names the files.
+        ArgumentError: An argument out of range.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        year: str = "2007",
+        image_set: str = "trainval",
+        *,
+        max_images: int | None = None,
+        class_names: Sequence[str] = VOC_CLASSES,
+        skip_other_classes: bool = False,
+        box_offset: tuple[float, float, float, float] = (1, 1, 0, 0),
+    ) -> None:
+        require(max_images is None or max_images > 0, "max_images", "positive or None", max_images)
+        require(len(box_offset) == 4, "box_offset", "four numbers", box_offset)
+        self.folder = find_voc_folder(root, year)
+        self.class_names = _with_background(class_names)
+        self.ids = tuple(read_image_set(self.folder, image_set)[:max_images])
+        self._records = read_records(
+            self.folder,
+            self.ids,
+            self.class_names,
+            box_offset=box_offset,
+            skip_other_classes=skip_other_classes,
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        """Decode one image.
+
+        Raises:
+            DataError: Naming the photo: damaged or gone since the data set was made.
+        """
+        record = self._records[index]
+        return AnnotatedImage(
+            image=read_photo(record.photo, record.upright),
+            boxes=torch.tensor(record.boxes, dtype=torch.float64).reshape(-1, 4),
+            classes=torch.tensor(record.classes, dtype=torch.int64),
+            difficult=torch.tensor(record.difficult, dtype=torch.bool),
+            truncated=torch.tensor(record.truncated, dtype=torch.bool),
+            id=record.id,
+        )
+
+    def __repr__(self) -> str:
+        return f"VOCDataset({len(self)} images, {len(self.class_names) - 1} classes, {str(self.folder)!r})"
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return ``(height, width)`` without decoding."""
+        return self._records[index].image_size
+
+    def presence(self) -> Presence:
+        """Return which classes each image holds, without decoding."""
+        return presence_of(
+            [(record.classes, record.difficult) for record in self._records], len(self.class_names)
+        )
+
+    def verify(self, progress: Progress = False) -> None:
+        """Decode every photo once.
+
+        Raises:
+            DataError: Naming every damaged photo.
+        """
+        problems = []
+        for record in track(self._records, progress, description="verify", unit="photo"):
+            try:
+                read_photo(record.photo)
+            except DataError as error:
+                problems.append(str(error))
+        raise_problems(problems, f"photos in {self.folder} cannot be decoded")
+
+
+def find_class_names(root: Path | str, year: str = "2007") -> tuple[str, ...]:
+    """Return the classes that occur in a VOC folder's annotations, alphabetically, after ``"background"``.
+
+    All annotations are read, whatever the image set, so that every set of the folder numbers its classes alike.
+
+    Raises:
+        MissingFileError: No VOC folder, or half of one.
+        DataError: An annotation cannot be read, or none has an object.
+    """
+    folder = find_voc_folder(root, year) / "Annotations"
+    names = {thing.name for path in sorted(folder.glob("*.xml")) for thing in read_annotation(path).objects}
+    if not names:
+        raise DataError(f"no annotation in {folder} has an object")
+    return _with_background(sorted(names))
+
+
+def _with_background(class_names: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(class_names)
+    names = names if names[:1] == ("background",) else ("background", *names)
+    unique = len(set(names)) == len(names) and not isinstance(class_names, str)
+    require(
+        unique and len(names) > 1, "class_names", "different names, 'background' only at the start", class_names
+    )
+    return names
