@@ -1,0 +1,196 @@
+"""A checkpoint: the layers of a file, a state dict or a live model, in definition order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from transferkit.checkpoints.contents import Contents
+from transferkit.checkpoints.nested import contents_of
+from transferkit.checkpoints.optimizer_state import states_of_optimizer
+from transferkit.checkpoints.sharing import move, shared_groups
+from transferkit.errors import LayerNotFoundError, did_you_mean
+from transferkit.layers import Layer, layers_from_tensors, layers_of
+
+_CHUNK = 1 << 22
+
+
+class Checkpoint(Sequence[Layer]):
+    """An ordered, read-only sequence of layers.
+
+    The tensors of a file are mapped from it: names, shapes and dtypes cost nothing, and a tensor's bytes are
+    read when it is first used. The file must therefore stay as it is for as long as its checkpoint is in use.
+
+    Attributes:
+        layers: The layers in definition order.
+        format: What was read: ``"torch"``, ``"safetensors"``, ``"neon"``, ``"state dict"``, ``"model"``, ...
+        source: The file or folder, or ``None`` where there is none.
+        notes: What the reader decided that its user may want to know, one sentence each.
+        metadata: The plain values found beside the tensors (``"epoch"``, ``"neon_version"``).
+
+    Example:
+        >>> state_dict = {"conv.weight": torch.zeros(8, 3, 3, 3), "fc.weight": torch.zeros(2, 8)}
+        >>> checkpoint = Checkpoint.from_state_dict(state_dict)
+        >>> checkpoint.names
+        ('conv', 'fc')
+        >>> checkpoint["fc"]
+        Layer(1, 'fc', linear: weight [2, 8])
+        >>> checkpoint["fc1"]
+        Traceback (most recent call last):
+        transferkit.errors.LayerNotFoundError: no layer 'fc1' in the state dict; did you mean 'fc'?
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        format: str,
+        source: Path | None = None,
+        notes: Sequence[str] = (),
+        metadata: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self.layers = tuple(layers)
+        self.format = format
+        self.source = source
+        self.notes = tuple(notes)
+        self.metadata = metadata
+        self._by_name = {layer.name: layer for layer in self.layers}
+
+    @classmethod
+    def from_contents(cls, contents: Contents, *, format: str, source: Path | None = None) -> Checkpoint:
+        """Group what a reader found into layers."""
+        layers = layers_from_tensors(contents.tensors, contents.states, contents.raw_index)
+        return cls(layers, format=format, source=source, notes=contents.notes, metadata=contents.metadata)
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state_dict: Mapping[str, Any],
+        optimizer_state: Mapping[str, Any] | None = None,
+        *,
+        key: str | None = None,
+    ) -> Checkpoint:
+        """Make a checkpoint of a state dict, or of a dict that holds one under a usual key.
+
+        Args:
+            state_dict: Tensors by full key; shared, not copied.
+            optimizer_state: ``optimizer.state_dict()``, attached to the layers by parameter order.
+            key: Dotted path of the state dict within ``state_dict``; ``None`` finds it.
+
+        Raises:
+            CheckpointError: There are no tensors in it, or more than one set of them.
+        """
+        contents = contents_of(state_dict, key=key, optimizer_state=optimizer_state)
+        return cls.from_contents(contents, format="state dict")
+
+    @classmethod
+    def from_model(cls, model: nn.Module, optimizer: Optimizer | None = None) -> Checkpoint:
+        """Make a checkpoint of a live model: its own parameters and persistent buffers, not copies of them.
+
+        Args:
+            model: Any module.
+            optimizer: Whose state is attached to the layers of its parameters.
+        """
+        kept = model.state_dict(keep_vars=True).keys()
+        states = {} if optimizer is None else states_of_optimizer(model, optimizer)
+        layers: list[Layer] = []
+        for layer in layers_of(model):
+            tensors = {short: tensor for short, tensor in layer.tensors.items() if layer.key(short) in kept}
+            own = {short: states[layer.key(short)] for short in tensors if layer.key(short) in states}
+            if tensors:
+                layers.append(Layer(len(layers), layer.name, layer.kind, tensors, own))
+        return cls(layers, format="model")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers' names in definition order."""
+        return tuple(self._by_name)
+
+    @cached_property
+    def shared(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of state-dict keys whose tensors are one and the same memory (tied weights)."""
+        return shared_groups(self.state_dict())
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """Hexadecimal SHA-256 of the file; of all files and their names for a folder; ``None`` without a file.
+
+        Computed on first use, since it reads the whole file, in steps of 4 MiB.
+        """
+        if self.source is None:
+            return None
+        if self.source.is_file():
+            return _digest(self.source)
+        files = sorted(path for path in self.source.iterdir() if path.is_file())
+        listing = "".join(f"{_digest(path)}  {path.name}\n" for path in files)
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+    def to(self, device: torch.device | str | None) -> Checkpoint:
+        """Return the checkpoint with every tensor on a device; itself where ``device`` is ``None``."""
+        if device is None:
+            return self
+        moved = move(self.state_dict(), device)
+        layers = [
+            replace(
+                layer,
+                tensors={short: moved[layer.key(short)] for short in layer.tensors},
+                states={short: move(state, device) for short, state in layer.states.items()},
+            )
+            for layer in self.layers
+        ]
+        return Checkpoint(
+            layers, format=self.format, source=self.source, notes=self.notes, metadata=self.metadata
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all tensors by full key, ``"features.0.weight"``."""
+        return {layer.key(short): tensor for layer in self.layers for short, tensor in layer.tensors.items()}
+
+    @overload
+    def __getitem__(self, which: int | str) -> Layer: ...
+    @overload
+    def __getitem__(self, which: slice) -> tuple[Layer, ...]: ...
+    def __getitem__(self, which: int | str | slice) -> Layer | tuple[Layer, ...]:
+        if isinstance(which, slice):
+            return self.layers[which]
+        if isinstance(which, str):
+            if which in self._by_name:
+                return self._by_name[which]
+            raise LayerNotFoundError(f"no layer {which!r} in {self._where}{did_you_mean(which, self.names)}")
+        if -len(self) <= which < len(self):
+            return self.layers[which]
+        raise LayerNotFoundError(f"no layer {which} in {self._where}; it has layers 0 to {len(self) - 1}")
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __contains__(self, which: object) -> bool:
+        return which in self._by_name if isinstance(which, str) else which in self.layers
+
+    def __repr__(self) -> str:
+        elements = sum(layer.elements for layer in self.layers)
+        return f"Checkpoint({self._where}, {self.format}: {len(self)} layers, {elements:,} elements)"
+
+    @property
+    def _where(self) -> str:
+        return f"the {self.format}" if self.source is None else str(self.source)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
