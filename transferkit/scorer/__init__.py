@@ -1,0 +1,28 @@
+"""From patch probabilities to image scores, and from image scores to figures one can trust.
+
+:class:`ImageScorer` gathers the probabilities of the patches of each image into a score per class;
+:func:`average_precision` and :func:`evaluate` measure how well the scores rank the images, under every rule
+in use.
+"""
+
+from __future__ import annotations
+
+from transferkit.scorer.ap_rule import ALL_RULES, NEON, VOC2007, VOC2010, APRule
+from transferkit.scorer.average_precision import average_precision
+from transferkit.scorer.evaluate import evaluate
+from transferkit.scorer.image_scorer import ImageScorer, Scorer
+from transferkit.scorer.result import ClassificationResult, Interval
+
+__all__ = [
+    "ALL_RULES",
+    "NEON",
+    "VOC2007",
+    "VOC2010",
+    "APRule",
+    "ClassificationResult",
+    "ImageScorer",
+    "Interval",
+    "Scorer",
+    "average_precision",
+    "evaluate",
+]

@@ -1,0 +1,186 @@
+"""From the class probabilities of patches to a score per image and class."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from transferkit.errors import ArgumentError, StateError, require
+from transferkit.scorer.checks import check_batch
+from transferkit.scorer.tally import Tally, combine, tally_batch
+
+Reduction = Literal["sum", "mean"]
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """What an evaluation loop needs of a scorer; any object with these two methods serves."""
+
+    def add_batch(self, probs: Tensor, image_index: Tensor, boxes: Tensor | None = None) -> None:
+        """Take in the probabilities (B, K) of patches of the images (B,)."""
+
+    def compute(self) -> Tensor:
+        """Return the (N, K) scores of all images; higher means more surely present."""
+
+
+class ImageScorer:
+    """Sum or average ``p ** exponent`` over the patches of each image.
+
+    Patches come in any order, any number per image, any batch size; images may be interleaved. The sums are
+    kept in float64 relative to their largest term (see :mod:`transferkit.scorer.tally`), so nothing underflows.
+
+    Args:
+        num_images: N.
+        num_classes: K, background included.
+        exponent: Positive. 1 is the plain sum or mean; the larger, the more the best patch alone decides;
+            ``math.inf`` scores an image by its best patch.
+        reduction: ``"sum"`` or ``"mean"`` over the patches of an image.
+        device: Where the sums are kept; ``None`` is cpu. Batches are moved there.
+        validate: Whether the values of each batch are checked. The check waits for the device that holds them.
+
+    Raises:
+        ArgumentError: An argument is out of its range.
+
+    Example:
+        >>> scorer = ImageScorer(num_images=2, num_classes=3, exponent=2)
+        >>> scorer.add_batch(torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]), torch.tensor([0, 0]))
+        >>> scorer.compute()
+        tensor([[0.2500, 1.2500, 0.0000],
+                [  -inf,   -inf,   -inf]], dtype=torch.float64)
+
+    References:
+        Oquab et al., Learning and Transferring Mid-Level Image Representations using CNNs, CVPR 2014.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        num_classes: int,
+        exponent: float = 5,
+        reduction: Reduction = "sum",
+        device: torch.device | str | None = None,
+        validate: bool = True,
+    ) -> None:
+        require(num_images >= 1, "num_images", "at least 1", num_images)
+        require(num_classes >= 1, "num_classes", "at least 1", num_classes)
+        require(exponent > 0, "exponent", "positive, or math.inf for the maximum", exponent)
+        require(reduction in ("sum", "mean"), "reduction", "'sum' or 'mean'", reduction)
+        self.device = torch.device(device or "cpu")
+        require(
+            self.device.type != "mps", "device", "one with float64 (keep the scorer on cpu)", str(self.device)
+        )
+        self.num_images = num_images
+        self.num_classes = num_classes
+        self.exponent = float(exponent)
+        self.reduction: Reduction = reduction
+        self.validate = validate
+        self._tally = Tally.empty(num_images, num_classes, self.device)
+
+    @property
+    def counts(self) -> Tensor:
+        """The number of patches of each image, (N,) int64."""
+        return self._tally.count.clone()
+
+    @property
+    def best_boxes(self) -> Tensor:
+        """The patch with the highest probability per image and class, (N, K, 4) float64 xyxy in pixels.
+
+        NaN where no boxes were given. Of several at the same height, the first by (xmin, ymin, xmax, ymax).
+        """
+        return self._tally.box.clone()
+
+    @property
+    def best_probs(self) -> Tensor:
+        """The highest probability per image and class, (N, K) float64."""
+        return self._tally.peak.clone()
+
+    @torch.no_grad()
+    def add_batch(self, probs: Tensor, image_index: Tensor, boxes: Tensor | None = None) -> None:
+        """Take in a batch of patches.
+
+        Args:
+            probs: (B, K) probabilities of each patch, any floating dtype and device.
+            image_index: (B,) integers in 0..N-1: the image of each patch.
+            boxes: (B, 4) xyxy in pixels of the image: where the patches lie; kept for the best patch only.
+
+        Raises:
+            ArgumentError: Shapes that do not fit, an image outside 0..N-1, a probability outside 0..1 or NaN.
+        """
+        check_batch(probs, image_index, boxes, self.num_images, self.num_classes, values=self.validate)
+        if len(probs) == 0:
+            return
+        images, slot = image_index.long().unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        images, slot = images.to(self.device), slot.to(self.device)
+        probs = probs.to(self.device, torch.float64)
+        if boxes is None:
+            boxes = torch.full((len(probs), 4), torch.nan)
+        boxes = boxes.to(self.device, torch.float64)
+        batch = tally_batch(probs, slot, len(images), boxes, self.exponent)
+        self._tally.write_rows(images, combine(self._tally.rows(images), batch, self.exponent))
+
+    def compute(self, log: bool = False) -> Tensor:
+        """Return the score of every image for every class.
+
+        An image without any patch scores ``-inf``: it ranks last, like one missing from a devkit result file.
+
+        Args:
+            log: Return the natural logarithm of the scores. It ranks images where the scores themselves are
+                below 1e-308.
+
+        Returns:
+            (N, K) float64 on the scorer's device.
+        """
+        tally = self._tally
+        exponent, total = self.exponent, tally.total
+        if math.isinf(exponent):  # the maximum itself, not how often it occurs
+            exponent, total = 1.0, torch.ones_like(tally.total)
+        elif self.reduction == "mean":
+            total = total / tally.count[:, None]
+        score = exponent * tally.peak.log() + total.log() if log else tally.peak.pow(exponent) * total
+        return score.where((tally.count > 0)[:, None] & ~score.isnan(), -math.inf)
+
+    def merge(self, other: ImageScorer) -> None:
+        """Add what another scorer has seen of the same images.
+
+        Raises:
+            ArgumentError: ``other`` has other settings.
+        """
+        if other.settings() != self.settings():
+            raise ArgumentError(
+                f"cannot merge a scorer with {other.settings()} into one with {self.settings()}"
+            )
+        theirs = Tally(**{name: tensor.to(self.device) for name, tensor in vars(other._tally).items()})
+        self._tally = combine(self._tally, theirs, self.exponent)
+
+    def settings(self) -> dict[str, int | float | str]:
+        """Return what two scorers must have in common to be merged."""
+        return {
+            "num_images": self.num_images,
+            "num_classes": self.num_classes,
+            "exponent": self.exponent,
+            "reduction": self.reduction,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return settings and sums as plain values and tensors, fit for ``torch.save`` and ``weights_only``."""
+        return {
+            "settings": self.settings(),
+            **{name: tensor.clone() for name, tensor in vars(self._tally).items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state saved by a scorer of the same settings.
+
+        Raises:
+            StateError: The state is incomplete or was saved with other settings; this scorer is unchanged.
+        """
+        names = list(vars(self._tally))
+        missing = [name for name in ["settings", *names] if name not in state]
+        if missing:
+            raise StateError(f"the state of a scorer must hold {', '.join(missing)}; it holds {sorted(state)}")
+        if state["settings"] != self.settings():
+            raise StateError(f"the state was saved with {state['settings']}, this scorer has {self.settings()}")
+        self._tally = Tally(**{name: state[name].to(self.device).clone() for name in names})

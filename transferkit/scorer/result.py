@@ -1,0 +1,154 @@
+"""What an evaluation found, as numbers, a table, JSON and Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transferkit.errors import require
+from transferkit.scorer.ap_rule import APRule, Difficult
+from transferkit.scorer.average_precision import INTERPOLATIONS, Interpolation
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A bootstrap interval: the given share of resampled image sets had a value from ``low`` to ``high``."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ClassificationResult:
+    """Average precision per class under every rule.
+
+    Attributes:
+        class_names: The C classes that were scored; background is not among them.
+        num_images: N.
+        positives: Per class, images with an object of it that is not difficult.
+        difficult: Per class, images whose objects of it are all difficult.
+        ap: Per rule, the AP of each class in 0..1; NaN for a class without positives.
+        rule: The rule that is meant where none is named.
+        intervals: Per class, the bootstrap interval of its AP under ``rule``; empty where none was asked for.
+        mean_interval: The same for the mean.
+        level: The share of resampled sets inside an interval.
+    """
+
+    class_names: tuple[str, ...]
+    num_images: int
+    positives: tuple[int, ...]
+    difficult: tuple[int, ...]
+    ap: Mapping[APRule, tuple[float, ...]]
+    rule: APRule
+    intervals: tuple[Interval, ...] = ()
+    mean_interval: Interval | None = None
+    level: float = 0.95
+
+    def mean_ap(self, rule: APRule | None = None) -> float:
+        """Return the mean AP over the classes that have one; NaN if none has.
+
+        Raises:
+            ArgumentError: A rule that was not evaluated.
+        """
+        rule = rule or self.rule
+        known = "one of those evaluated: " + "; ".join(map(str, self.ap))
+        require(rule in self.ap, "rule", known, str(rule))
+        known_ap = [value for value in self.ap[rule] if not math.isnan(value)]
+        return sum(known_ap) / len(known_ap) if known_ap else math.nan
+
+    @property
+    def without_positives(self) -> tuple[str, ...]:
+        """Classes that have no AP under ``rule`` and are left out of its mean."""
+        pairs = zip(self.class_names, self.ap[self.rule], strict=True)
+        return tuple(name for name, value in pairs if math.isnan(value))
+
+    def table(self) -> list[list[str]]:
+        """Return header and rows of the per-class table as text, AP in percent."""
+        rules = [self._variant(i, self.rule.difficult) for i in INTERPOLATIONS]
+        rules = [rule for rule in rules if rule in self.ap]
+        rules = rules if self.rule in rules else [self.rule, *rules]
+        interval = [f"{self.level:.0%} interval"] if self.intervals else []
+        rows = [["class", "images", "difficult", *(rule.interpolation for rule in rules), *interval]]
+        for c, name in enumerate(self.class_names):
+            values = [_percent(self.ap[rule][c]) for rule in rules]
+            spread = [_range(self.intervals[c])] if self.intervals else []
+            rows.append([name, str(self.positives[c]), str(self.difficult[c]), *values, *spread])
+        means = [_percent(self.mean_ap(rule)) for rule in rules]
+        spread = [_range(self.mean_interval)] if self.mean_interval else []
+        rows.append(["mean", "", "", *means, *spread])
+        return rows
+
+    def notes(self) -> list[str]:
+        """Return what the table does not say: the rule, what was left out, the mean under the other rules."""
+        lines = [f"AP in % over {self.num_images} images; difficult objects are {self.rule.difficult}"]
+        if self.without_positives:
+            lines.append(f"no positives, left out of the mean: {', '.join(self.without_positives)}")
+        shown = {self.rule, *(self._variant(i, self.rule.difficult) for i in INTERPOLATIONS)}
+        lines += [f"mean, {rule}: {_percent(self.mean_ap(rule))}" for rule in self.ap if rule not in shown]
+        return lines
+
+    def __str__(self) -> str:
+        rows = self.table()
+        widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+        ]
+        rule = "-" * len(lines[0])
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *self.notes()])
+
+    def to_markdown(self) -> str:
+        """Return the table and its notes as Markdown."""
+        header, *rows = self.table()
+        align = [":--", *["--:"] * (len(header) - 1)]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (header, align, *rows)]
+        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes())]) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values for JSON; NaN becomes ``None``."""
+        classes = []
+        for c, name in enumerate(self.class_names):
+            entry: dict[str, Any] = {
+                "name": name,
+                "positives": self.positives[c],
+                "difficult": self.difficult[c],
+            }
+            entry["ap"] = {str(rule): _number(values[c]) for rule, values in self.ap.items()}
+            if self.intervals:
+                entry["interval"] = _bounds(self.intervals[c])
+            classes.append(entry)
+        return {
+            "num_images": self.num_images,
+            "rule": str(self.rule),
+            "mean_ap": _number(self.mean_ap()),
+            "mean_interval": _bounds(self.mean_interval) if self.mean_interval else None,
+            "level": self.level,
+            "mean_ap_by_rule": {str(rule): _number(self.mean_ap(rule)) for rule in self.ap},
+            "without_positives": list(self.without_positives),
+            "classes": classes,
+        }
+
+    def to_json(self) -> str:
+        """Return :meth:`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def _variant(self, interpolation: Interpolation, difficult: Difficult) -> APRule:
+        return APRule(interpolation, difficult, self.rule.minimum_score)
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _range(interval: Interval) -> str:
+    return f"{_percent(interval.low)} to {_percent(interval.high)}"
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _bounds(interval: Interval) -> list[float | None]:
+    return [_number(interval.low), _number(interval.high)]
