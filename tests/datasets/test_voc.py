@@ -126,7 +126,7 @@ def test_missing_folders_and_sets(tmp_path: Path, write_voc: Callable[..., Path]
         VOCDataset(tmp_path, image_set="test")
     (folder / "JPEGImages" / "a.jpg").unlink()
     (folder / "JPEGImages").rmdir()
-    with pytest.raises(MissingFileError, match="it has no JPEGImages"):
+    with pytest.raises(DataError, match="it has no JPEGImages"):
         VOCDataset(tmp_path)
 
 

@@ -19,7 +19,8 @@ def find_voc_folder(root: Path | str, year: str = "2007") -> Path:
         year: ``"2007"``, ``"2012"``, or whatever follows ``VOC`` in the folder's name.
 
     Raises:
-        MissingFileError: No such folder, or half of one; says which parts are missing.
+        MissingFileError: No such folder.
+        DataError: Half of one; says which parts are missing.
     """
     root = Path(root)
     places = (root / "VOCdevkit" / f"VOC{year}", root / f"VOC{year}", root)
@@ -28,9 +29,7 @@ def find_voc_folder(root: Path | str, year: str = "2007") -> Path:
         if not missing:
             return folder
         if len(missing) < len(_PARTS):
-            raise MissingFileError(
-                f"{folder} is only a part of a VOC folder: it has no {' and no '.join(missing)}"
-            )
+            raise DataError(f"{folder} is only a part of a VOC folder: it has no {' and no '.join(missing)}")
     raise MissingFileError(
         f"no VOC data for {year}: {root} is not a folder with {', '.join(_PARTS)} and holds no "
         f"VOCdevkit/VOC{year} or VOC{year}"

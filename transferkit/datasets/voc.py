@@ -51,8 +51,8 @@ class VOCDataset(Dataset[AnnotatedImage]):
             there. :func:`find_class_names` collects them from the annotations.
         skip_other_classes: Leave out objects of any other class, instead of an error.
         box_offset: Taken from ``(xmin, ymin, xmax, ymax)`` as written. The default makes VOC's 1-based
-            inclusive boxes 0-based and half-open; neon's recipe has ``(1, 1, 1, 1)``; data written 0-based and half-open
-            has ``(0, 0, 0, 0)``. A box may then reach out of its image by one pixel, and is cut there.
+            inclusive boxes 0-based and half-open; neon's recipe has ``(1, 1, 1, 1)``; data written 0-based
+            and half-open has ``(0, 0, 0, 0)``. A box may reach out of its image by one pixel, and is cut there.
 
     Attributes:
         folder: The ``VOC<year>`` folder.
@@ -60,8 +60,9 @@ class VOCDataset(Dataset[AnnotatedImage]):
         class_names: (K,) names, ``"background"`` first.
 
     Raises:
-        MissingFileError: No VOC folder, half of one, or no such image set.
-        DataError: Annotations or photos are missing, damaged, or contradict each other; names the files.
+        MissingFileError: No VOC folder, or no such image set.
+        DataError: Half a VOC folder, or annotations and photos that are missing, damaged, or contradict each
+            other; names the files.
         ArgumentError: An argument out of range.
     """
 
@@ -142,8 +143,8 @@ def find_class_names(root: Path | str, year: str = "2007") -> tuple[str, ...]:
     All annotations are read, whatever the image set, so that every set of the folder numbers its classes alike.
 
     Raises:
-        MissingFileError: No VOC folder, or half of one.
-        DataError: An annotation cannot be read, or none has an object.
+        MissingFileError: No VOC folder.
+        DataError: Half of one, an annotation that cannot be read, or none with an object.
     """
     folder = find_voc_folder(root, year) / "Annotations"
     names = {thing.name for path in sorted(folder.glob("*.xml")) for thing in read_annotation(path).objects}

@@ -1,0 +1,306 @@
+"""Fetching: a server on 127.0.0.1 that cuts connections, ignores ranges, changes files and lies."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from transferkit.datasets import VOCDataset, fetch_alexnet_weights, fetch_voc, home_folder
+from transferkit.datasets import fetch as fetch_module
+from transferkit.datasets.archive import extract_tar
+from transferkit.datasets.download import download
+from transferkit.datasets.fetch import VOCArchive
+from transferkit.errors import ArgumentError, DataError, DownloadError
+
+
+class Server(ThreadingHTTPServer):
+    """Serves ``content`` for every path; each attribute is one bad habit."""
+
+    content = b""
+    tag = '"one"'
+    ranges = True
+    cut_after: int | None = None  # bytes of a body, then the connection closes
+    status: int | None = None
+    requests: list[str | None]  # the Range header of each request
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server, wanted = self.server, self.headers.get("Range")
+        server.requests.append(wanted)
+        if server.status:
+            return self.send_error(server.status)
+        start = 0
+        if wanted and server.ranges and self.headers.get("If-Range", server.tag) == server.tag:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        total = len(server.content)
+        if start >= total > 0:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{total}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", server.tag)
+        self.send_header("Content-Length", str(total - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+        self.end_headers()
+        self.wfile.write(server.content[start:][: server.cut_after])
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.requests = []
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def voc_tar(tmp_path: Path, write_voc: Callable[..., Path]) -> bytes:
+    write_voc(tmp_path / "original", {"a": [("dog", (1, 1, 9, 9))], "b": []})
+    return _tar(tmp_path / "original")
+
+
+def _tar(folder: Path) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.add(folder / "VOCdevkit", "VOCdevkit")
+    return buffer.getvalue()
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
+
+
+def _archives(content: bytes) -> tuple[VOCArchive, ...]:
+    return (VOCArchive("voc2007/small.tar", _md5(content), "2007", ("trainval",)),)
+
+
+def test_voc_is_fetched_once(
+    server: Server, voc_tar: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.content = voc_tar
+    monkeypatch.setenv("TRANSFERKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TRANSFERKIT_VOC_URL", server.url)
+    for _ in range(2):
+        root = fetch_voc(archives=_archives(voc_tar))
+        assert root == tmp_path / "home" / "voc" / "small"
+    assert len(server.requests) == 1
+    assert VOCDataset(root).ids == ("a", "b")
+    assert sorted(path.suffix for path in root.parent.iterdir()) == ["", ".lock", ".lock"]
+
+
+def test_a_folder_with_voc_needs_no_network(tmp_path: Path, write_voc: Callable[..., Path]) -> None:
+    write_voc(tmp_path, {"a": []})
+    assert fetch_voc(data_dir=tmp_path, url="http://127.0.0.1:9") == tmp_path
+
+
+def test_processes_at_once_do_not_trample_each_other(server: Server, voc_tar: bytes, tmp_path: Path) -> None:
+    server.content = voc_tar
+    with ThreadPoolExecutor(8) as pool:
+        calls = [
+            pool.submit(fetch_voc, data_dir=tmp_path / "data", url=server.url, archives=_archives(voc_tar))
+            for _ in range(8)
+        ]
+        roots = {call.result() for call in calls}
+    assert len(roots) == 1 and len(server.requests) == 1
+    assert len(VOCDataset(roots.pop())) == 2
+
+
+def test_without_a_network_one_error_says_where_what_and_what_else(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError) as caught:
+        fetch_voc(data_dir=tmp_path / "data", url="http://127.0.0.1:9")
+    for text in (str(tmp_path / "data"), "http://127.0.0.1:9/voc2007/VOCtrainval_06-Nov-2007.tar", "--demo"):
+        assert text in str(caught.value)
+
+
+def test_what_is_not_published_is_said(tmp_path: Path) -> None:
+    with pytest.raises(
+        ArgumentError, match=r"image set 'test'; known are 2007: trainval, train, val; 2007: test"
+    ):
+        fetch_voc("2012", "test", data_dir=tmp_path)
+
+
+def test_a_cut_connection_is_resumed(server: Server, tmp_path: Path) -> None:
+    server.content = os.urandom(10_000)
+    server.cut_after = 3_000
+    path = download(f"{server.url}/file", tmp_path / "file", md5=_md5(server.content))
+    assert path.read_bytes() == server.content
+    assert server.requests == [None, "bytes=3000-", "bytes=6000-", "bytes=9000-"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "file.lock"]
+
+
+def test_what_came_is_kept_for_the_next_call(server: Server, tmp_path: Path) -> None:
+    server.content, server.cut_after = bytes(range(200)), 150
+    (tmp_path / "file.part").write_bytes(server.content[:120])
+    (tmp_path / "file.part.tag").write_text(server.tag)
+    server.cut_after = 0
+    with pytest.raises(DownloadError, match=r"120 bytes are kept in .*file\.part"):
+        download(f"{server.url}/file", tmp_path / "file")
+    server.cut_after = None
+    assert download(f"{server.url}/file", tmp_path / "file").read_bytes() == server.content
+    assert server.requests == ["bytes=120-", "bytes=120-"]
+
+
+def test_a_changed_file_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+    server.content, server.tag = os.urandom(5_000), '"two"'
+    (tmp_path / "file.part").write_bytes(b"old" * 100)
+    (tmp_path / "file.part.tag").write_text('"one"')
+    assert download(f"{server.url}/file", tmp_path / "file").read_bytes() == server.content
+
+
+def test_a_server_that_ignores_ranges_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+    server.content, server.ranges = os.urandom(5_000), False
+    (tmp_path / "file.part").write_bytes(b"old" * 100)
+    assert download(f"{server.url}/file", tmp_path / "file").read_bytes() == server.content
+    assert server.requests == ["bytes=300-"]
+
+
+@pytest.mark.parametrize("excess", [0, 7])
+def test_a_part_that_is_whole_or_longer(server: Server, tmp_path: Path, excess: int) -> None:
+    server.content = os.urandom(500)
+    (tmp_path / "file.part").write_bytes(server.content + b"x" * excess)
+    path = download(f"{server.url}/file", tmp_path / "file", md5=_md5(server.content))
+    assert path.read_bytes() == server.content
+
+
+def test_a_bad_part_is_dropped_and_fetched_anew(server: Server, tmp_path: Path) -> None:
+    server.content = os.urandom(500)
+    (tmp_path / "file.part").write_bytes(b"x" * 100)
+    path = download(f"{server.url}/file", tmp_path / "file", md5=_md5(server.content))
+    assert path.read_bytes() == server.content
+    assert server.requests == ["bytes=100-", None]
+
+
+def test_another_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    server.content = b"evil"
+    with pytest.raises(
+        DownloadError, match=f"its MD5 is {_md5(b'evil')}, not {_md5(b'good')}; nothing was kept"
+    ):
+        download(f"{server.url}/file", tmp_path / "file", md5=_md5(b"good"))
+    assert [item.name for item in tmp_path.iterdir()] == ["file.lock"]
+
+
+def test_a_refusal_names_the_address_and_the_answer(server: Server, tmp_path: Path) -> None:
+    server.status = 404
+    with pytest.raises(
+        DownloadError, match=rf"{server.url}/file cannot be fetched: the server answers 404 Not Found"
+    ):
+        download(f"{server.url}/file", tmp_path / "file")
+    with pytest.raises(ArgumentError, match="url must be an http or https address"):
+        download("file:///etc/hostname", tmp_path / "file")
+
+
+def test_progress_counts_mebibytes(server: Server, tmp_path: Path) -> None:
+    server.content = bytes(3 * 2**20 + 1)
+    seen: dict[str, object] = {}
+
+    def bar(items: Iterator[bytes], **labels: object) -> Iterator[bytes]:
+        seen.update(labels)
+        return items
+
+    download(f"{server.url}/some/file", tmp_path / "file", progress=bar)
+    assert seen == {"total": 4, "desc": "file", "unit": "MiB"}
+
+
+def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int = 0) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.size = kind, link, size
+    return member
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        _member("../outside"),
+        _member("a/../../outside"),
+        _member("/tmp/outside"),
+        _member("C:\\outside"),
+        _member("..\\outside"),
+        _member("link", tarfile.SYMTYPE, "/etc"),
+        _member("link", tarfile.LNKTYPE, "../outside"),
+        _member("pipe", tarfile.FIFOTYPE),
+        _member("device", tarfile.CHRTYPE),
+    ],
+    ids=lambda member: f"{member.name}-{member.type.decode()}",
+)
+def test_nothing_leaves_the_folder(tmp_path: Path, member: tarfile.TarInfo) -> None:
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        tar.addfile(_member("good"))
+        tar.addfile(member)
+    with pytest.raises(DataError, match=r"evil\.tar is refused, nothing was extracted: "):
+        extract_tar(tmp_path / "evil.tar", tmp_path / "out")
+    assert [item.name for item in tmp_path.iterdir()] == ["evil.tar"]
+
+
+def test_too_much_content_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "big.tar", "w") as tar:
+        tar.addfile(_member("big", size=1001), io.BytesIO(bytes(1001)))
+    with pytest.raises(DataError, match="1001 bytes inside, over 1000"):
+        extract_tar(tmp_path / "big.tar", tmp_path / "out", max_bytes=1000)
+
+
+def test_a_cut_or_compressed_archive_leaves_nothing(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        tar.addfile(_member("file", size=5000), io.BytesIO(bytes(5000)))
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "whole.tar").read_bytes()[:3000])
+    with tarfile.open(tmp_path / "zip.tar", "w:gz") as tar:
+        tar.addfile(_member("file"))
+    for name in ("cut.tar", "zip.tar"):
+        with pytest.raises(DataError, match=f"{name} is not a whole, uncompressed tar file"):
+            extract_tar(tmp_path / name, tmp_path / "out")
+    assert {item.name for item in tmp_path.iterdir()} == {"whole.tar", "cut.tar", "zip.tar"}
+    (tmp_path / ".out.partial").mkdir()
+    assert (extract_tar(tmp_path / "whole.tar", tmp_path / "out") / "file").stat().st_size == 5000
+
+
+def test_alexnet_weights_are_checked_and_cached(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.content = os.urandom(1000)
+    digest = hashlib.sha256(server.content).hexdigest()[:8]
+    monkeypatch.setattr(fetch_module, "ALEXNET_URL", f"{server.url}/alexnet-{digest}.pth")
+    for _ in range(2):
+        path = fetch_alexnet_weights(home=tmp_path)
+        assert path == tmp_path / "weights" / f"alexnet-{digest}.pth"
+        assert path.read_bytes() == server.content
+    assert len(server.requests) == 1
+    monkeypatch.setattr(fetch_module, "ALEXNET_URL", f"{server.url}/alexnet-00000000.pth")
+    with pytest.raises(DownloadError, match=r"alexnet-00000000\.pth.*(.|\n)*--weights"):
+        fetch_alexnet_weights(home=tmp_path)
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+
+
+def test_home_is_the_argument_the_variable_or_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRANSFERKIT_HOME", "/variable")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert home_folder(tmp_path) == tmp_path
+    assert home_folder() == Path("/variable")
+    monkeypatch.delenv("TRANSFERKIT_HOME")
+    assert home_folder() == Path("/cache/transferkit")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert home_folder() == Path.home() / ".cache" / "transferkit"
