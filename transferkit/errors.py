@@ -51,6 +51,14 @@ class DownloadError(TransferKitError, OSError):
     """A download failed or did not match its checksum."""
 
 
+class OutputError(TransferKitError, OSError):
+    """A file cannot be written where it was asked for."""
+
+
+class DivergedError(TransferKitError, ArithmeticError):
+    """Training lost its way: the loss is no longer a number."""
+
+
 class StateError(TransferKitError, ValueError):
     """A saved state (of a sampler, a scorer or a run) belongs to other data or settings."""
 

@@ -1,0 +1,375 @@
+"""Turn a network trained on single objects into one that recognises the objects in scenes.
+
+The recipe of Oquab et al. (CVPR 2014), as Nervana's neon built it: take the layers of a pretrained AlexNet, put
+adaptation layers on top, train on multiscale patches of Pascal VOC photos, and score a photo by the sum over its
+patches of probability^5.
+
+    python examples/pascal_voc.py --demo           no network, no files: digits in scenes, under two minutes
+    python examples/pascal_voc.py                  VOC2007 and AlexNet's weights are downloaded; hours on a GPU
+    python examples/pascal_voc.py --freeze features -e 3 --max_train_imgs 300 --patches_per_image 64
+    python examples/pascal_voc.py --model_file results/run.pt          go on with a run that was stopped
+    python examples/pascal_voc.py --model_file results/run.pt -e 0     only test it
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import transferkit as tk
+from transferkit.alexnet import AlexNet
+from transferkit.datasets import (
+    DEMO_CLASSES,
+    VOC_CLASSES,
+    VOCDataset,
+    demo_source_digits,
+    fetch_alexnet_weights,
+    fetch_voc,
+    write_demo_devkit,
+)
+from transferkit.finetune import (
+    Run,
+    build_optimizer,
+    build_schedule,
+    fit,
+    read_run,
+    require_writable,
+    score_images,
+    train_classifier,
+    write_results,
+)
+from transferkit.preprocessing import IMAGENET
+
+# The layer of AlexNet that tells ImageNet's classes apart; the adaptation layers take its place.
+CLASSIFICATION_LAYER = "classifier.6"
+
+MODELS = {
+    "alexnet": {},
+    "alexnet-small": {"channels": (32, 64, 96, 64, 64), "hidden": 256, "stem": (5, 1, 2), "pooled": 3},
+}
+
+# The neon recipe for pictures of a hundred pixels: small patches, and few of them.
+DEMO = dataclasses.replace(
+    tk.NEON2016,
+    name="demo",
+    patch_size=32,
+    patches_per_image=64,
+    hidden=(256,),
+    pretrained=dataclasses.replace(tk.NEON2016.pretrained, learning_rate=1e-2, epochs=6, steps=(4,), factors=(0.1,)),
+    scratch=dataclasses.replace(tk.NEON2016.scratch, momentum=0.9, epochs=6, steps=(4,), factors=(0.1,)),
+)
+PROTOCOLS = {**tk.PROTOCOLS, "demo": DEMO}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the example; return the exit status."""
+    try:
+        args = parse_arguments(argv)
+        demo(args) if args.demo else run(args)
+    except (tk.TransferKitError, OSError) as error:
+        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Train and test as ``args`` say; return the metrics, which are also written to ``args.results``."""
+    seconds = Stopwatch()
+    device = choose_device(args.backend)
+    protocol = adjusted(PROTOCOLS[args.protocol], args)
+    regime = protocol.scratch if args.from_scratch else protocol.pretrained
+    epochs = regime.epochs if args.epochs is None else args.epochs
+    save_path = require_writable(args.save_path or args.results / "run.pt")
+    require_writable(args.results / "metrics.json")
+    saved = read_run(args.model_file) if args.model_file else None
+    print(protocol.describe(from_scratch=args.from_scratch))
+
+    # Training set: the photos, and how their patches are laid out, labeled, chosen and cut.
+    root = args.data_dir or fetch_voc(args.year, (args.image_set, args.test_set), progress=True)
+    if epochs > (saved["epoch"] if saved else 0):
+        train_set = photos(args, root, protocol, args.image_set, args.max_train_imgs)
+        train_sampler = protocol.sampler(
+            train_set, mode="train", seed=args.rng_seed, num_workers=args.num_workers, device=device
+        )
+        print(f"training set: {len(train_set)} photos, {len(train_sampler)} minibatches of {protocol.batch_size}")
+    seconds.lap("read training set")
+
+    # Model: AlexNet, its classification layer replaced by the adaptation layers.
+    torch.manual_seed(args.rng_seed)
+    model = AlexNet(**MODELS[args.model])
+    tk.replace_head(
+        model,
+        lambda width: tk.adaptation_head(width, len(args.class_names), protocol.hidden, protocol.drop_rate),
+        name=CLASSIFICATION_LAYER,
+    )
+    model.to(device)
+
+    # Transfer: every layer before the adaptation layers comes from the pretrained network.
+    report = None
+    if saved is None and not args.from_scratch:
+        checkpoint = tk.read_checkpoint(args.weights or fetch_alexnet_weights(progress=True))
+        transfer = tk.WeightTransfer(
+            checkpoint, select=tk.before(CLASSIFICATION_LAYER), allow_missing=args.allow_missing
+        )
+        report = transfer.apply(model)
+        print(report)
+    frozen = freeze(model, args, protocol)
+    seconds.lap("build model")
+
+    # Train.
+    optimizer = build_optimizer(model.parameters(), regime)
+    state = Run(
+        model=model,
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, regime),
+        preprocessing=IMAGENET,
+        settings=settings_of(args),
+        frozen=frozen,
+        transfer=report.to_dict() if report else None,
+    )
+    if saved:
+        state.restore(saved)
+        print(f"resumed {args.model_file} after epoch {state.epoch}")
+
+    def after_epoch(state: Run) -> None:
+        record = state.history[-1]
+        print(
+            f"epoch {record.epoch}/{epochs}  loss {record.loss:.4f}  patches right {record.accuracy:.1%}  "
+            f"learning rate {record.learning_rate:g}  {record.seconds:.1f} s"
+        )
+        if args.serialize and (state.epoch % args.serialize == 0 or state.epoch == epochs):
+            state.save(save_path, keep=args.history)
+
+    if state.epoch < epochs:
+        if state.sampler_state:
+            train_sampler.load_state_dict(state.sampler_state)
+        fit(state, train_sampler, epochs, amp=args.amp, after_epoch=after_epoch, progress=True)
+    seconds.lap("train")
+
+    # Test set: other photos, the same grid of patches.
+    test_set = photos(args, root, protocol, args.test_set, args.max_test_imgs)
+    test_sampler = protocol.sampler(
+        test_set, mode="test", seed=args.rng_seed, num_workers=args.num_workers, device=device
+    )
+    print(f"test set: {len(test_set)} photos, {len(test_sampler)} minibatches")
+    seconds.lap("read test set")
+
+    # Test: the score of a photo for a class is the sum over its patches of probability^exponent.
+    scorer = protocol.scorer(len(test_set), len(test_set.class_names), device=device)
+    scores = score_images(model, test_sampler, scorer, IMAGENET, amp=args.amp, progress=True)
+    truth = test_set.presence()
+    result = tk.evaluate(
+        scores, truth.present, truth.difficult_only, class_names=test_set.class_names, image_ids=test_set.ids
+    )
+    seconds.lap("test")
+    print(result)
+    metrics = write_results(args.results, state, result, protocol, seconds=seconds.laps)
+    print(f"results are in {args.results}")
+    return metrics
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Make all that the recipe needs from scikit-learn's handwritten digits, then run it twice.
+
+    The source task is to tell single digits apart, the target task to say which digits a scene shows.
+    """
+    folder = args.results
+    data = write_demo_devkit(folder / "data", seed=args.rng_seed)
+    weights = train_on_single_digits(folder / "single_digits.pt", args)
+    both = argparse.Namespace(
+        **{
+            **vars(args),
+            "data_dir": data,
+            "weights": weights,
+            "model": "alexnet-small",
+            "protocol": "demo",
+            "class_names": DEMO_CLASSES,
+            "save_path": None,
+        }
+    )
+    results = {}
+    for name, from_scratch in (("pretrained", False), ("from scratch", True)):
+        print(f"\n== {name} ==")
+        settings = {**vars(both), "from_scratch": from_scratch, "results": folder / name.replace(" ", "_")}
+        results[name] = run(argparse.Namespace(**settings))
+    plot_convergence({name: metrics["history"] for name, metrics in results.items()}, folder / "convergence.png")
+    means = ", ".join(f"{name} {metrics['mean_ap']:.1%}" for name, metrics in results.items())
+    print(f"\nmAP: {means}; the curves are in {folder / 'convergence.png'}")
+
+
+def train_on_single_digits(path: Path, args: argparse.Namespace) -> Path:
+    """Train the small AlexNet to tell single digits apart, and save its weights: the demo's source task."""
+    device = choose_device(args.backend)
+    torch.manual_seed(args.rng_seed)
+    images, labels = demo_source_digits(seed=args.rng_seed)  # (N, 3, 32, 32) uint8, (N,)
+    images, labels = images.to(device), labels.to(device)
+    model = AlexNet(len(DEMO_CLASSES), **MODELS["alexnet-small"]).to(device)
+    epochs, batch_size = 8, 64
+    steps = epochs * (len(images) // batch_size)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
+    for epoch in range(epochs):
+        order = torch.randperm(len(images), device=device)
+        for chosen in order[: len(order) // batch_size * batch_size].split(batch_size):
+            loss = torch.nn.functional.cross_entropy(model(IMAGENET(images[chosen])), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        print(f"single digits: epoch {epoch + 1}/{epochs}  loss {loss.item():.3f}")
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what a resumed run takes from its checkpoint unless the command line says otherwise."""
+    left_out = {"demo", "model_file", "backend", "num_workers", "amp", "results", "save_path", "epochs"}
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(args).items()
+        if name not in left_out
+    }
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line; with --model_file, what it does not say comes from that run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--data_dir", type=Path, help="folder that holds VOCdevkit; downloaded and cached unless given")
+    data.add_argument("--year", default="2007", help="2007 or 2012 (default 2007)")
+    data.add_argument("--image_set", default="trainval", help="photos to train on (default trainval)")
+    data.add_argument("--test_set", default="test", help="photos to test on (default test)")
+    data.add_argument("--classes", dest="class_names", type=class_list, default=VOC_CLASSES, metavar="A,B,C",
+                      help="class names of data of your own (default VOC's twenty)")  # fmt: skip
+    data.add_argument("--max_train_imgs", type=positive, metavar="N", help="train on the first N photos")
+    data.add_argument("--max_test_imgs", type=positive, metavar="N", help="test on the first N photos")
+    data.add_argument("--demo", action="store_true", help="use handwritten digits in scenes; needs no file")
+
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--protocol", choices=PROTOCOLS, default="neon2016", help="(default neon2016)")
+    recipe.add_argument("-e", "--epochs", type=int, help="total number of epochs; 0 only tests (default the protocol's)")
+    recipe.add_argument("-z", "--batch_size", type=positive, help="patches per minibatch")
+    recipe.add_argument("--patches_per_image", type=positive, metavar="P", help="patches per photo")
+    recipe.add_argument("--learning_rate", type=float, help="at the start")
+    recipe.add_argument("-r", "--rng_seed", type=int, default=13, help="seed of every random choice (default 13)")
+
+    network = parser.add_argument_group("network")
+    network.add_argument("--model", choices=MODELS, default="alexnet", help="(default alexnet)")
+    network.add_argument("--weights", type=Path, help="pretrained weights; AlexNet's are downloaded unless given")
+    network.add_argument("--allow_missing", nargs="*", default=(), metavar="LAYER",
+                         help="layers that the weights may lack, such as 'classifier.*'")  # fmt: skip
+    network.add_argument("--from_scratch", action="store_true", help="transfer nothing, train everything")
+    network.add_argument("--freeze", metavar="LAYER", help="train only what comes after this layer")
+
+    files = parser.add_argument_group("run")
+    files.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="(default results)")
+    files.add_argument("--save_path", type=Path, help="where the run is saved (default DIR/run.pt)")
+    files.add_argument("--serialize", type=int, default=1, metavar="N", help="save every N epochs; 0: never (default 1)")
+    files.add_argument("--history", type=positive, default=1, metavar="N", help="keep the last N epochs (default 1)")
+    files.add_argument("--model_file", type=Path, help="go on with this run; with -e 0 only test it")
+    files.add_argument("-b", "--backend", "--device", metavar="DEVICE", help="cpu, gpu or cuda:N (default gpu if any)")
+    files.add_argument("--amp", action=argparse.BooleanOptionalAction, help="mixed precision (default on a GPU only)")
+    files.add_argument("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that decode photos")
+
+    args = parser.parse_args(argv)
+    if args.model_file:
+        parser.set_defaults(**read_run(args.model_file)["settings"])
+        args = parser.parse_args(argv)
+    for name in ("data_dir", "weights"):
+        value = getattr(args, name)
+        setattr(args, name, value and Path(value))
+    return args
+
+
+def positive(text: str) -> int:
+    """Read a whole number above zero."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def class_list(text: str) -> tuple[str, ...]:
+    """Read class names separated by commas, and put the background before them."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return names if names[:1] == ("background",) else ("background", *names)
+
+
+def photos(
+    args: argparse.Namespace, root: Path, protocol: tk.Protocol, image_set: str, max_images: int | None
+) -> VOCDataset:
+    """Read one image set of a VOCdevkit."""
+    return VOCDataset(
+        root,
+        args.year,
+        image_set,
+        max_images=max_images,
+        class_names=args.class_names,
+        subtract_one=protocol.subtract_one,
+        progress=True,
+    )
+
+
+def freeze(model: torch.nn.Module, args: argparse.Namespace, protocol: tk.Protocol) -> tuple[str, ...]:
+    """Freeze up to and including --freeze, or what the protocol does not train; return the layers' names."""
+    if args.from_scratch:
+        return ()
+    if args.freeze:
+        return tk.freeze(model, ~tk.after(args.freeze))
+    if not protocol.train_trunk:
+        return tk.freeze(model, tk.before(CLASSIFICATION_LAYER))
+    return ()
+
+
+def adjusted(protocol: tk.Protocol, args: argparse.Namespace) -> tk.Protocol:
+    """Return the protocol with the numbers that the command line changes."""
+    changes = {
+        name: getattr(args, name) for name in ("patches_per_image", "batch_size") if getattr(args, name) is not None
+    }
+    if args.learning_rate is not None:
+        regime = "scratch" if args.from_scratch else "pretrained"
+        changes[regime] = dataclasses.replace(getattr(protocol, regime), learning_rate=args.learning_rate)
+    return dataclasses.replace(protocol, **changes)
+
+
+def choose_device(backend: str | None) -> torch.device:
+    """Return the device for neon's words (cpu, gpu) and torch's (cuda:1); the fastest there is unless given."""
+    if backend is None:
+        backend = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device("cuda" if backend == "gpu" else backend)
+    except RuntimeError:
+        raise tk.ArgumentError(f"--backend must be cpu, gpu or cuda:N, got {backend!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise tk.ArgumentError(
+            f"--backend {backend} asks for a CUDA device and torch sees {torch.cuda.device_count()}; "
+            "use -b cpu, or install a build of torch for your GPU"
+        )
+    return device
+
+
+class Stopwatch:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Count the time since the last lap to ``phase``."""
+        now = time.perf_counter()
+        self.laps[phase] = now - self._last
+        self._last = now
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The house stands as it was designed: who may import whom, and what importing it loads."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "transferkit"
+# From left to right: a module may import only from floors to the right of its own.
+FLOORS: list[set[str]] = [
+    {"cli", "__main__"},
+    {"finetune"},
+    {"features", "datasets", "protocols"},
+    {"transfer", "sampler", "heads", "scorer", "alexnet"},
+    {"checkpoints", "labeling"},
+    {"layers", "boxes"},
+    {"errors", "progress", "preprocessing"},
+]
+# Inside transfer/: weight_transfer -> {plan, report, mapping, handlers} -> select
+OPTIONAL = ("tqdm", "matplotlib", "safetensors", "pandas", "torchvision", "timm")
+
+
+def floor(part: str) -> int:
+    return next(i for i, parts in enumerate(FLOORS) if part in parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of the package's own modules that a file imports, at any depth of its code."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            assert node.level == 0, f"{path}: relative import"
+    return {name for name in found if name.split(".")[0] == PACKAGE}
+
+
+def test_every_module_has_a_floor_and_imports_only_to_its_right(root: Path) -> None:
+    wrong = []
+    for path in sorted((root / PACKAGE).rglob("*.py")):
+        part = path.relative_to(root / PACKAGE).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        for name in imports(path):
+            other = name.split(".")[1] if "." in name else "__init__"
+            if other == "__init__" or (other != part and floor(other) <= floor(part)):
+                wrong.append(f"{path.relative_to(root)} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_importing_the_package_loads_no_optional_package_and_no_scikit_learn() -> None:
+    code = f"import sys, {PACKAGE}; print(*[name for name in {(*OPTIONAL, 'sklearn')!r} if name in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == []
+
+
+def test_the_front_page_is_sorted_and_every_name_on_it_exists() -> None:
+    import transferkit
+
+    assert list(transferkit.__all__) == sorted(transferkit.__all__)
+    assert [name for name in transferkit.__all__ if not hasattr(transferkit, name)] == []
+
+
+@pytest.mark.parametrize("extra", ["tqdm", "matplotlib", "safetensors"])
+def test_the_package_imports_without_its_extras(extra: str) -> None:
+    code = f"import sys; sys.modules[{extra!r}] = None; import {PACKAGE}"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,97 @@
+"""What a run leaves in its results folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from transferkit.finetune.atomic import write_atomically
+from transferkit.finetune.run import EpochRecord, Run
+from transferkit.scorer import ClassificationResult
+
+
+def write_results(
+    folder: Path | str, run: Run, result: ClassificationResult, *, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Write metrics.json, history.csv, average_precision.csv and .md, and (with matplotlib) convergence.png.
+
+    Args:
+        folder: Made if absent.
+        run: The run after its last epoch.
+        result: What the evaluation found.
+        seconds: Wall time by phase.
+
+    Returns:
+        What metrics.json holds.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = {
+        "mean_ap": result.mean_ap(),
+        "epochs": run.epoch,
+        "settings": run.settings,
+        "result": result.to_dict(),
+        "history": [asdict(record) for record in run.history],
+        "frozen": list(run.frozen),
+        "preprocessing": run.preprocessing.to_dict(),
+        "transfer": run.transfer,
+        "seconds": dict(seconds),
+        "versions": versions(run),
+    }
+    _write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    _write_text(folder / "history.csv", history_csv(run.history))
+    _write_text(folder / "average_precision.csv", ap_csv(result))
+    _write_text(folder / "average_precision.md", result.to_markdown())
+    return metrics
+
+
+def versions(run: Run) -> dict[str, str]:
+    """Return what the figures depend on besides the settings."""
+    device = next(run.model.parameters()).device
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def history_csv(history: list[EpochRecord]) -> str:
+    """Return one line per epoch under a header."""
+    names = [field.name for field in fields(EpochRecord)]
+    return _csv([names, *([getattr(record, name) for name in names] for record in history)])
+
+
+def ap_csv(result: ClassificationResult) -> str:
+    """Return one line per class and one for the mean, a column for every rule; empty where there is no AP."""
+    header = ["class", "positives", "difficult", *(str(rule) for rule in result.ap)]
+    rows = [
+        [name, result.positives[c], result.difficult[c], *(_cell(values[c]) for values in result.ap.values())]
+        for c, name in enumerate(result.class_names)
+    ]
+    means = [_cell(result.mean_ap(rule)) for rule in result.ap]
+    return _csv([header, *rows, ["mean", sum(result.positives), sum(result.difficult), *means]])
+
+
+def _cell(value: float) -> str:
+    return "" if value != value else f"{value:.6f}"
+
+
+def _csv(rows: list[list[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -1,0 +1,193 @@
+"""A run: everything that a later process needs to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from transferkit.checkpoints import Checkpoint
+from transferkit.errors import CheckpointError, MissingFileError, StateError
+from transferkit.finetune.atomic import write_atomically
+from transferkit.preprocessing import Preprocessing
+from transferkit.transfer import WeightTransfer, freeze
+
+FORMAT = "transferkit-run"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch of training came to.
+
+    Attributes:
+        epoch: 1-based.
+        loss: Mean cross-entropy over the epoch's patches, nats.
+        accuracy: Fraction of patches classified as labelled, in training mode.
+        patches: How many patches were trained on.
+        learning_rate: Of the first parameter group.
+        seconds: Wall time.
+        mean_ap: On the test set after the epoch, in 0..1, where it was measured.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    patches: int
+    learning_rate: float
+    seconds: float
+    mean_ap: float | None = None
+
+
+@dataclass
+class Run:
+    """A model in training with all that belongs to it.
+
+    Attributes:
+        model: The network; frozen layers have ``requires_grad`` off.
+        optimizer: Over the trainable parameters.
+        schedule: Stepped once per epoch.
+        preprocessing: What the network wants done to pixels.
+        settings: Plain values that describe the run (protocol, data, flags), stored as they are.
+        frozen: Names of the frozen layers.
+        transfer: ``TransferReport.to_dict()``: where the weights came from.
+        epoch: Epochs finished.
+        history: One record per finished epoch.
+        sampler_state: ``MultiscaleSampler.state_dict()`` after the last finished epoch.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+    preprocessing: Preprocessing
+    settings: dict[str, Any] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
+    transfer: dict[str, Any] | None = None
+    epoch: int = 0
+    history: list[EpochRecord] = field(default_factory=list)
+    sampler_state: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the run as plain containers and tensors, which load with ``weights_only=True``."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "torch": str(torch.__version__),
+            "epoch": self.epoch,
+            "history": [asdict(record) for record in self.history],
+            "settings": self.settings,
+            "preprocessing": self.preprocessing.to_dict(),
+            "frozen": list(self.frozen),
+            "transfer": self.transfer,
+            "sampler": self.sampler_state,
+            "random": _random_state(),
+            "schedule": self.schedule.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "model": self.model.state_dict(),
+        }
+
+    def save(self, path: str | os.PathLike[str], *, keep: int = 1) -> Path:
+        """Write the run to ``path``, atomically.
+
+        Args:
+            path: The newest checkpoint always has this name.
+            keep: How many epochs to keep. Above 1, each is also named ``{stem}_{epoch}{suffix}`` and those older
+                than the last ``keep`` are deleted.
+
+        Returns:
+            ``path``.
+        """
+        path = Path(path)
+        state = self.state_dict()
+        write_atomically(path, lambda file: torch.save(state, file))
+        if keep > 1:
+            _keep_history(path, self.epoch, keep)
+        return path
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state: model, optimizer, schedule, random numbers, history; all or nothing.
+
+        Args:
+            state: What :func:`read_run` returned.
+
+        Raises:
+            TransferError: The model is of another architecture; the message is the difference, layer by layer.
+            StateError: The optimizer's parameters differ, as when other layers are frozen.
+        """
+        frozen = tuple(state["frozen"])
+        if frozen != self.frozen:
+            only_here, only_there = set(self.frozen) - set(frozen), set(frozen) - set(self.frozen)
+            raise StateError(
+                "the run was saved with other frozen layers: "
+                f"only now {sorted(only_here) or 'none'}, only then {sorted(only_there) or 'none'}; "
+                "freeze the same layers to go on"
+            )
+        WeightTransfer(Checkpoint.from_state_dict(state["model"])).apply(self.model)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.epoch = state["epoch"]
+        self.history = [EpochRecord(**record) for record in state["history"]]
+        self.transfer = state["transfer"]
+        self.sampler_state = state["sampler"]
+        _set_random_state(state["random"])
+
+
+def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a run checkpoint to the CPU, running no code from it.
+
+    Raises:
+        MissingFileError: There is no such file.
+        CheckpointError: It is not a run checkpoint, or damaged, or of a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"no run checkpoint at {path}; give the --save_path of an earlier run")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as a run checkpoint: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is not a run checkpoint (no format {FORMAT!r} in it); "
+            "pretrained weights go to --weights, runs to --model_file"
+        )
+    if state["version"] > VERSION:
+        raise CheckpointError(
+            f"{path} is a run checkpoint of version {state['version']}, this transferkit reads up to {VERSION}; "
+            "update transferkit"
+        )
+    return state
+
+
+def _keep_history(path: Path, epoch: int, keep: int) -> None:
+    """Name the file just written after its epoch too, and drop the epochs that fell out of the last ``keep``."""
+
+    def named(number: int) -> Path:
+        return path.with_name(f"{path.stem}_{number}{path.suffix}")
+
+    write_atomically(named(epoch), lambda file: file.write(path.read_bytes()))
+    kept = sorted(
+        (int(number), other)
+        for other in path.parent.glob(f"{path.stem}_*{path.suffix}")
+        if (number := other.stem[len(path.stem) + 1 :]).isdigit() and int(number) <= epoch
+    )
+    for _, old in kept[:-keep]:
+        old.unlink()
+
+
+def _random_state() -> dict[str, Any]:
+    """Return the state of torch's generators, which dropout draws from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

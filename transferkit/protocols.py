@@ -1,0 +1,245 @@
+"""Published recipes as frozen values: every number of a protocol in one place.
+
+A protocol says *what* a recipe does; the sampler, the head, the loop and the scorer do it. A recipe of one's own is
+one ``dataclasses.replace`` away::
+
+    lighter = dataclasses.replace(NEON2016, patches_per_image=64)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from transferkit.errors import ArgumentError, require
+from transferkit.heads import adaptation_head
+from transferkit.labeling import OverlapRule, Rule
+from transferkit.sampler import BackgroundFraction, MultiscaleSampler, PatchGrid, PositivesFirst, RandomSubset
+from transferkit.sampler.balance import AllPatches, Balance
+from transferkit.scorer import NEON, VOC2007, APRule, ImageScorer
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How stochastic gradient descent is set up.
+
+    Attributes:
+        learning_rate: At the start.
+        momentum: Of the gradient.
+        weight_decay: L2 penalty on every trained parameter.
+        epochs: How many the recipe takes.
+        steps: Epochs (0-based) at which the learning rate changes.
+        factors: What the learning rate is from each of ``steps`` on, as a multiple of the first.
+
+    Example:
+        >>> settings = Optimization(1e-4, 0.9, 5e-4, epochs=21, steps=(15, 20), factors=(0.5, 0.1))
+        >>> [settings.factor(epoch) for epoch in (0, 14, 15, 19, 20)]
+        [1.0, 1.0, 0.5, 0.5, 0.1]
+    """
+
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    epochs: int
+    steps: tuple[int, ...] = ()
+    factors: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
+        require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
+        require(self.weight_decay >= 0, "weight_decay", "zero or positive", self.weight_decay)
+        require(list(self.steps) == sorted(self.steps), "steps", "in ascending order", self.steps)
+        require(len(self.steps) == len(self.factors), "factors", f"one for each of steps {self.steps}", self.factors)
+
+    def factor(self, epoch: int) -> float:
+        """Return the learning rate of a 0-based epoch as a multiple of the first."""
+        reached = [factor for step, factor in zip(self.steps, self.factors, strict=True) if step <= epoch]
+        return reached[-1] if reached else 1.0
+
+    def __str__(self) -> str:
+        changes = ", ".join(f"x{factor:g} from epoch {step}" for step, factor in zip(self.steps, self.factors))
+        return (
+            f"SGD, learning rate {self.learning_rate:g}{f' ({changes}, counted from 0)' if changes else ''}, "
+            f"momentum {self.momentum:g}, weight decay {self.weight_decay:g}, {self.epochs} epochs"
+        )
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A recipe, from patches to average precision.
+
+    Attributes:
+        name: What it is called on a command line.
+        grid: The patches of an image.
+        subtract_one: From which of an XML box's numbers one is subtracted: its ``"starts"``, or ``"all"`` (neon).
+        rule: The labels of the patches.
+        train_balance: Which patches are trained on.
+        test_balance: Which patches are scored.
+        patches_per_image: How many patches a balance is asked for.
+        batch_size: B.
+        mix_images: From how many images at a time a minibatch is drawn.
+        patch_size: S, the side in pixels that patches are resized to.
+        whole_pixels: Whether a patch's box is truncated to whole pixels before it is cut.
+        antialias: Whether shrinking filters out what the result cannot show.
+        hidden: Widths of the adaptation layers.
+        drop_rate: Dropout after each of them.
+        train_trunk: Whether the transferred layers are trained too.
+        pretrained: Optimization after a transfer.
+        scratch: Optimization without one.
+        exponent: p in the score, the sum or mean over patches of probability^p.
+        reduction: Which of the two.
+        ap_rule: The average precision that the recipe reports.
+    """
+
+    name: str
+    grid: PatchGrid
+    subtract_one: Literal["starts", "all"]
+    rule: Rule
+    train_balance: Balance
+    test_balance: Balance
+    patches_per_image: int
+    batch_size: int
+    mix_images: int
+    patch_size: int
+    whole_pixels: bool
+    antialias: bool
+    hidden: tuple[int, ...]
+    drop_rate: float
+    train_trunk: bool
+    pretrained: Optimization
+    scratch: Optimization
+    exponent: float
+    reduction: Literal["sum", "mean"]
+    ap_rule: APRule
+
+    def __post_init__(self) -> None:
+        for name in ("patches_per_image", "batch_size", "mix_images", "patch_size"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        whole = self.patches_per_image - self.patches_per_image % self.batch_size
+        if self.mix_images == 1 and whole != self.patches_per_image:
+            near = " or ".join(str(n) for n in (whole, whole + self.batch_size) if n)
+            raise ArgumentError(
+                f"patches_per_image must be a multiple of batch_size {self.batch_size} in {self.name}, whose "
+                f"minibatches are each drawn from one image, got {self.patches_per_image}; the nearest: {near}"
+            )
+
+    def head(self, in_features: int, num_classes: int) -> nn.Sequential:
+        """Build the adaptation layers, (B, in_features) -> (B, num_classes) logits."""
+        return adaptation_head(in_features, num_classes, self.hidden, self.drop_rate)
+
+    def sampler(self, dataset: Any, *, mode: Literal["train", "test"], **settings: Any) -> MultiscaleSampler:
+        """Return the recipe's stream of minibatches over a data set.
+
+        Args:
+            dataset: Of :class:`~transferkit.sampler.AnnotatedImage` or anything like it.
+            mode: ``"train"`` or ``"test"``.
+            settings: What a recipe leaves open: ``seed``, ``num_workers``, ``device`` and whatever else
+                :class:`~transferkit.sampler.MultiscaleSampler` takes.
+        """
+        recipe: dict[str, Any] = {
+            "grid": self.grid,
+            "rule": self.rule,
+            "balance": self.train_balance if mode == "train" else self.test_balance,
+            "patches_per_image": self.patches_per_image,
+            "batch_size": self.batch_size,
+            "mix_images": self.mix_images if mode == "train" else 1,
+            "patch_size": self.patch_size,
+            "whole_pixels": self.whole_pixels,
+            "antialias": self.antialias,
+        }
+        return MultiscaleSampler(dataset, mode=mode, **{**recipe, **settings})
+
+    def scorer(self, num_images: int, num_classes: int, device: torch.device | str | None = None) -> ImageScorer:
+        """Return the recipe's scorer of N images and K classes."""
+        return ImageScorer(num_images, num_classes, self.exponent, self.reduction, device)
+
+    def optimization(self, *, from_scratch: bool) -> Optimization:
+        """Return how to train after a transfer, or without one."""
+        return self.scratch if from_scratch else self.pretrained
+
+    def describe(self, *, from_scratch: bool = False) -> str:
+        """Return the hyperparameters of one regime as a table for people."""
+        trained = "all layers" if self.train_trunk or from_scratch else "the adaptation layers only"
+        dropout = f", dropout {self.drop_rate:g}" if self.drop_rate else ""
+        rows = [
+            ("start", "from scratch" if from_scratch else "pretrained layers, new head"),
+            ("train", f"{trained}; {self.optimization(from_scratch=from_scratch)}"),
+            ("head", f"Linear {', Linear '.join(map(str, self.hidden))}, Linear to the classes{dropout}"),
+            ("grid", self.grid),
+            ("label", self.rule),
+            ("train on", f"{self.train_balance}, {self.patches_per_image} patches per image"),
+            ("test on", f"{self.test_balance}, {self.patches_per_image} patches per image"),
+            ("minibatch", f"{self.batch_size} patches of {self.mix_images} image{'s' * (self.mix_images > 1)}"),
+            ("pixels", f"patches resized to {self.patch_size} x {self.patch_size}"),
+            ("score", f"{self.reduction} over patches of probability^{self.exponent:g}"),
+            ("AP", self.ap_rule),
+        ]
+        width = max(len(label) for label, _ in rows)
+        return "\n".join([f"protocol {self.name}", *(f"  {label:<{width}}  {value}" for label, value in rows)])
+
+
+NEON2016 = Protocol(
+    name="neon2016",
+    grid=PatchGrid(),
+    subtract_one="all",
+    rule=OverlapRule(patch_fraction=0.2, object_fraction=0.6, several="background"),
+    train_balance=PositivesFirst(),
+    test_balance=RandomSubset(),
+    patches_per_image=448,
+    batch_size=64,
+    mix_images=1,
+    patch_size=224,
+    whole_pixels=True,
+    antialias=True,
+    hidden=(4096,),
+    drop_rate=0.5,
+    train_trunk=True,
+    pretrained=Optimization(1e-4, momentum=0.9, weight_decay=5e-4, epochs=21, steps=(15, 20), factors=(0.5, 0.1)),
+    scratch=Optimization(
+        1e-2, momentum=0.1, weight_decay=5e-4, epochs=21, steps=(8, 14, 18, 20), factors=(0.5, 0.1, 0.05, 0.01)
+    ),
+    exponent=5,
+    reduction="sum",
+    ap_rule=NEON,
+)
+"""The recipe as Nervana's neon example built it in 2016 (mAP 74.67 on VOC2007 with AlexNet).
+
+Not known, and chosen here: the number of epochs (21, one past the last change of the learning rate), and that
+shrinking filters, as PIL's bilinear resize does.
+"""
+
+OQUAB2014 = Protocol(
+    name="oquab2014",
+    grid=PatchGrid(),
+    subtract_one="starts",
+    rule=OverlapRule(patch_fraction=0.2, object_fraction=0.6, several="background", max_other_fraction=0.0),
+    train_balance=BackgroundFraction(0.1),
+    test_balance=AllPatches(),
+    patches_per_image=500,
+    batch_size=64,
+    mix_images=16,
+    patch_size=224,
+    whole_pixels=False,
+    antialias=True,
+    hidden=(2048,),
+    drop_rate=0.0,
+    train_trunk=False,
+    pretrained=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, epochs=20, steps=(10, 15), factors=(0.1, 0.01)),
+    scratch=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, epochs=20, steps=(10, 15), factors=(0.1, 0.01)),
+    exponent=5,
+    reduction="mean",
+    ap_rule=VOC2007,
+)
+"""The paper's recipe: Oquab et al., CVPR 2014, sections 3 and 4.
+
+From memory of the paper, so less certain: that any second object in a patch makes it background
+(``max_other_fraction=0``), the 10 % of background, no dropout between the adaptation layers, and the mean over
+patches. Not known, and chosen here: the minibatch (64 patches of 16 images) and all of ``Optimization``, which is
+Krizhevsky's usual setting with a step schedule.
+"""
+
+PROTOCOLS = {protocol.name: protocol for protocol in (NEON2016, OQUAB2014)}
+"""The recipes by name."""
