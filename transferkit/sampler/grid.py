@@ -1,0 +1,135 @@
+"""The multiscale grid: square patches laid evenly over an image at several scales."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from transferkit.errors import require
+
+NEON_SCALES = (1, 1.3, 1.6, 2, 2.3, 2.6, 3, 3.3, 3.6, 4, 4.3, 4.6, 5)
+"""The recipe's scales: a patch's side is the image's shorter side divided by one of these."""
+
+
+def exact(number: float | Fraction) -> Fraction:
+    """Return the number as it is written: 1.3 is 13/10, not the nearest binary fraction."""
+    return number if isinstance(number, Fraction) else Fraction(str(number))
+
+
+def positions(extent: Fraction, side: Fraction, count: int) -> list[Fraction]:
+    """Return where ``count`` intervals of length ``side`` start that are spread evenly over ``[0, extent]``.
+
+    ``start[i] = i * (extent - side) / (count - 1)``, the first at 0 and the last ending at ``extent``; a single one
+    is centred.
+    """
+    room = extent - side
+    if count == 1:
+        return [room / 2]
+    return [room * index / (count - 1) for index in range(count)]
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Square patches of an image at several scales, as a pure function of its size.
+
+    At scale s the side is ``extent(shorter) / s``. Along each axis the fewest patches that cover it are laid evenly
+    from edge to edge, ``n = ceil(extent / side)``, and ``density`` times as many where that is more than one; or,
+    with ``min_overlap``, as few as overlap their neighbours by that much. All of it is rational arithmetic: a
+    float would tip ``ceil`` for some sizes and add a row of patches.
+
+    Attributes:
+        scales: Larger is finer; used in this order. 1.3 means 13/10.
+        density: Multiplies the number of patches along an axis, where one is not enough.
+        min_overlap: Least part of its side by which a patch overlaps the next, 0 to below 1; replaces ``density``.
+        target: After the first ``min_scales`` scales, stop once there are so many patches; ``None`` for all scales.
+        min_scales: How many scales are used in any case.
+        reach: Whether patches reach to the ``"last_pixel"``'s index (extent ``dim - 1``, as neon had it: its last row
+            and column are reached, not covered) or to the ``"edge"`` of the image (extent ``dim``).
+
+    Example:
+        >>> grid = PatchGrid()
+        >>> grid.counts((375, 500))
+        (4, 16, 24, 24, 48, 48, 60, 80, 80, 96, 120)
+        >>> grid((375, 500)).shape
+        torch.Size([600, 4])
+    """
+
+    scales: tuple[float | Fraction, ...] = NEON_SCALES
+    density: int = 2
+    target: int | None = 448
+    min_scales: int = 11
+    min_overlap: float | Fraction | None = None
+    reach: Literal["last_pixel", "edge"] = "last_pixel"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))
+        require(bool(self.scales), "scales", "at least one number", self.scales)
+        require(all(scale >= 1 for scale in self.scales), "scales", "1 or more", self.scales)
+        require(self.density >= 1, "density", "1 or more", self.density)
+        require(self.target is None or self.target >= 1, "target", "1 or more, or None", self.target)
+        require(self.min_scales >= 1, "min_scales", "1 or more", self.min_scales)
+        overlap = self.min_overlap
+        require(overlap is None or 0 <= overlap < 1, "min_overlap", "from 0 to below 1, or None", overlap)
+        require(self.reach in ("last_pixel", "edge"), "reach", "'last_pixel' or 'edge'", self.reach)
+
+    def __call__(self, image_size: tuple[int, int]) -> Tensor:
+        """Return the patches of an image.
+
+        Args:
+            image_size: ``(height, width)``, pixels, each 1 or more.
+
+        Returns:
+            (P, 4) float64, xyxy, pixels, inside the image; scale by scale, and within a scale column by column
+            (x is the outer loop).
+        """
+        height, width = self._extents(image_size)
+        rows: list[Tensor] = []
+        for side, across, down in self._layout(image_size):
+            left = torch.tensor([float(x) for x in positions(width, side, across)], dtype=torch.float64)
+            right = torch.tensor([float(x + side) for x in positions(width, side, across)], dtype=torch.float64)
+            top = torch.tensor([float(y) for y in positions(height, side, down)], dtype=torch.float64)
+            bottom = torch.tensor([float(y + side) for y in positions(height, side, down)], dtype=torch.float64)
+            x, y = (index.flatten() for index in torch.meshgrid(torch.arange(across), torch.arange(down), indexing="ij"))
+            rows.append(torch.stack([left[x], top[y], right[x], bottom[y]], dim=1))
+        return torch.cat(rows)
+
+    def counts(self, image_size: tuple[int, int]) -> tuple[int, ...]:
+        """Return the number of patches at each scale that is used, without building them."""
+        return tuple(across * down for _, across, down in self._layout(image_size))
+
+    def count(self, image_size: tuple[int, int]) -> int:
+        """Return P, the number of patches of an image, without building them."""
+        return sum(self.counts(image_size))
+
+    def _extents(self, image_size: tuple[int, int]) -> tuple[Fraction, Fraction]:
+        height, width = image_size
+        require(height >= 1 and width >= 1, "image_size", "(height, width), each 1 or more", image_size)
+        beyond = 1 if self.reach == "last_pixel" else 0
+        # One pixel has no distance between its first and its last: there the patch is the pixel.
+        return Fraction(max(height - beyond, 1)), Fraction(max(width - beyond, 1))
+
+    def _layout(self, image_size: tuple[int, int]) -> list[tuple[Fraction, int, int]]:
+        """Return ``(side, patches across, patches down)`` for each scale that is used."""
+        height, width = self._extents(image_size)
+        layout: list[tuple[Fraction, int, int]] = []
+        total = 0
+        for index, scale in enumerate(self.scales):
+            if self.target is not None and index >= self.min_scales and total >= self.target:
+                break
+            side = min(height, width) / exact(scale)
+            across, down = self._along(width, side), self._along(height, side)
+            layout.append((side, across, down))
+            total += across * down
+        return layout
+
+    def _along(self, extent: Fraction, side: Fraction) -> int:
+        """Return the number of patches along one axis."""
+        if self.min_overlap is not None:
+            return 1 + math.ceil((extent - side) / (side * (1 - exact(self.min_overlap))))
+        fewest = math.ceil(extent / side)
+        return fewest * self.density if fewest > 1 else 1
