@@ -137,9 +137,7 @@ def test_without_a_network_one_error_says_where_what_and_what_else(tmp_path: Pat
 
 
 def test_what_is_not_published_is_said(tmp_path: Path) -> None:
-    with pytest.raises(
-        ArgumentError, match=r"image set 'test'; known are 2007: trainval, train, val; 2007: test"
-    ):
+    with pytest.raises(ArgumentError, match=r"image set 'test'; known: 2007: trainval, train, val; 2007: test"):
         fetch_voc("2012", "test", data_dir=tmp_path)
 
 

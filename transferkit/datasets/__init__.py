@@ -1,17 +1,23 @@
-"""Data sets of annotated images: Pascal VOC from any VOCdevkit folder, fetched where it is absent."""
+"""Data sets of annotated images: Pascal VOC from any folder, fetched where absent, and made up for a demo."""
 
+from transferkit.datasets.demo import DEMO_CLASSES, demo_source_digits, write_demo_devkit
 from transferkit.datasets.fetch import fetch_alexnet_weights, fetch_voc
 from transferkit.datasets.home import home_folder
 from transferkit.datasets.presence import Presence, presence_of
 from transferkit.datasets.voc import VOC_CLASSES, VOCDataset, find_class_names
+from transferkit.datasets.voc_writer import write_voc_images
 
 __all__ = [
+    "DEMO_CLASSES",
     "VOC_CLASSES",
     "Presence",
     "VOCDataset",
+    "demo_source_digits",
     "fetch_alexnet_weights",
     "fetch_voc",
     "find_class_names",
     "home_folder",
     "presence_of",
+    "write_demo_devkit",
+    "write_voc_images",
 ]

@@ -134,5 +134,5 @@ def _choose(archives: tuple[VOCArchive, ...], year: str, image_set: str, folder:
             return archive
     known = "; ".join(f"{archive.year}: {', '.join(archive.image_sets)}" for archive in archives)
     raise ArgumentError(
-        f"no VOC{year} folder in {folder}, and none to be fetched for image set {image_set!r}; known are {known}"
+        f"no VOC{year} folder in {folder}, and none is on the web for image set {image_set!r}; known: {known}"
     )
