@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from transferkit.scorer.ap_rule import ALL_RULES, NEON, VOC2007, VOC2010, APRule
 from transferkit.scorer.average_precision import average_precision
+from transferkit.scorer.devkit_files import read_devkit_results, write_devkit_results
 from transferkit.scorer.evaluate import evaluate
 from transferkit.scorer.image_scorer import ImageScorer, Scorer
 from transferkit.scorer.result import ClassificationResult, Interval
@@ -25,4 +26,6 @@ __all__ = [
     "Scorer",
     "average_precision",
     "evaluate",
+    "read_devkit_results",
+    "write_devkit_results",
 ]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Protocol, runtime_checkable
+from copy import copy
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from transferkit.errors import ArgumentError, StateError, require
+from transferkit.scorer.across_ranks import gather_tallies, in_process_group
 from transferkit.scorer.checks import check_batch
 from transferkit.scorer.tally import Tally, combine, tally_batch
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Reduction = Literal["sum", "mean"]
 
@@ -154,6 +160,23 @@ class ImageScorer:
             )
         theirs = Tally(**{name: tensor.to(self.device) for name, tensor in vars(other._tally).items()})
         self._tally = combine(self._tally, theirs, self.exponent)
+
+    def across_ranks(self, group: ProcessGroup | None = None) -> ImageScorer:
+        """Return a scorer with what all ranks of a distributed run have seen; the same on every rank.
+
+        Every rank must call it. In a process of its own it returns a copy. This scorer goes on counting for its
+        rank alone.
+
+        Raises:
+            ArgumentError: The ranks' scorers have different settings.
+        """
+        whole = copy(self)
+        if in_process_group():
+            tallies = gather_tallies(self._tally, self.settings(), group)
+            whole._tally = reduce(partial(combine, exponent=self.exponent), tallies)
+        else:
+            whole._tally = self._tally.rows(torch.arange(self.num_images, device=self.device))
+        return whole
 
     def settings(self) -> dict[str, int | float | str]:
         """Return what two scorers must have in common to be merged."""

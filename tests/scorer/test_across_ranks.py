@@ -1,0 +1,80 @@
+"""Scorers in real processes that talk over gloo: any number of ranks equals one pass."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from transferkit.errors import ArgumentError
+from transferkit.scorer import ImageScorer
+
+EXPONENTS = [1.0, 2.0, 5.0, 10.0, float("inf")]
+IMAGES, CLASSES, PATCHES = 40, 6, 2000
+
+
+def patches() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    probs = 10.0 ** (-12 * torch.rand(PATCHES, CLASSES, generator=generator, dtype=torch.float64))
+    boxes = torch.rand(PATCHES, 4, generator=generator).double().cumsum(dim=1)
+    return probs, torch.randint(IMAGES, (PATCHES,), generator=generator), boxes
+
+
+def work(rank: int, world: int, folder: str) -> None:
+    """One rank: its share of the patches in its own batch sizes; the images are not split between ranks."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    probs, image_index, boxes = patches()
+    share = torch.arange(PATCHES) % world == rank
+    found = {}
+    for exponent in EXPONENTS:
+        for reduction in ("sum", "mean"):
+            scorer = ImageScorer(IMAGES, CLASSES, exponent, reduction)
+            rows = share.nonzero()[:, 0]
+            for batch in rows.split(17 + 9 * rank):
+                scorer.add_batch(probs[batch], image_index[batch], boxes[batch])
+            whole = scorer.across_ranks()
+            assert scorer.counts.sum() == share.sum()  # goes on counting for itself
+            found[exponent, reduction] = (whole.compute(), whole.best_boxes, whole.counts)
+    try:
+        ImageScorer(IMAGES, CLASSES, exponent=1.0 + rank).across_ranks()
+        found["settings"] = "none raised"
+    except ArgumentError as error:
+        found["settings"] = str(error)
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_equal_one_pass(world):
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(work, args=(world, folder), nprocs=world)
+        found = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    probs, image_index, boxes = patches()
+    worst = 0.0
+    for exponent in EXPONENTS:
+        for reduction in ("sum", "mean"):
+            single = ImageScorer(IMAGES, CLASSES, exponent, reduction)
+            single.add_batch(probs, image_index, boxes)
+            for rank in range(world):
+                scores, best, counts = found[rank][exponent, reduction]
+                worst = max(worst, float((scores / single.compute() - 1).abs().max()))
+                assert torch.equal(best, single.best_boxes)
+                assert torch.equal(counts, single.counts)
+                assert torch.equal(scores, found[0][exponent, reduction][0])
+    print(f"{world} ranks: largest relative difference {worst:.1e}")
+    assert worst < 1e-12
+    expected = "none raised" if world == 1 else "rank 1: {'num_images': 40, 'num_classes': 6, 'exponent': 2.0"
+    assert all(expected in each["settings"] for each in found)
+
+
+def test_without_a_process_group_it_is_a_copy():
+    scorer = ImageScorer(2, 2)
+    scorer.add_batch(torch.rand(3, 2), torch.tensor([0, 1, 1]))
+    copy = scorer.across_ranks()
+    assert torch.equal(copy.compute(), scorer.compute())
+    copy.add_batch(torch.rand(3, 2), torch.tensor([0, 1, 1]))
+    assert scorer.counts.tolist() == [1, 2]
+    assert copy.counts.tolist() == [2, 4]
