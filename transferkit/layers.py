@@ -130,8 +130,8 @@ def _grouped(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, dict[str, Tenso
 def layers_of(model: nn.Module) -> tuple[Layer, ...]:
     """Return the layers of a live model in definition order.
 
-    The tensors are the model's own parameters and buffers, not copies. A module that stands in two places is two
-    layers with the same tensors, as it is in the model's state dict.
+    The tensors are the model's own parameters and buffers, not copies. A module that stands in two places is
+    two layers with the same tensors, as it is in the model's state dict.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))

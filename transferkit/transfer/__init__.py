@@ -1,0 +1,32 @@
+"""Move layers of a trained network onto another.
+
+Select layers of the target, map source layers to them, convert what does not fit, look at the plan: then all of
+it is written, or nothing is.
+"""
+
+from transferkit.transfer.freeze import freeze, frozen_layers, unfreeze
+from transferkit.transfer.handlers import Handler, register_handler
+from transferkit.transfer.plan import TransferPlan
+from transferkit.transfer.report import TransferReport
+from transferkit.transfer.select import Predicate, Rule, after, before, by_index, by_kind, by_name, every
+from transferkit.transfer.weight_transfer import WeightTransfer, transfer_layer
+
+__all__ = [
+    "Handler",
+    "Predicate",
+    "Rule",
+    "TransferPlan",
+    "TransferReport",
+    "WeightTransfer",
+    "after",
+    "before",
+    "by_index",
+    "by_kind",
+    "by_name",
+    "every",
+    "freeze",
+    "frozen_layers",
+    "register_handler",
+    "transfer_layer",
+    "unfreeze",
+]

@@ -1,0 +1,152 @@
+"""The account of a transfer, before it (a plan) and after it (a report): every tensor in exactly one bucket."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from transferkit.transfer.entry import MOVED, Entry
+from transferkit.transfer.table import render_text
+
+SomeAccount = TypeVar("SomeAccount", bound="Account")
+
+
+class Coverage(NamedTuple):
+    """How much of the selected layers is moved: tensors and elements, each as (moved, selected)."""
+
+    tensors: tuple[int, int]
+    elements: tuple[int, int]
+
+    def __str__(self) -> str:
+        def part(moved: int, of: int, what: str) -> str:
+            return f"{moved:,} of {of:,} {what} ({moved / of:.1%})" if of else f"0 of 0 {what}"
+
+        return f"{part(*self.tensors, 'tensors')}, {part(*self.elements, 'elements')}"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the source's tensors come from.
+
+    Attributes:
+        name: Path of the file, or what kind of thing the source is.
+        format: Format of the file.
+        sha256: Digest of the file; ``None`` where there is no file, and in a plan.
+        notes: What the reader of the file had to say.
+    """
+
+    name: str
+    format: str = ""
+    sha256: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Account:
+    """Every tensor of source and target in exactly one bucket, with the rules that put it there.
+
+    Attributes:
+        entries: One per target tensor in definition order, then one per source tensor that nothing uses.
+        rules: How many layers each selection rule matches.
+        mapping: How source layers were found for target layers.
+        origin: Where the source's tensors come from.
+        target: Type of the target model.
+        notes: What a reader of the account may want to know, one sentence each.
+        versions: Of transferkit, torch and Python.
+    """
+
+    entries: tuple[Entry, ...]
+    rules: tuple[tuple[str, int], ...]
+    mapping: str
+    origin: Origin
+    target: str
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+
+    def bucket(self, name: str) -> tuple[str, ...]:
+        """Return the keys in a bucket: the target's, and the source's in ``unexpected``."""
+        return tuple(entry.key for entry in self.entries if entry.bucket == name)
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Target tensors that take a source tensor as it is."""
+        return self.bucket("copied")
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Target tensors that take what a handler made."""
+        return self.bucket("adapted")
+
+    @property
+    def cast(self) -> tuple[str, ...]:
+        """Target tensors that take a source tensor in another dtype."""
+        return self.bucket("cast")
+
+    @property
+    def tied(self) -> tuple[str, ...]:
+        """Target tensors that are written through another name of the same memory."""
+        return self.bucket("tied")
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Tensors that a rule leaves out."""
+        return self.bucket("skipped")
+
+    @property
+    def mismatched(self) -> tuple[str, ...]:
+        """Target tensors whose source does not fit."""
+        return self.bucket("mismatched")
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Target tensors that are selected and have no source."""
+        return self.bucket("missing")
+
+    @property
+    def unexpected(self) -> tuple[str, ...]:
+        """Source tensors that nothing uses."""
+        return self.bucket("unexpected")
+
+    @property
+    def coverage(self) -> Coverage:
+        """How much of what was selected is moved."""
+        selected = [entry for entry in self.entries if entry.bucket not in ("skipped", "unexpected")]
+        moved = [entry for entry in selected if entry.bucket in MOVED]
+        return Coverage(
+            (len(moved), len(selected)), (sum(e.elements for e in moved), sum(e.elements for e in selected))
+        )
+
+    @classmethod
+    def of(cls: type[SomeAccount], other: Account) -> SomeAccount:
+        """Return the same account at another stage: a plan that was carried out is a report."""
+        return cls(**{name: getattr(other, name) for name in other.__dataclass_fields__})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the account as plain values, for JSON or a run checkpoint."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values["entries"] = [entry.to_dict() for entry in self.entries]
+        values["origin"] = asdict(self.origin)
+        values["versions"] = dict(self.versions)
+        return values
+
+    @classmethod
+    def from_dict(cls: type[SomeAccount], values: Mapping[str, Any]) -> SomeAccount:
+        """Return the account that :meth:`to_dict` wrote."""
+        origin = Origin(**{**values["origin"], "notes": tuple(values["origin"]["notes"])})
+        entries = tuple(Entry.from_dict(entry) for entry in values["entries"])
+        rules = tuple((text, count) for text, count in values["rules"])
+        return cls(
+            **{**values, "entries": entries, "origin": origin, "rules": rules, "notes": tuple(values["notes"])}
+        )
+
+    def __str__(self) -> str:
+        return render_text(self)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a transfer's result may depend on."""
+    return {"torch": str(torch.__version__), "python": platform.python_version()}

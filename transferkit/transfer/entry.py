@@ -1,0 +1,76 @@
+"""One line of a transfer's account: what happens, or happened, to one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+BUCKETS = ("copied", "adapted", "cast", "tied", "skipped", "mismatched", "missing", "unexpected")
+MOVED = ("copied", "adapted", "cast", "tied")
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A tensor on one side of the transfer: its state-dict key, shape and dtype."""
+
+    key: str
+    shape: Shape
+    dtype: str
+
+    @classmethod
+    def of(cls, key: str, tensor: Tensor) -> Side:
+        """Describe a tensor."""
+        return cls(key, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+    def __str__(self) -> str:
+        return f"{self.key} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What happens to one target tensor, or to one source tensor that no target tensor uses.
+
+    Attributes:
+        bucket: ``copied``, ``adapted`` (by a handler), ``cast`` (to the target's dtype), ``tied`` (written
+            through another name of the same memory), ``skipped`` (by a rule), ``mismatched``, ``missing``
+            (selected in the target, absent in the source) or ``unexpected`` (in the source, used by nothing).
+        target: The target tensor, or ``None`` where the entry is about a source tensor alone.
+        sources: The source tensors that it is made of, or that stand opposite.
+        elements: Number of elements of the target tensor, or of the source tensors where there is no target.
+        handler: Name of the handler that adapts it.
+        reason: Why, where the bucket does not say it.
+        allowed: The rule that allows a missing tensor to be missing.
+    """
+
+    bucket: str
+    target: Side | None
+    sources: tuple[Side, ...]
+    elements: int
+    handler: str = ""
+    reason: str = ""
+    allowed: str = ""
+
+    @property
+    def key(self) -> str:
+        """The target's key, or the source's where there is no target."""
+        return self.target.key if self.target is not None else self.sources[0].key
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Entry:
+        """Return the entry that :meth:`to_dict` wrote."""
+        target = values["target"]
+        sources = tuple(_side(side) for side in values["sources"])
+        return cls(**{**values, "target": None if target is None else _side(target), "sources": sources})
+
+
+def _side(values: Mapping[str, Any]) -> Side:
+    return Side(values["key"], tuple(values["shape"]), values["dtype"])

@@ -1,0 +1,96 @@
+"""The handlers by name: those built in, those that a program registers, those of installed packages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+from torch import Tensor
+
+from transferkit.errors import ArgumentError, did_you_mean
+from transferkit.layers import Layer
+
+Handler = Callable[[Layer, Layer], Mapping[str, Tensor] | None]
+SomeHandler = TypeVar("SomeHandler", bound=Handler | type[Handler])
+
+ENTRY_POINTS = "transferkit.handlers"
+
+_HANDLERS: dict[str, Handler | type[Handler]] = {}
+
+
+def register_handler(name: str) -> Callable[[SomeHandler], SomeHandler]:
+    """Register a handler under a name, for ``WeightTransfer(handlers=[name])``.
+
+    A handler is called with a source layer and a target layer, and returns the target layer's tensors by short
+    name, or ``None`` where it does not apply. It must work on shapes alone: a plan calls it with tensors on the
+    meta device. It returns a source tensor itself where it leaves that unchanged, and never writes to either.
+
+    Args:
+        name: Must be free.
+
+    Returns:
+        A decorator for a function ``(source, target) -> tensors | None``, or for a class whose instances are
+        called so and which can be made without arguments.
+
+    Raises:
+        ArgumentError: The name is taken.
+
+    Example:
+        >>> @register_handler("halve")
+        ... def halve(source, target):
+        ...     return {name: tensor / 2 for name, tensor in source.tensors.items()}
+        >>> find_handler("halve") is halve
+        True
+        >>> unregister_handler("halve")
+    """
+    if name in _HANDLERS:
+        raise ArgumentError(f"name must be one that no handler has yet, got {name!r}")
+
+    def register(handler: SomeHandler) -> SomeHandler:
+        _HANDLERS[name] = handler
+        return handler
+
+    return register
+
+
+def unregister_handler(name: str) -> None:
+    """Take a handler out of the registry."""
+    _HANDLERS.pop(name)
+
+
+def find_handler(name: str) -> Handler:
+    """Return the handler of a name, loading the entry point that has it where it is not registered yet.
+
+    Raises:
+        ArgumentError: There is none; the nearest names are offered.
+    """
+    if name not in _HANDLERS and name in _entry_points():
+        _load(name)
+    if name not in _HANDLERS:
+        raise ArgumentError(f"no handler named {name!r}{did_you_mean(name, handler_names())}")
+    handler = _HANDLERS[name]
+    return handler() if isinstance(handler, type) else handler
+
+
+def handler_names() -> tuple[str, ...]:
+    """Return the names of all handlers, those of installed packages too."""
+    return tuple(sorted({*_HANDLERS, *_entry_points()}))
+
+
+@cache
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _load(name: str) -> None:
+    """Load an entry point; its module may register itself, or it is the handler."""
+    try:
+        loaded = _entry_points()[name].load()
+    except Exception as error:
+        raise ArgumentError(
+            f"handler {name!r} of {_entry_points()[name].value} cannot be loaded: {error}"
+        ) from error
+    if name not in _HANDLERS:
+        register_handler(name)(loaded)
