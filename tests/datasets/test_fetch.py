@@ -7,10 +7,11 @@ import io
 import os
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -23,9 +24,10 @@ from transferkit.errors import ArgumentError, DataError, DownloadError
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``content`` for every path; each attribute is one bad habit."""
+    """Serves ``files`` by path, and ``content`` for every other; each attribute is one bad habit."""
 
     content = b""
+    files: Mapping[str, bytes] = MappingProxyType({})
     tag = '"one"'
     ranges = True
     cut_after: int | None = None  # bytes of a body, then the connection closes
@@ -48,7 +50,8 @@ class Handler(BaseHTTPRequestHandler):
         start = 0
         if wanted and server.ranges and self.headers.get("If-Range", server.tag) == server.tag:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-        total = len(server.content)
+        content = server.files.get(self.path, server.content)
+        total = len(content)
         if start >= total > 0:
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{total}")
@@ -60,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
         self.end_headers()
-        self.wfile.write(server.content[start:][: server.cut_after])
+        self.wfile.write(content[start:][: server.cut_after])
 
     def log_message(self, *args: object) -> None:
         pass
@@ -78,9 +81,11 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def voc_tar(tmp_path: Path, write_voc: Callable[..., Path]) -> bytes:
-    write_voc(tmp_path / "original", {"a": [("dog", (1, 1, 9, 9))], "b": []})
-    return _tar(tmp_path / "original")
+def voc_tars(tmp_path: Path, write_voc: Callable[..., Path]) -> dict[str, bytes]:
+    """Two tar files with the same folder in them, as VOC2007 has."""
+    write_voc(tmp_path / "one", {"a": [("dog", (1, 1, 9, 9))], "b": []})
+    write_voc(tmp_path / "two", {"c": []}, image_set="test")
+    return {name: _tar(tmp_path / name) for name in ("one", "two")}
 
 
 def _tar(folder: Path) -> bytes:
@@ -94,51 +99,81 @@ def _md5(data: bytes) -> str:
     return hashlib.md5(data).hexdigest()
 
 
-def _archives(content: bytes) -> tuple[VOCArchive, ...]:
-    return (VOCArchive("voc2007/small.tar", _md5(content), "2007", ("trainval",)),)
+def _archives(tars: dict[str, bytes]) -> tuple[VOCArchive, ...]:
+    return (
+        VOCArchive("voc2007/one.tar", _md5(tars["one"]), "2007", ("trainval",)),
+        VOCArchive("voc2007/two.tar", _md5(tars["two"]), "2007", ("test",)),
+    )
 
 
-def test_voc_is_fetched_once(
-    server: Server, voc_tar: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_voc_is_fetched_once_into_one_devkit(
+    server: Server, voc_tars: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.content = voc_tar
+    server.files = {f"/voc2007/{name}.tar": content for name, content in voc_tars.items()}
     monkeypatch.setenv("TRANSFERKIT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TRANSFERKIT_VOC_URL", server.url)
     for _ in range(2):
-        root = fetch_voc(archives=_archives(voc_tar))
-        assert root == tmp_path / "home" / "voc" / "small"
+        root = fetch_voc("2007", "trainval", archives=_archives(voc_tars))
+        assert root == tmp_path / "home" / "voc"
     assert len(server.requests) == 1
-    assert VOCDataset(root).ids == ("a", "b")
-    assert sorted(path.suffix for path in root.parent.iterdir()) == ["", ".lock", ".lock"]
+    for _ in range(2):
+        assert fetch_voc(archives=_archives(voc_tars)) == root
+    assert len(server.requests) == 2
+    assert VOCDataset(root).ids == ("a", "b") and VOCDataset(root, image_set="test").ids == ("c",)
+    assert {path.name for path in root.iterdir() if path.suffix != ".lock"} == {"VOCdevkit"}
 
 
-def test_a_folder_with_voc_needs_no_network(tmp_path: Path, write_voc: Callable[..., Path]) -> None:
-    write_voc(tmp_path, {"a": []})
-    assert fetch_voc(data_dir=tmp_path, url="http://127.0.0.1:9") == tmp_path
+def test_a_kill_while_files_are_moved_is_made_good(
+    server: Server, voc_tars: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files = {f"/voc2007/{name}.tar": content for name, content in voc_tars.items()}
+    settings = {"home": tmp_path, "url": server.url, "archives": _archives(voc_tars)}
+    fetch_voc("2007", "trainval", **settings)
+    moves = iter([None])
+    replace = Path.replace
+
+    def replace_one_file(self: Path, target: Path) -> Path:
+        if self.suffix in (".xml", ".jpg", ".txt"):
+            next(moves)
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace_one_file)
+        with pytest.raises(StopIteration):
+            fetch_voc("2007", "test", **settings)
+    assert len(VOCDataset(tmp_path / "voc")) == 2
+    assert len(VOCDataset(fetch_voc("2007", "test", **settings), image_set="test")) == 1
+    assert len(server.requests) == 2
 
 
-def test_processes_at_once_do_not_trample_each_other(server: Server, voc_tar: bytes, tmp_path: Path) -> None:
-    server.content = voc_tar
+def test_processes_at_once_do_not_trample_each_other(
+    server: Server, voc_tars: dict[str, bytes], tmp_path: Path
+) -> None:
+    server.files = {f"/voc2007/{name}.tar": content for name, content in voc_tars.items()}
     with ThreadPoolExecutor(8) as pool:
         calls = [
-            pool.submit(fetch_voc, data_dir=tmp_path / "data", url=server.url, archives=_archives(voc_tar))
+            pool.submit(fetch_voc, home=tmp_path / "home", url=server.url, archives=_archives(voc_tars))
             for _ in range(8)
         ]
         roots = {call.result() for call in calls}
-    assert len(roots) == 1 and len(server.requests) == 1
+    assert len(roots) == 1 and len(server.requests) == 2
     assert len(VOCDataset(roots.pop())) == 2
 
 
 def test_without_a_network_one_error_says_where_what_and_what_else(tmp_path: Path) -> None:
     with pytest.raises(DownloadError) as caught:
-        fetch_voc(data_dir=tmp_path / "data", url="http://127.0.0.1:9")
-    for text in (str(tmp_path / "data"), "http://127.0.0.1:9/voc2007/VOCtrainval_06-Nov-2007.tar", "--demo"):
+        fetch_voc(home=tmp_path, url="http://127.0.0.1:9")
+    for text in (
+        f"no VOC2007 trainval and test: looked in {tmp_path / 'voc'}",
+        "http://127.0.0.1:9/voc2007/VOCtrainval_06-Nov-2007.tar",
+        "--demo",
+    ):
         assert text in str(caught.value)
 
 
 def test_what_is_not_published_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"image set 'test'; known: 2007: trainval, train, val; 2007: test"):
-        fetch_voc("2012", "test", data_dir=tmp_path)
+    with pytest.raises(ArgumentError, match=r"'test' of VOC2012 is not on the web; these are: 2007 trainval"):
+        fetch_voc("2012", "test", home=tmp_path)
 
 
 def test_a_cut_connection_is_resumed(server: Server, tmp_path: Path) -> None:

@@ -36,13 +36,13 @@ def test_an_item_is_what_the_files_say(tmp_path: Path, write_voc: Callable[..., 
 
 def test_neons_boxes_lose_one_on_every_side(tmp_path: Path, write_voc: Callable[..., Path]) -> None:
     write_voc(tmp_path, {"a": [("dog", (1, 2, 30, 20))]})
-    assert VOCDataset(tmp_path, box_offset=(1, 1, 1, 1))[0].boxes.tolist() == [[0, 1, 29, 19]]
+    assert VOCDataset(tmp_path, subtract_one="all")[0].boxes.tolist() == [[0, 1, 29, 19]]
 
 
 def test_boxes_written_from_zero_are_cut_at_the_border(tmp_path: Path, write_voc: Callable[..., Path]) -> None:
     write_voc(tmp_path, {"a": [("dog", (0, 0, 32, 24))]})
     assert VOCDataset(tmp_path)[0].boxes.tolist() == [[0, 0, 32, 24]]
-    assert VOCDataset(tmp_path, box_offset=(0, 0, 0, 0))[0].boxes.tolist() == [[0, 0, 32, 24]]
+    assert VOCDataset(tmp_path, subtract_one="nothing")[0].boxes.tolist() == [[0, 0, 32, 24]]
 
 
 def test_presence_tells_difficult_objects_apart(tmp_path: Path, write_voc: Callable[..., Path]) -> None:
@@ -147,7 +147,7 @@ def test_a_truncated_photo_is_named_when_read_and_by_verify(
     "arguments",
     [
         {"max_images": 0},
-        {"box_offset": (1, 1)},
+        {"subtract_one": "one"},
         {"class_names": ()},
         {"class_names": "dog"},
         {"class_names": ["a", "a"]},

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from transferkit.datasets.archive import extract_tar
-from transferkit.datasets.devkit import find_voc_folder
 from transferkit.datasets.download import download
 from transferkit.datasets.home import home_folder, locked
-from transferkit.errors import ArgumentError, DownloadError, MissingFileError
+from transferkit.errors import ArgumentError, DownloadError
 from transferkit.progress import Progress
 
 VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/"
@@ -48,51 +49,52 @@ VOC_ARCHIVES = (
 
 def fetch_voc(
     year: str = "2007",
-    image_set: str = "trainval",
+    image_sets: str | Sequence[str] = ("trainval", "test"),
     *,
-    data_dir: Path | str | None = None,
+    home: Path | str | None = None,
     url: str | None = None,
-    archives: tuple[VOCArchive, ...] = VOC_ARCHIVES,
+    archives: Sequence[VOCArchive] = VOC_ARCHIVES,
     progress: Progress = False,
 ) -> Path:
-    """Return a folder that :class:`VOCDataset` accepts as its root; download it if it is not there yet.
+    """Return a folder with the VOCdevkit that holds these image sets; download what is not there yet.
 
-    A ``data_dir`` that holds a VOC folder of this year is returned as it is. Otherwise the tar file with this
-    image set is fetched, its checksum compared, and its content put into a folder of its own below
-    ``data_dir``, which is found the next time.
+    The tar files with the missing sets are fetched, their checksums compared, and their content added to one
+    VOCdevkit, an image set's own list last of all: where the list is, everything on it is.
 
     Args:
         year: ``"2007"`` or ``"2012"``.
-        image_set: ``"train"``, ``"val"``, ``"trainval"`` or ``"test"``.
-        data_dir: Where to look first and to download to; None is ``voc`` in :func:`home_folder`.
+        image_sets: One or more of ``"train"``, ``"val"``, ``"trainval"`` and ``"test"``.
+        home: See :func:`home_folder`; the VOCdevkit is kept in its ``voc``.
         url: The base address; None takes ``TRANSFERKIT_VOC_URL`` from the environment, else VOC's own host.
         archives: The tar files to choose from.
         progress: Shown while downloading and unpacking.
 
+    Returns:
+        A root for :class:`VOCDataset`.
+
     Raises:
         ArgumentError: There is nothing on the web for this year and image set.
         DownloadError: It cannot be fetched; names the folder looked in, the address, and what else to do.
-        DataError: ``data_dir`` holds half a VOC folder, or the tar file was refused.
+        DataError: The tar file was refused.
     """
-    folder = home_folder() / "voc" if data_dir is None else Path(data_dir).expanduser()
-    if _has_voc(folder, year):
-        return folder
-    archive = _choose(archives, year, image_set, folder)
-    target = folder / Path(archive.path).stem
-    address = f"{(url or os.environ.get('TRANSFERKIT_VOC_URL') or VOC_URL).rstrip('/')}/{archive.path}"
-    try:
-        with locked(folder / f"{target.name}.lock"):
-            if not target.exists():
-                tar = download(address, folder / Path(archive.path).name, md5=archive.md5, progress=progress)
-                extract_tar(tar, target, progress=progress)
-                tar.unlink()
-    except OSError as error:  # DownloadError is one
-        raise DownloadError(
-            f"no VOC{year} data: looked in {folder}, then tried {address}: {error}\n"
-            f"Put a VOCdevkit with VOC{year} into {folder}, name a mirror in TRANSFERKIT_VOC_URL, or give "
-            "examples/pascal_voc.py --demo, which needs no data and no network."
-        ) from error
-    return target
+    folder = home_folder(home) / "voc"
+    target = folder / "VOCdevkit" / f"VOC{year}"
+    wanted = (image_sets,) if isinstance(image_sets, str) else image_sets
+    missing = [name for name in wanted if not _holds(target, name)]
+    base = url or os.environ.get("TRANSFERKIT_VOC_URL") or VOC_URL
+    for archive in dict.fromkeys(_choose(archives, year, image_set) for image_set in missing):
+        address = f"{base.rstrip('/')}/{archive.path}"
+        try:
+            with locked(folder / f"VOC{year}.lock"):
+                if not all(_holds(target, name) for name in archive.image_sets):
+                    _install(archive, address, folder, target, progress)
+        except OSError as error:  # DownloadError is one
+            raise DownloadError(
+                f"no VOC{year} {' and '.join(missing)}: looked in {folder}, then tried {address}: {error}\n"
+                "Name a VOCdevkit with --data_dir, or a mirror in TRANSFERKIT_VOC_URL, or run "
+                "examples/pascal_voc.py --demo, which needs no data and no network."
+            ) from error
+    return folder
 
 
 def fetch_alexnet_weights(*, home: Path | str | None = None, progress: bool = False) -> Path:
@@ -120,19 +122,35 @@ def fetch_alexnet_weights(*, home: Path | str | None = None, progress: bool = Fa
     return path
 
 
-def _has_voc(folder: Path, year: str) -> bool:
-    try:
-        find_voc_folder(folder, year)
-    except MissingFileError:
-        return False
-    return True
+def _holds(target: Path, image_set: str) -> bool:
+    return (target / "ImageSets" / "Main" / f"{image_set}.txt").is_file()
 
 
-def _choose(archives: tuple[VOCArchive, ...], year: str, image_set: str, folder: Path) -> VOCArchive:
+def _choose(archives: Sequence[VOCArchive], year: str, image_set: str) -> VOCArchive:
     for archive in archives:
         if archive.year == year and image_set in archive.image_sets:
             return archive
-    known = "; ".join(f"{archive.year}: {', '.join(archive.image_sets)}" for archive in archives)
-    raise ArgumentError(
-        f"no VOC{year} folder in {folder}, and none is on the web for image set {image_set!r}; known: {known}"
-    )
+    known = "; ".join(f"{archive.year} {', '.join(archive.image_sets)}" for archive in archives)
+    raise ArgumentError(f"image set {image_set!r} of VOC{year} is not on the web; these are: {known}")
+
+
+def _install(archive: VOCArchive, address: str, folder: Path, target: Path, progress: Progress) -> None:
+    tar = download(address, folder / Path(archive.path).name, md5=archive.md5, progress=progress)
+    staging = folder / tar.stem
+    shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
+    extract_tar(tar, staging, progress=progress)
+    _merge(staging / "VOCdevkit" / target.name, target)
+    shutil.rmtree(staging)
+    tar.unlink()
+
+
+def _merge(source: Path, target: Path) -> None:
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)
+        return
+    files = [path for path in source.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda path: "ImageSets" in path.parts):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch.utils.data import Dataset
@@ -34,6 +35,8 @@ VOC_CLASSES = (
 )
 """VOC's 20 classes in alphabetical order, after the background."""
 
+_OFFSETS = {"starts": (1, 1, 0, 0), "all": (1, 1, 1, 1), "nothing": (0, 0, 0, 0)}
+
 
 class VOCDataset(Dataset[AnnotatedImage]):
     """The images of one image set of a VOCdevkit.
@@ -50,9 +53,10 @@ class VOCDataset(Dataset[AnnotatedImage]):
         class_names: The classes in the order of their numbers; ``"background"`` is put before them if it is not
             there. :func:`find_class_names` collects them from the annotations.
         skip_other_classes: Leave out objects of any other class, instead of an error.
-        box_offset: Taken from ``(xmin, ymin, xmax, ymax)`` as written. The default makes VOC's 1-based
-            inclusive boxes 0-based and half-open; neon's recipe has ``(1, 1, 1, 1)``; data written 0-based
-            and half-open has ``(0, 0, 0, 0)``. A box may reach out of its image by one pixel, and is cut there.
+        subtract_one: From which of a box's four numbers one is taken. ``"starts"`` makes VOC's 1-based
+            inclusive boxes 0-based and half-open; ``"all"`` is neon's recipe; ``"nothing"`` is for data written
+            0-based and half-open. A box may then reach out of its image by one pixel, and is cut there.
+        progress: Counts the annotations as they are read.
 
     Attributes:
         folder: The ``VOC<year>`` folder.
@@ -75,18 +79,19 @@ class VOCDataset(Dataset[AnnotatedImage]):
         max_images: int | None = None,
         class_names: Sequence[str] = VOC_CLASSES,
         skip_other_classes: bool = False,
-        box_offset: tuple[float, float, float, float] = (1, 1, 0, 0),
+        subtract_one: Literal["starts", "all", "nothing"] = "starts",
+        progress: Progress = False,
     ) -> None:
         require(max_images is None or max_images > 0, "max_images", "positive or None", max_images)
-        require(len(box_offset) == 4, "box_offset", "four numbers", box_offset)
+        require(subtract_one in _OFFSETS, "subtract_one", f"one of {', '.join(_OFFSETS)}", subtract_one)
         self.folder = find_voc_folder(root, year)
         self.class_names = _with_background(class_names)
         self.ids = tuple(read_image_set(self.folder, image_set)[:max_images])
         self._records = read_records(
             self.folder,
-            self.ids,
+            track(self.ids, progress, description=f"read {image_set}", unit="file"),
             self.class_names,
-            box_offset=box_offset,
+            box_offset=_OFFSETS[subtract_one],
             skip_other_classes=skip_other_classes,
         )
 
