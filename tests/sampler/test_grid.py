@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from transferkit.errors import ArgumentError
 from transferkit.labeling import OverlapRule, label_patches
 from transferkit.sampler import PatchGrid
 

@@ -1,6 +1,7 @@
 """Which class a patch shows: rules that turn annotated boxes into patch labels.
 
-A rule is a frozen value with every threshold in sight; :func:`label_patches` applies one. Needs nothing but tensors.
+A rule is a frozen value with every threshold in sight; :func:`label_patches` applies one. Needs nothing but
+tensors.
 """
 
 from transferkit.labeling.label_patches import label_patches

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from transferkit.boxes import as_boxes
@@ -36,6 +35,7 @@ def label_patches(
         ArgumentError: Malformed boxes, columns that do not fit them, or a class below 1.
 
     Example:
+        >>> import torch
         >>> patches = torch.tensor([[0.0, 0.0, 20.0, 20.0], [30.0, 30.0, 50.0, 50.0]])
         >>> labels, matched = label_patches(patches, torch.tensor([[2.0, 2.0, 18.0, 18.0]]), torch.tensor([7]))
         >>> labels.tolist(), matched.tolist()

@@ -23,12 +23,11 @@ class OverlapRule(MatchRule):
         near: ``(patch_fraction, object_fraction)`` from which a patch that matches no object is ignored
             instead of background; ``None`` for no such band.
         max_other_fraction: Largest part of itself that any *other* object may show in the patch; one that shows
-            more makes it a patch with several objects. 0 means that no second object may touch it; ``None`` that
-            only matching objects count.
+            more makes it a patch with several objects. 0 means that no second object may touch it; ``None``
+            that only matching objects count.
 
-    References:
-        Oquab, Bottou, Laptev, Sivic: Learning and transferring mid-level image representations using convolutional
-        neural networks, CVPR 2014, section 3.2.
+    References: Oquab, Bottou, Laptev, Sivic: Learning and transferring mid-level image representations using
+        convolutional neural networks, CVPR 2014, section 3.2.
 
     Example:
         >>> rule = OverlapRule(patch_fraction=0.2, object_fraction=0.6)

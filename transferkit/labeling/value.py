@@ -63,7 +63,9 @@ class Objects:
         """
         boxes = as_boxes(boxes, "objects")
         rows = len(boxes)
-        flags = [torch.zeros(rows, dtype=torch.bool) if flag is None else flag for flag in (difficult, truncated)]
+        flags = [
+            torch.zeros(rows, dtype=torch.bool) if flag is None else flag for flag in (difficult, truncated)
+        ]
         columns = {"classes": classes, "difficult": flags[0], "truncated": flags[1]}
         wrong = [f"{name} {tuple(column.shape)}" for name, column in columns.items() if column.numel() != rows]
         if wrong:

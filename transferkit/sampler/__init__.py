@@ -1,5 +1,28 @@
-"""Patches of images as minibatches: grids, balance, cutting, and the stream that joins them."""
+"""Patches of images as minibatches: grids, balance, exact cutting, and the stream that joins them.
 
+:class:`MultiscaleSampler` is all of it at once; :class:`PatchGrid`, the balances and :func:`crop_and_resize`
+each work alone, on plain tensors.
+"""
+
+from transferkit.sampler.balance import AllPatches, BackgroundFraction, Balance, PositivesFirst, RandomSubset
+from transferkit.sampler.batch import PatchBatch
+from transferkit.sampler.crop import crop_and_resize
 from transferkit.sampler.grid import NEON_SCALES, PatchGrid
+from transferkit.sampler.item import AnnotatedImage
+from transferkit.sampler.multiscale import MultiscaleSampler
+from transferkit.sampler.randomness import generator
 
-__all__ = ["NEON_SCALES", "PatchGrid"]
+__all__ = [
+    "NEON_SCALES",
+    "AllPatches",
+    "AnnotatedImage",
+    "BackgroundFraction",
+    "Balance",
+    "MultiscaleSampler",
+    "PatchBatch",
+    "PatchGrid",
+    "PositivesFirst",
+    "RandomSubset",
+    "crop_and_resize",
+    "generator",
+]

@@ -1,4 +1,6 @@
-"""Balance: which patches of an image to use. Most show background, and a network fed all of them learns only that."""
+"""Balance: which patches of an image to use. Most show background, and a network fed all of them learns only
+that.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ from transferkit.labeling import BACKGROUND
 class Balance(Protocol):
     """Chooses patches by their labels; any function of this form will do.
 
-    A balance that also has ``size(available, count)`` tells how many patches it will choose without seeing the labels,
-    or ``None`` where it cannot; a sampler of such a balance knows its length without looking at the data.
+    A balance that also has ``size(available, count)`` tells how many patches it will choose without seeing the
+    labels, or ``None`` where it cannot; a sampler of such a balance knows its length without looking at the
+    data.
     """
 
     def __call__(self, labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
@@ -37,9 +40,10 @@ class Balance(Protocol):
 class PositivesFirst:
     """All patches with an object (the first ``count`` if there are more), filled up with random background.
 
-    Background is drawn without replacement as far as it goes. An image that is short of background gives it over
-    again, and one that has none gives its positives over again, so that every image gives exactly ``count`` patches.
-    Patches labelled ``IGNORE`` are never chosen; an image that has no other gives those, for losses to skip.
+    Background is drawn without replacement as far as it goes. An image that is short of background gives it
+    over again, and one that has none gives its positives over again, so that every image gives exactly
+    ``count`` patches. Patches labelled ``IGNORE`` are never chosen; an image that has no other gives those, for
+    losses to skip.
 
     Example:
         >>> labels = torch.tensor([0, 0, 7, 0, -100, 0])
@@ -64,7 +68,9 @@ class PositivesFirst:
 
 @dataclass(frozen=True)
 class RandomSubset:
-    """``count`` patches drawn without replacement whatever their labels, in the grid's order; all if there are fewer."""
+    """``count`` patches drawn without replacement whatever their labels, in the grid's order; all if there are
+    fewer.
+    """
 
     def __call__(self, labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
         """Return (min(count, P),) rows, ascending."""

@@ -1,9 +1,10 @@
 """Cut boxes out of an image and resize them, as PIL's ``resize(box=...)`` does, many at a time, on any device.
 
-Bilinear resizing is linear and separable: one pass resamples columns, a second one rows, and every value of either is
-a weighted sum of a few values before it. That is what ``embedding_bag`` computes, torch's gather-and-sum of table rows,
-at the speed of memory. Patches of a grid share their left and right edges, so the first pass is done once for each pair
-of edges; the second, which does most of the work, reads and writes whole rows.
+Bilinear resizing is linear and separable: one pass resamples columns, a second one rows, and every value of
+either is a weighted sum of a few values before it. That is what ``embedding_bag`` computes, torch's
+gather-and-sum of table rows, at the speed of memory. Patches of a grid share their left and right edges, so the
+first pass is done once for each pair of edges; the second, which does most of the work, reads and writes whole
+rows.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from transferkit.boxes import as_boxes
 from transferkit.errors import ArgumentError, require
 from transferkit.sampler.taps import Taps, bilinear_taps
 
-# Values worked on at a time. On the cpu so few that they stay in its cache; on other devices so many that each call is
-# worth its launch.
+# Values worked on at a time. On the cpu so few that they stay in its cache; on other devices so many that each
+# call is worth its launch.
 _VALUES_AT_ONCE_CPU = 2**19
 _VALUES_AT_ONCE = 2**26
 
@@ -37,16 +38,14 @@ def crop_and_resize(
 ) -> Tensor:
     """Cut each box out of the image and resize it bilinearly.
 
-    Boxes are exact: one from 10.25 to 20.5 is sampled just there, and near its border sees pixels beyond it, as far as
-    the image goes. A patch comes out bit for bit the same whichever others are cut in the same call.
+    Boxes are exact: one from 10.25 to 20.5 is sampled just there, and near its border sees pixels beyond it, as
+    far as the image goes. A patch comes out bit for bit the same whichever others are cut in the same call.
 
-    Args:
-        image: (C, H, W), uint8 or floating, on any device.
-        boxes: (B, 4) xyxy, pixels, inside the image. They are looked at on the cpu, so are best kept there.
-        size: S, or ``(height, width)``, of a resized patch.
+    Args: image: (C, H, W), uint8 or floating, on any device. boxes: (B, 4) xyxy, pixels, inside the image. They
+        are looked at on the cpu, so are best kept there. size: S, or ``(height, width)``, of a resized patch.
         antialias: Widen the filter where a patch shrinks, as PIL does; without it fine patterns alias.
-        whole_pixels: Cut first, then resize: edges are truncated to whole pixels and nothing beyond them is seen.
-        dtype: Of the result; the image's own by default. Floats keep the image's range, 0..255 for uint8.
+        whole_pixels: Cut first, then resize: edges are truncated to whole pixels and nothing beyond them is
+        seen. dtype: Of the result; the image's own by default. Floats keep the image's range, 0..255 for uint8.
         out: (B, C, S, S), filled and returned instead of a new tensor.
 
     Returns:
@@ -68,7 +67,9 @@ def crop_and_resize(
     if out is None:
         out = torch.empty(shape, dtype=dtype or image.dtype, device=image.device)
     require(tuple(out.shape) == shape, "out", f"a tensor of shape {shape}", tuple(out.shape))
-    require(out.is_floating_point() or out.dtype == image.dtype, "dtype", "floating or the image's own", out.dtype)
+    require(
+        out.is_floating_point() or out.dtype == image.dtype, "dtype", "floating or the image's own", out.dtype
+    )
 
     at_once = _VALUES_AT_ONCE_CPU if image.device.type == "cpu" else _VALUES_AT_ONCE
     edges, edge_of = torch.unique(boxes[:, 0::2], dim=0, return_inverse=True)  # (E, 2) left and right
@@ -86,8 +87,10 @@ def crop_and_resize(
             edges[first:last], width, image.shape[2], antialias=antialias, whole_pixels=whole_pixels
         )
         strips = _resample_columns(image, across, down, round_up=not out.is_floating_point())
-        for some in torch.arange(len(rows)).split(patches_at_once):
-            values = _resample_rows(strips, edge_of[rows[some]] - first, Taps(down.index[some], down.weight[some]))
+        for some in torch.split(torch.arange(len(rows)), patches_at_once):
+            values = _resample_rows(
+                strips, edge_of[rows[some]] - first, Taps(down.index[some], down.weight[some])
+            )
             _store(values, rows[some], out)
     return out
 

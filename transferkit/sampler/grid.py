@@ -24,8 +24,8 @@ def exact(number: float | Fraction) -> Fraction:
 def positions(extent: Fraction, side: Fraction, count: int) -> list[Fraction]:
     """Return where ``count`` intervals of length ``side`` start that are spread evenly over ``[0, extent]``.
 
-    ``start[i] = i * (extent - side) / (count - 1)``, the first at 0 and the last ending at ``extent``; a single one
-    is centred.
+    ``start[i] = i * (extent - side) / (count - 1)``: the first begins at 0 and the last ends at ``extent``. A
+    single one is centred.
     """
     room = extent - side
     if count == 1:
@@ -37,18 +37,17 @@ def positions(extent: Fraction, side: Fraction, count: int) -> list[Fraction]:
 class PatchGrid:
     """Square patches of an image at several scales, as a pure function of its size.
 
-    At scale s the side is ``extent(shorter) / s``. Along each axis the fewest patches that cover it are laid evenly
-    from edge to edge, ``n = ceil(extent / side)``, and ``density`` times as many where that is more than one; or,
-    with ``min_overlap``, as few as overlap their neighbours by that much. All of it is rational arithmetic: a
-    float would tip ``ceil`` for some sizes and add a row of patches.
+    At scale s the side is ``extent(shorter) / s``. Along each axis the fewest patches that cover it are laid
+    evenly from edge to edge, ``n = ceil(extent / side)``, and ``density`` times as many where that is more than
+    one; or, with ``min_overlap``, as few as overlap their neighbours by that much. All of it is rational
+    arithmetic: a float would tip ``ceil`` for some sizes and add a row of patches.
 
-    Attributes:
-        scales: Larger is finer; used in this order. 1.3 means 13/10.
-        density: Multiplies the number of patches along an axis, where one is not enough.
-        min_overlap: Least part of its side by which a patch overlaps the next, 0 to below 1; replaces ``density``.
-        target: After the first ``min_scales`` scales, stop once there are so many patches; ``None`` for all scales.
-        min_scales: How many scales are used in any case.
-        reach: Whether patches reach to the ``"last_pixel"``'s index (extent ``dim - 1``, as neon had it: its last row
+    Attributes: scales: Larger is finer; used in this order. 1.3 means 13/10. density: Multiplies the number of
+        patches along an axis, where one is not enough. min_overlap: Least part of its side by which a patch
+        overlaps the next, 0 to below 1; replaces ``density``. target: After the first ``min_scales`` scales,
+        stop once there are so many patches; ``None`` for all scales. min_scales: How many scales are used in
+        any case. reach: Whether patches reach to the ``"last_pixel"``'s index (extent ``dim - 1``, as neon had
+        it: its last row
             and column are reached, not covered) or to the ``"edge"`` of the image (extent ``dim``).
 
     Example:
@@ -94,7 +93,10 @@ class PatchGrid:
             right = torch.tensor([float(x + side) for x in positions(width, side, across)], dtype=torch.float64)
             top = torch.tensor([float(y) for y in positions(height, side, down)], dtype=torch.float64)
             bottom = torch.tensor([float(y + side) for y in positions(height, side, down)], dtype=torch.float64)
-            x, y = (index.flatten() for index in torch.meshgrid(torch.arange(across), torch.arange(down), indexing="ij"))
+            x, y = (
+                index.flatten()
+                for index in torch.meshgrid(torch.arange(across), torch.arange(down), indexing="ij")
+            )
             rows.append(torch.stack([left[x], top[y], right[x], bottom[y]], dim=1))
         return torch.cat(rows)
 

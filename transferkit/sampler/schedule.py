@@ -1,0 +1,91 @@
+"""Who visits which image when: the order of an epoch, its shares among ranks, and where minibatches begin and
+end.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from transferkit.sampler.randomness import generator
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What one rank does in one epoch.
+
+    Attributes:
+        groups: Images that share minibatches, in order.
+        ends: Number of minibatches up to the end of each group.
+        length: Number of minibatches, those included that only keep step with ranks that have more.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    ends: tuple[int, ...]
+    length: int
+
+    @property
+    def own(self) -> int:
+        """Number of minibatches made of the rank's own images."""
+        return self.ends[-1] if self.ends else 0
+
+    def find(self, batch: int) -> tuple[int, int]:
+        """Return the group that the epoch's ``batch``-th minibatch belongs to, and its place in that group."""
+        group = bisect_right(self.ends, batch)
+        return group, batch - (self.ends[group - 1] if group else 0)
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """Makes the schedules of a data set.
+
+    Attributes:
+        counts: Number of patches that each image gives.
+        batch_size: B.
+        mix_images: How many images share minibatches.
+        shuffle: Visit the images in another order each epoch.
+        drop_last: Leave out the minibatch at the end of a group that is not full.
+        keep_step: Give every rank as many minibatches as the busiest has.
+        seed: Of the order.
+        rank: This process, ``0..world_size - 1``.
+        world_size: Processes that share the images.
+    """
+
+    counts: Sequence[int]
+    batch_size: int
+    mix_images: int
+    shuffle: bool
+    drop_last: bool
+    keep_step: bool
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __call__(self, epoch: int) -> Schedule:
+        """Return this rank's schedule of an epoch."""
+        order = self._order(epoch)
+        groups = self._groups(order, self.rank)
+        ends = tuple(accumulate(map(self._batches, groups)))
+        length = ends[-1] if ends else 0
+        if self.keep_step:
+            length = max(sum(map(self._batches, self._groups(order, rank))) for rank in range(self.world_size))
+        return Schedule(groups, ends, length)
+
+    def _order(self, epoch: int) -> list[int]:
+        images = len(self.counts)
+        if not self.shuffle:
+            return list(range(images))
+        order: list[int] = torch.randperm(images, generator=generator(self.seed, epoch, "order")).tolist()
+        return order
+
+    def _groups(self, order: list[int], rank: int) -> tuple[tuple[int, ...], ...]:
+        mine = order[rank :: self.world_size]
+        return tuple(tuple(mine[i : i + self.mix_images]) for i in range(0, len(mine), self.mix_images))
+
+    def _batches(self, group: tuple[int, ...]) -> int:
+        patches = sum(self.counts[image] for image in group)
+        return patches // self.batch_size if self.drop_last else -(-patches // self.batch_size)
