@@ -37,7 +37,7 @@ class Scenes(Dataset[AnnotatedImage]):
 
 
 def sampler(**changes: object) -> MultiscaleSampler:
-    settings: dict[str, object] = {"patches_per_image": 40, "batch_size": 8, "patch_size": 16, "seed": 13}
+    settings: dict[str, object] = {"patches_per_image": 120, "batch_size": 24, "patch_size": 16, "seed": 13}
     return MultiscaleSampler(Scenes(), **{**settings, **changes})
 
 
@@ -65,7 +65,7 @@ def test_len_is_right_and_every_image_gives_its_patches(mode: str, mix_images: i
     batches = list(stream)
     assert len(batches) == len(stream)
     index = torch.cat([batch.image_index for batch in batches])
-    assert torch.bincount(index).tolist() == [40] * 5
+    assert torch.bincount(index).tolist() == [120] * 5
     assert all(len(set(batch.image_index.tolist())) <= mix_images for batch in batches)
 
 

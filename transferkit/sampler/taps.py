@@ -27,9 +27,9 @@ def bilinear_taps(
 ) -> Taps:
     """Return the taps that resample intervals of an axis to ``count`` values each.
 
-    Value i looks at the point ``start + (i + 0.5) * scale``, where ``scale = (end - start) / count``. A pixel with
-    its centre at distance d from there weighs ``max(0, 1 - d / width)``, where ``width`` is 1, or ``scale`` where
-    an antialiased interval shrinks. Pixels outside the axis weigh nothing, and the rest is scaled up to a sum of 1.
+    Value i looks at ``start + (i + 0.5) * scale``, where ``scale = (end - start) / count``. A pixel whose centre
+    is at distance d from there weighs ``max(0, 1 - d / width)``, where ``width`` is 1, or ``scale`` where an
+    antialiased interval shrinks. Pixels outside the axis weigh nothing; the rest is scaled to a sum of 1.
 
     Args:
         intervals: (G, 2) float64 start and end, pixels, within ``0..length``.
