@@ -12,7 +12,10 @@ from transferkit.scorer.average_precision import average_precision
 from transferkit.scorer.devkit_files import read_devkit_results, write_devkit_results
 from transferkit.scorer.evaluate import evaluate
 from transferkit.scorer.image_scorer import ImageScorer, Scorer
+from transferkit.scorer.localization import LocalizationMeter, LocalizationResult
+from transferkit.scorer.patch_log import PatchLog
 from transferkit.scorer.result import ClassificationResult, Interval
+from transferkit.scorer.score_map import map_box, map_peak, score_map
 
 __all__ = [
     "ALL_RULES",
@@ -23,9 +26,15 @@ __all__ = [
     "ClassificationResult",
     "ImageScorer",
     "Interval",
+    "LocalizationMeter",
+    "LocalizationResult",
+    "PatchLog",
     "Scorer",
     "average_precision",
     "evaluate",
+    "map_box",
+    "map_peak",
     "read_devkit_results",
+    "score_map",
     "write_devkit_results",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 from transferkit.errors import require
 from transferkit.scorer.ap_rule import APRule, Difficult
 from transferkit.scorer.average_precision import INTERPOLATIONS, Interpolation
+from transferkit.scorer.table import markdown_table, number_or_none, percent, plain_table
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ class ClassificationResult:
         interval = [f"{self.level:.0%} interval"] if self.intervals else []
         rows = [["class", "images", "difficult", *(rule.interpolation for rule in rules), *interval]]
         for c, name in enumerate(self.class_names):
-            values = [_percent(self.ap[rule][c]) for rule in rules]
+            values = [percent(self.ap[rule][c]) for rule in rules]
             spread = [_range(self.intervals[c])] if self.intervals else []
             rows.append([name, str(self.positives[c]), str(self.difficult[c]), *values, *spread])
-        means = [_percent(self.mean_ap(rule)) for rule in rules]
+        means = [percent(self.mean_ap(rule)) for rule in rules]
         spread = [_range(self.mean_interval)] if self.mean_interval else []
         rows.append(["mean", "", "", *means, *spread])
         return rows
@@ -86,25 +87,20 @@ class ClassificationResult:
         lines = [f"AP in % over {self.num_images} images; difficult objects are {self.rule.difficult}"]
         if self.without_positives:
             lines.append(f"no positives, left out of the mean: {', '.join(self.without_positives)}")
-        shown = {self.rule, *(self._variant(i, self.rule.difficult) for i in INTERPOLATIONS)}
-        lines += [f"mean, {rule}: {_percent(self.mean_ap(rule))}" for rule in self.ap if rule not in shown]
-        return lines
+        others: dict[str, list[str]] = {}
+        for rule in self.ap:
+            if (rule.difficult, rule.minimum_score) != (self.rule.difficult, self.rule.minimum_score):
+                family = str(rule).removeprefix(f"{rule.interpolation}, ")
+                others.setdefault(family, []).append(f"{rule.interpolation} {percent(self.mean_ap(rule))}")
+        return lines + [f"mean with {family}: {', '.join(means)}" for family, means in others.items()]
 
     def __str__(self) -> str:
-        rows = self.table()
-        widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
-        ]
-        rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *self.notes()])
+        return "\n".join([plain_table(self.table()), *self.notes()])
 
     def to_markdown(self) -> str:
         """Return the table and its notes as Markdown."""
-        header, *rows = self.table()
-        align = [":--", *["--:"] * (len(header) - 1)]
-        lines = ["| " + " | ".join(cells) + " |" for cells in (header, align, *rows)]
-        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes())]) + "\n"
+        notes = "\n".join(f"- {note}" for note in self.notes())
+        return f"{markdown_table(self.table())}\n\n{notes}\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON; NaN becomes ``None``."""
@@ -115,17 +111,17 @@ class ClassificationResult:
                 "positives": self.positives[c],
                 "difficult": self.difficult[c],
             }
-            entry["ap"] = {str(rule): _number(values[c]) for rule, values in self.ap.items()}
+            entry["ap"] = {str(rule): number_or_none(values[c]) for rule, values in self.ap.items()}
             if self.intervals:
                 entry["interval"] = _bounds(self.intervals[c])
             classes.append(entry)
         return {
             "num_images": self.num_images,
             "rule": str(self.rule),
-            "mean_ap": _number(self.mean_ap()),
+            "mean_ap": number_or_none(self.mean_ap()),
             "mean_interval": _bounds(self.mean_interval) if self.mean_interval else None,
             "level": self.level,
-            "mean_ap_by_rule": {str(rule): _number(self.mean_ap(rule)) for rule in self.ap},
+            "mean_ap_by_rule": {str(rule): number_or_none(self.mean_ap(rule)) for rule in self.ap},
             "without_positives": list(self.without_positives),
             "classes": classes,
         }
@@ -138,17 +134,9 @@ class ClassificationResult:
         return APRule(interpolation, difficult, self.rule.minimum_score)
 
 
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
-
-
 def _range(interval: Interval) -> str:
-    return f"{_percent(interval.low)} to {_percent(interval.high)}"
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return f"{percent(interval.low)} to {percent(interval.high)}"
 
 
 def _bounds(interval: Interval) -> list[float | None]:
-    return [_number(interval.low), _number(interval.high)]
+    return [number_or_none(interval.low), number_or_none(interval.high)]
