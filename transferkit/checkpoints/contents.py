@@ -39,6 +39,7 @@ class Contents:
         notes: What the reader decided that its user may want to know, one sentence each.
         metadata: The plain values found beside the tensors (``"epoch"``, ``"neon_version"``).
         raw_index: Each layer's number in the file's own count, where the file has one.
+        format: What the content turned out to be, where the reader serves more than one format.
     """
 
     tensors: Mapping[str, Tensor]
@@ -46,3 +47,4 @@ class Contents:
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     raw_index: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
+    format: str = ""

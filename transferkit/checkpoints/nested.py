@@ -160,8 +160,8 @@ def _parametrization_note(tensors: Mapping[str, Tensor]) -> list[str]:
         return []
     layers = _few([f"{name} ({scheme})" for name, scheme in found.items()])
     return [
-        f"weights stored in parts, which fit only a layer parametrized alike: {layers}. To have plain ones, undo "
-        "it before saving (remove_parametrizations, remove_weight_norm, remove_spectral_norm, prune.remove)"
+        f"weights stored in parts, which fit only a layer parametrized alike: {layers}. To have plain ones, "
+        "undo it before saving (remove_parametrizations, remove_weight_norm, prune.remove and the like)"
     ]
 
 

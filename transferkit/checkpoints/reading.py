@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-import transferkit.checkpoints.torch_file  # noqa: F401  registers its formats
+import transferkit.checkpoints.pickle_file
+import transferkit.checkpoints.torch_file  # noqa: F401  importing a reader registers it
 from transferkit.checkpoints.checkpoint import Checkpoint
 from transferkit.checkpoints.contents import ReadOptions
 from transferkit.checkpoints.registry import find_format, format_named
@@ -61,4 +62,4 @@ def read_checkpoint(
         contents = form.read(path, ReadOptions(key=key, trusted=trusted, fold_dropout=fold_dropout))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error.__cause__
-    return Checkpoint.from_contents(contents, format=form.name, source=path).to(device)
+    return Checkpoint.from_contents(contents, format=contents.format or form.name, source=path).to(device)

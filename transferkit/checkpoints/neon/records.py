@@ -1,0 +1,165 @@
+"""A neon model file as a tree of layers: sequences of records, and containers of sequences."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transferkit.errors import CheckpointError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One layer of a neon file, with or without parameters.
+
+    Attributes:
+        number: Its place in the file, counting every layer, as neon's own scripts do.
+        name: Dotted name, unique in the file.
+        type: neon's class: ``"Convolution"``, ``"Bias"``, ``"Pooling"``.
+        config: The arguments of that class that differ from their defaults.
+        params: Parameters in neon's layout and under neon's names.
+        states: Optimizer state of each parameter, in the optimizer's order.
+    """
+
+    number: int
+    name: str
+    type: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Array] = field(default_factory=dict)
+    states: Mapping[str, tuple[Array, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Container:
+    """Sequences side by side: the branches of a merge, the trunk and the side branches of a tree.
+
+    Attributes:
+        type: neon's class: ``"MergeSum"``, ``"Tree"``, ``"Sequential"``.
+        branches: What it holds; a plain ``Sequential`` has one branch.
+    """
+
+    type: str
+    branches: tuple[Steps, ...]
+
+
+Steps = tuple[Record | Container, ...]
+
+# The parameters that neon's optimizers keep state for, in the order in which it is stored.
+_STATEFUL = (("beta", "gamma"), ("W", "weight_bias"), ("W",))
+_SEQUENTIAL = ("Sequential", "Encoder", "Decoder", "RoiPooling")
+
+
+def records_of(steps: Steps) -> Iterator[Record]:
+    """Yield every record of a tree in the file's order."""
+    for step in steps:
+        if isinstance(step, Record):
+            yield step
+        else:
+            for branch in step.branches:
+                yield from records_of(branch)
+
+
+def tree_of(model: Any) -> Steps:
+    """Return the layers of a ``"model"`` entry, as neon writes it since version 1.1.
+
+    Raises:
+        CheckpointError: Something in it is not what neon writes.
+    """
+    steps = _Tree().branch(_dict(model, "model"), prefix="")
+    counts = Counter(record.name for record in records_of(steps))
+    return with_unique_names(steps, {name for name, count in counts.items() if count > 1})
+
+
+def with_unique_names(steps: Steps, repeated: set[str]) -> Steps:
+    """Return the tree with each repeated name followed by the layer's number."""
+    result: list[Record | Container] = []
+    for step in steps:
+        if isinstance(step, Container):
+            branches = tuple(with_unique_names(branch, repeated) for branch in step.branches)
+            result.append(replace(step, branches=branches))
+        elif step.name in repeated:
+            result.append(replace(step, name=f"{step.name}_{step.number}"))
+        else:
+            result.append(step)
+    return tuple(result)
+
+
+class _Tree:
+    """Reads entries in the file's order, counting layers as it goes."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def branch(self, entry: Mapping[str, Any], prefix: str) -> Steps:
+        """Return the layers inside one sequential container."""
+        layers = _dict(entry.get("config"), "config").get("layers")
+        if not isinstance(layers, list | tuple):
+            raise CheckpointError("not a neon model: a container without a list of layers")
+        return tuple(self.step(_dict(layer, "layer"), prefix) for layer in layers)
+
+    def step(self, entry: Mapping[str, Any], prefix: str) -> Record | Container:
+        type_ = str(entry.get("type", "")).rpartition(".")[2]
+        config = _dict(entry.get("config", {}), "config")
+        name = _plain(config.get("name", ""), f"{type_}_{self.count}")
+        if "layers" not in config:
+            return self.record(entry, type_, f"{prefix}{name}", config)
+        if type_ in _SEQUENTIAL:
+            return Container(type_, (self.branch(entry, f"{prefix}{name}."),))
+        branches = []
+        for place, inner in enumerate(_dict(child, "branch") for child in config["layers"]):
+            inner_name = _plain(_dict(inner.get("config", {}), "config").get("name", ""), str(place))
+            if "layers" in _dict(inner.get("config", {}), "config"):
+                branches.append(self.branch(inner, f"{prefix}{name}.{inner_name}."))
+            else:
+                branches.append((self.step(inner, f"{prefix}{name}."),))
+        return Container(type_, tuple(branches))
+
+    def record(self, entry: Mapping[str, Any], type_: str, name: str, config: Mapping[str, Any]) -> Record:
+        number, self.count = self.count, self.count + 1
+        params = arrays_of(entry.get("params", {}))
+        return Record(number, name, type_, config, params, states_of(params, entry.get("states", [])))
+
+
+def arrays_of(params: Any) -> dict[str, Array]:
+    """Return a layer's parameters by name, in any of the layouts that neon has used.
+
+    A single array is ``W``; four of them are those of a batch norm, both from version 1.0.
+    """
+    if isinstance(params, np.ndarray):
+        return {"W": params}
+    if isinstance(params, list | tuple) and len(params) == 4:
+        params = dict(zip(("beta", "gamma", "gmean", "gvar"), params, strict=True))
+    return {key: value for key, value in _dict(params, "params").items() if isinstance(value, np.ndarray)}
+
+
+def states_of(params: Mapping[str, Array], states: Any) -> dict[str, tuple[Array, ...]]:
+    """Return the optimizer states of each parameter: neon stores a list for one, nested lists for several."""
+    if not isinstance(states, list | tuple) or not states:
+        return {}
+    stateful = next((keys for keys in _STATEFUL if all(key in params for key in keys)), ())
+    per_parameter = [states] if len(stateful) == 1 else list(states)
+    result = {}
+    for key, found in zip(stateful, per_parameter, strict=False):
+        arrays = tuple(item for item in found if isinstance(item, np.ndarray)) if found is not None else ()
+        if arrays and all(array.shape == params[key].shape for array in arrays):
+            result[key] = arrays
+    return result
+
+
+def _plain(name: Any, otherwise: str) -> str:
+    """Return a name that can be part of a dotted path."""
+    return re.sub(r"[.\s]+", "_", name).strip("_") if isinstance(name, str) and name.strip(". ") else otherwise
+
+
+def _dict(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"not a neon model: {what} is a {type(value).__name__}, not a dict")
+    return value
