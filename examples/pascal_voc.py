@@ -34,6 +34,7 @@ from transferkit.datasets import (
     fetch_voc,
     write_demo_devkit,
 )
+from transferkit.errors import ArgumentError
 from transferkit.finetune import (
     Run,
     build_optimizer,
@@ -42,10 +43,13 @@ from transferkit.finetune import (
     read_run,
     require_writable,
     score_images,
-    train_classifier,
+    write_convergence,
     write_results,
 )
 from transferkit.preprocessing import IMAGENET
+from transferkit.protocols import PROTOCOLS as PUBLISHED
+from transferkit.protocols import Protocol
+from transferkit.scorer import ClassificationResult
 
 # The layer of AlexNet that tells ImageNet's classes apart; the adaptation layers take its place.
 CLASSIFICATION_LAYER = "classifier.6"
@@ -62,10 +66,12 @@ DEMO = dataclasses.replace(
     patch_size=32,
     patches_per_image=64,
     hidden=(256,),
-    pretrained=dataclasses.replace(tk.NEON2016.pretrained, learning_rate=1e-2, epochs=6, steps=(4,), factors=(0.1,)),
+    pretrained=dataclasses.replace(
+        tk.NEON2016.pretrained, learning_rate=1e-2, epochs=6, steps=(4,), factors=(0.1,)
+    ),
     scratch=dataclasses.replace(tk.NEON2016.scratch, momentum=0.9, epochs=6, steps=(4,), factors=(0.1,)),
 )
-PROTOCOLS = {**tk.PROTOCOLS, "demo": DEMO}
+PROTOCOLS = {**PUBLISHED, "demo": DEMO}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,98 +87,110 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train and test as ``args`` say; return the metrics, which are also written to ``args.results``."""
-    seconds = Stopwatch()
+    stopwatch = Stopwatch()
     device = choose_device(args.backend)
     protocol = adjusted(PROTOCOLS[args.protocol], args)
-    regime = protocol.scratch if args.from_scratch else protocol.pretrained
-    epochs = regime.epochs if args.epochs is None else args.epochs
+    optimization = protocol.optimization(from_scratch=args.from_scratch)
+    epochs = optimization.epochs if args.epochs is None else args.epochs
     save_path = require_writable(args.save_path or args.results / "run.pt")
     require_writable(args.results / "metrics.json")
-    saved = read_run(args.model_file) if args.model_file else None
     print(protocol.describe(from_scratch=args.from_scratch))
 
-    # Training set: the photos, and how their patches are laid out, labeled, chosen and cut.
-    root = args.data_dir or fetch_voc(args.year, (args.image_set, args.test_set), progress=True)
-    if epochs > (saved["epoch"] if saved else 0):
-        train_set = photos(args, root, protocol, args.image_set, args.max_train_imgs)
-        train_sampler = protocol.sampler(
-            train_set, mode="train", seed=args.rng_seed, num_workers=args.num_workers, device=device
-        )
-        print(f"training set: {len(train_set)} photos, {len(train_sampler)} minibatches of {protocol.batch_size}")
-    seconds.lap("read training set")
+    # Training set and test set: photos, and how their patches are laid out, labeled, chosen and cut.
+    shared = {"seed": args.rng_seed, "num_workers": args.num_workers, "device": device}
+    test_set = photos(args, protocol, args.test_set, args.max_test_imgs)
+    test_patches = protocol.sampler(test_set, mode="test", **shared)
+    if epochs:
+        train_set = photos(args, protocol, args.image_set, args.max_train_imgs)
+        train_patches = protocol.sampler(train_set, mode="train", **shared)
+        print(f"training set: {len(train_set)} photos, {len(train_patches)} minibatches")
+    print(f"test set: {len(test_set)} photos, {len(test_patches)} minibatches")
+    stopwatch.lap("read data")
 
     # Model: AlexNet, its classification layer replaced by the adaptation layers.
     torch.manual_seed(args.rng_seed)
     model = AlexNet(**MODELS[args.model])
     tk.replace_head(
-        model,
-        lambda width: tk.adaptation_head(width, len(args.class_names), protocol.hidden, protocol.drop_rate),
-        name=CLASSIFICATION_LAYER,
+        model, lambda width: protocol.head(width, len(test_set.class_names)), name=CLASSIFICATION_LAYER
     )
     model.to(device)
 
-    # Transfer: every layer before the adaptation layers comes from the pretrained network.
-    report = None
-    if saved is None and not args.from_scratch:
-        checkpoint = tk.read_checkpoint(args.weights or fetch_alexnet_weights(progress=True))
-        transfer = tk.WeightTransfer(
-            checkpoint, select=tk.before(CLASSIFICATION_LAYER), allow_missing=args.allow_missing
-        )
-        report = transfer.apply(model)
-        print(report)
-    frozen = freeze(model, args, protocol)
-    seconds.lap("build model")
-
-    # Train.
-    optimizer = build_optimizer(model.parameters(), regime)
-    state = Run(
-        model=model,
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, regime),
-        preprocessing=IMAGENET,
-        settings=settings_of(args),
-        frozen=frozen,
-        transfer=report.to_dict() if report else None,
-    )
+    # Transfer: every layer before the adaptation layers comes from the pretrained network, or the saved run.
+    saved = read_run(args.model_file) if args.model_file else None
+    report = None if saved or args.from_scratch else transfer(args, model)
+    frozen = freeze(args, protocol, model)
+    optimizer = build_optimizer(model.parameters(), optimization)
+    schedule = build_schedule(optimizer, optimization)
+    state = Run(model, optimizer, schedule, IMAGENET, settings_of(args), frozen, report)
     if saved:
         state.restore(saved)
-        print(f"resumed {args.model_file} after epoch {state.epoch}")
+        print(f"{args.model_file}: {state.epoch} epochs done")
+    stopwatch.lap("build model")
 
-    def after_epoch(state: Run) -> None:
-        record = state.history[-1]
-        print(
-            f"epoch {record.epoch}/{epochs}  loss {record.loss:.4f}  patches right {record.accuracy:.1%}  "
-            f"learning rate {record.learning_rate:g}  {record.seconds:.1f} s"
+    # Test: the score of a photo for a class is the sum over its patches of probability^exponent.
+    def test() -> ClassificationResult:
+        scorer = protocol.scorer(len(test_set), len(test_set.class_names), device=device)
+        scores = score_images(model, test_patches, scorer, IMAGENET, amp=args.amp, progress=True)
+        truth = test_set.presence()
+        return tk.evaluate(
+            scores.cpu(),
+            truth.present,
+            truth.difficult_only,
+            class_names=test_set.class_names,
+            rule=protocol.ap_rule,
         )
+
+    # Train.
+    def after_epoch(state: Run) -> None:
+        if args.eval_freq and state.epoch % args.eval_freq == 0:
+            state.history[-1] = dataclasses.replace(state.history[-1], mean_ap=test().mean_ap())
         if args.serialize and (state.epoch % args.serialize == 0 or state.epoch == epochs):
             state.save(save_path, keep=args.history)
+        print(state.history[-1])
 
     if state.epoch < epochs:
         if state.sampler_state:
-            train_sampler.load_state_dict(state.sampler_state)
-        fit(state, train_sampler, epochs, amp=args.amp, after_epoch=after_epoch, progress=True)
-    seconds.lap("train")
+            train_patches.load_state_dict(state.sampler_state)
+        fit(state, train_patches, epochs, amp=args.amp, after_epoch=after_epoch, progress=True)
+    stopwatch.lap("train")
 
-    # Test set: other photos, the same grid of patches.
-    test_set = photos(args, root, protocol, args.test_set, args.max_test_imgs)
-    test_sampler = protocol.sampler(
-        test_set, mode="test", seed=args.rng_seed, num_workers=args.num_workers, device=device
-    )
-    print(f"test set: {len(test_set)} photos, {len(test_sampler)} minibatches")
-    seconds.lap("read test set")
-
-    # Test: the score of a photo for a class is the sum over its patches of probability^exponent.
-    scorer = protocol.scorer(len(test_set), len(test_set.class_names), device=device)
-    scores = score_images(model, test_sampler, scorer, IMAGENET, amp=args.amp, progress=True)
-    truth = test_set.presence()
-    result = tk.evaluate(
-        scores, truth.present, truth.difficult_only, class_names=test_set.class_names, image_ids=test_set.ids
-    )
-    seconds.lap("test")
+    result = test()
     print(result)
-    metrics = write_results(args.results, state, result, protocol, seconds=seconds.laps)
-    print(f"results are in {args.results}")
+    stopwatch.lap("test")
+    metrics = write_results(args.results, state, result, seconds=stopwatch.laps)
+    print(f"mAP {result.mean_ap():.2%} ({result.rule}); results are in {args.results}")
     return metrics
+
+
+def photos(args: argparse.Namespace, protocol: Protocol, image_set: str, max_images: int | None) -> VOCDataset:
+    """Read one image set of a VOCdevkit, which is downloaded where there is none."""
+    return VOCDataset(
+        args.data_dir or fetch_voc(args.year, (args.image_set, args.test_set), progress=True),
+        args.year,
+        image_set,
+        max_images=max_images,
+        class_names=args.class_names,
+        subtract_one=protocol.subtract_one,
+        progress=True,
+    )
+
+
+def transfer(args: argparse.Namespace, model: AlexNet) -> dict[str, Any]:
+    """Move every layer before the adaptation layers from the pretrained weights; return the report."""
+    checkpoint = tk.read_checkpoint(args.weights or fetch_alexnet_weights(progress=True))
+    before_head = tk.before(CLASSIFICATION_LAYER)
+    report = tk.WeightTransfer(checkpoint, select=before_head, allow_missing=args.allow_missing).apply(model)
+    print(report)
+    return report.to_dict()
+
+
+def freeze(args: argparse.Namespace, protocol: Protocol, model: AlexNet) -> tuple[str, ...]:
+    """Freeze up to and including --freeze, or what the protocol does not train; return the layers' names."""
+    if args.from_scratch:
+        return ()
+    if args.freeze:
+        return tk.freeze(model, ~tk.after(args.freeze))
+    return () if protocol.train_trunk else tk.freeze(model, tk.before(CLASSIFICATION_LAYER))
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -181,27 +199,18 @@ def demo(args: argparse.Namespace) -> None:
     The source task is to tell single digits apart, the target task to say which digits a scene shows.
     """
     folder = args.results
-    data = write_demo_devkit(folder / "data", seed=args.rng_seed)
-    weights = train_on_single_digits(folder / "single_digits.pt", args)
-    both = argparse.Namespace(
-        **{
-            **vars(args),
-            "data_dir": data,
-            "weights": weights,
-            "model": "alexnet-small",
-            "protocol": "demo",
-            "class_names": DEMO_CLASSES,
-            "save_path": None,
-        }
-    )
-    results = {}
+    write_demo_devkit(folder / "data", seed=args.rng_seed, progress=True)
+    args.data_dir, args.class_names = folder / "data", DEMO_CLASSES
+    args.protocol, args.model, args.eval_freq, args.num_workers = "demo", "alexnet-small", 1, 0
+    args.weights = train_on_single_digits(folder / "single_digits.pt", args)
+    metrics = {}
     for name, from_scratch in (("pretrained", False), ("from scratch", True)):
         print(f"\n== {name} ==")
-        settings = {**vars(both), "from_scratch": from_scratch, "results": folder / name.replace(" ", "_")}
-        results[name] = run(argparse.Namespace(**settings))
-    plot_convergence({name: metrics["history"] for name, metrics in results.items()}, folder / "convergence.png")
-    means = ", ".join(f"{name} {metrics['mean_ap']:.1%}" for name, metrics in results.items())
-    print(f"\nmAP: {means}; the curves are in {folder / 'convergence.png'}")
+        args.from_scratch, args.results = from_scratch, folder / name.replace(" ", "_")
+        metrics[name] = run(args)
+    curves = write_convergence(folder / "convergence.png", {name: m["history"] for name, m in metrics.items()})
+    print("\nmAP: " + ", ".join(f"{name} {m['mean_ap']:.1%}" for name, m in metrics.items()))
+    print(f"the curves are in {curves}" if curves else "for the curves: pip install matplotlib")
 
 
 def train_on_single_digits(path: Path, args: argparse.Namespace) -> Path:
@@ -210,7 +219,7 @@ def train_on_single_digits(path: Path, args: argparse.Namespace) -> Path:
     torch.manual_seed(args.rng_seed)
     images, labels = demo_source_digits(seed=args.rng_seed)  # (N, 3, 32, 32) uint8, (N,)
     images, labels = images.to(device), labels.to(device)
-    model = AlexNet(len(DEMO_CLASSES), **MODELS["alexnet-small"]).to(device)
+    model = AlexNet(10, **MODELS["alexnet-small"]).to(device)
     epochs, batch_size = 8, 64
     steps = epochs * (len(images) // batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
@@ -244,7 +253,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--data_dir", type=Path, help="folder that holds VOCdevkit; downloaded and cached unless given")
+    data.add_argument(
+        "--data_dir", type=Path, help="folder that holds VOCdevkit; downloaded and cached unless given"
+    )
     data.add_argument("--year", default="2007", help="2007 or 2012 (default 2007)")
     data.add_argument("--image_set", default="trainval", help="photos to train on (default trainval)")
     data.add_argument("--test_set", default="test", help="photos to test on (default test)")
@@ -256,15 +267,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--protocol", choices=PROTOCOLS, default="neon2016", help="(default neon2016)")
-    recipe.add_argument("-e", "--epochs", type=int, help="total number of epochs; 0 only tests (default the protocol's)")
+    recipe.add_argument(
+        "-e", "--epochs", type=int, help="total number of epochs; 0 only tests (default the protocol's)"
+    )
     recipe.add_argument("-z", "--batch_size", type=positive, help="patches per minibatch")
     recipe.add_argument("--patches_per_image", type=positive, metavar="P", help="patches per photo")
     recipe.add_argument("--learning_rate", type=float, help="at the start")
-    recipe.add_argument("-r", "--rng_seed", type=int, default=13, help="seed of every random choice (default 13)")
+    recipe.add_argument(
+        "-r", "--rng_seed", type=int, default=13, help="seed of every random choice (default 13)"
+    )
 
     network = parser.add_argument_group("network")
     network.add_argument("--model", choices=MODELS, default="alexnet", help="(default alexnet)")
-    network.add_argument("--weights", type=Path, help="pretrained weights; AlexNet's are downloaded unless given")
+    network.add_argument(
+        "--weights", type=Path, help="pretrained weights; AlexNet's are downloaded unless given"
+    )
     network.add_argument("--allow_missing", nargs="*", default=(), metavar="LAYER",
                          help="layers that the weights may lack, such as 'classifier.*'")  # fmt: skip
     network.add_argument("--from_scratch", action="store_true", help="transfer nothing, train everything")
@@ -273,12 +290,29 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     files = parser.add_argument_group("run")
     files.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="(default results)")
     files.add_argument("--save_path", type=Path, help="where the run is saved (default DIR/run.pt)")
-    files.add_argument("--serialize", type=int, default=1, metavar="N", help="save every N epochs; 0: never (default 1)")
-    files.add_argument("--history", type=positive, default=1, metavar="N", help="keep the last N epochs (default 1)")
+    files.add_argument(
+        "--serialize", type=int, default=1, metavar="N", help="save every N epochs; 0: never (default 1)"
+    )
+    files.add_argument(
+        "--eval_freq",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also test after every N epochs (default 0: only at the end)",
+    )
+    files.add_argument(
+        "--history", type=positive, default=1, metavar="N", help="keep the last N epochs (default 1)"
+    )
     files.add_argument("--model_file", type=Path, help="go on with this run; with -e 0 only test it")
-    files.add_argument("-b", "--backend", "--device", metavar="DEVICE", help="cpu, gpu or cuda:N (default gpu if any)")
-    files.add_argument("--amp", action=argparse.BooleanOptionalAction, help="mixed precision (default on a GPU only)")
-    files.add_argument("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that decode photos")
+    files.add_argument(
+        "-b", "--backend", "--device", metavar="DEVICE", help="cpu, gpu or cuda:N (default gpu if any)"
+    )
+    files.add_argument(
+        "--amp", action=argparse.BooleanOptionalAction, help="mixed precision (default on a GPU only)"
+    )
+    files.add_argument(
+        "--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that decode photos"
+    )
 
     args = parser.parse_args(argv)
     if args.model_file:
@@ -304,36 +338,12 @@ def class_list(text: str) -> tuple[str, ...]:
     return names if names[:1] == ("background",) else ("background", *names)
 
 
-def photos(
-    args: argparse.Namespace, root: Path, protocol: tk.Protocol, image_set: str, max_images: int | None
-) -> VOCDataset:
-    """Read one image set of a VOCdevkit."""
-    return VOCDataset(
-        root,
-        args.year,
-        image_set,
-        max_images=max_images,
-        class_names=args.class_names,
-        subtract_one=protocol.subtract_one,
-        progress=True,
-    )
-
-
-def freeze(model: torch.nn.Module, args: argparse.Namespace, protocol: tk.Protocol) -> tuple[str, ...]:
-    """Freeze up to and including --freeze, or what the protocol does not train; return the layers' names."""
-    if args.from_scratch:
-        return ()
-    if args.freeze:
-        return tk.freeze(model, ~tk.after(args.freeze))
-    if not protocol.train_trunk:
-        return tk.freeze(model, tk.before(CLASSIFICATION_LAYER))
-    return ()
-
-
-def adjusted(protocol: tk.Protocol, args: argparse.Namespace) -> tk.Protocol:
+def adjusted(protocol: Protocol, args: argparse.Namespace) -> Protocol:
     """Return the protocol with the numbers that the command line changes."""
     changes = {
-        name: getattr(args, name) for name in ("patches_per_image", "batch_size") if getattr(args, name) is not None
+        name: getattr(args, name)
+        for name in ("patches_per_image", "batch_size")
+        if getattr(args, name) is not None
     }
     if args.learning_rate is not None:
         regime = "scratch" if args.from_scratch else "pretrained"
@@ -348,9 +358,9 @@ def choose_device(backend: str | None) -> torch.device:
     try:
         device = torch.device("cuda" if backend == "gpu" else backend)
     except RuntimeError:
-        raise tk.ArgumentError(f"--backend must be cpu, gpu or cuda:N, got {backend!r}") from None
+        raise ArgumentError(f"--backend must be cpu, gpu or cuda:N, got {backend!r}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise tk.ArgumentError(
+        raise ArgumentError(
             f"--backend {backend} asks for a CUDA device and torch sees {torch.cuda.device_count()}; "
             "use -b cpu, or install a build of torch for your GPU"
         )

@@ -18,9 +18,9 @@ FLOORS: list[set[str]] = [
     {"transfer", "sampler", "heads", "scorer", "alexnet"},
     {"checkpoints", "labeling"},
     {"layers", "boxes"},
-    {"errors", "progress", "preprocessing"},
+    {"progress", "preprocessing"},
+    {"errors"},
 ]
-# Inside transfer/: weight_transfer -> {plan, report, mapping, handlers} -> select
 OPTIONAL = ("tqdm", "matplotlib", "safetensors", "pandas", "torchvision", "timm")
 
 
@@ -53,16 +53,22 @@ def test_every_module_has_a_floor_and_imports_only_to_its_right(root: Path) -> N
     assert not wrong, "\n".join(wrong)
 
 
-def test_importing_the_package_loads_no_optional_package_and_no_scikit_learn() -> None:
-    code = f"import sys, {PACKAGE}; print(*[name for name in {(*OPTIONAL, 'sklearn')!r} if name in sys.modules])"
+def test_importing_the_package_loads_no_optional_package_nor_scikit_learn() -> None:
+    # torch itself takes tqdm where it finds it, so what torch brings does not count.
+    code = f"""
+import sys, torch, numpy, PIL.Image
+before = set(sys.modules)
+import {PACKAGE}
+print(*[name for name in {(*OPTIONAL, "sklearn")!r} if name in set(sys.modules) - before])
+"""
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == []
 
 
-def test_the_front_page_is_sorted_and_every_name_on_it_exists() -> None:
+def test_the_front_page_fits_on_a_screen_and_every_name_on_it_exists() -> None:
     import transferkit
 
-    assert list(transferkit.__all__) == sorted(transferkit.__all__)
+    assert len(transferkit.__all__) <= 32
     assert [name for name in transferkit.__all__ if not hasattr(transferkit, name)] == []
 
 

@@ -17,8 +17,15 @@ from torch import nn
 from transferkit.errors import ArgumentError, require
 from transferkit.heads import adaptation_head
 from transferkit.labeling import OverlapRule, Rule
-from transferkit.sampler import BackgroundFraction, MultiscaleSampler, PatchGrid, PositivesFirst, RandomSubset
-from transferkit.sampler.balance import AllPatches, Balance
+from transferkit.sampler import (
+    AllPatches,
+    BackgroundFraction,
+    Balance,
+    MultiscaleSampler,
+    PatchGrid,
+    PositivesFirst,
+    RandomSubset,
+)
 from transferkit.scorer import NEON, VOC2007, APRule, ImageScorer
 
 
@@ -52,7 +59,9 @@ class Optimization:
         require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
         require(self.weight_decay >= 0, "weight_decay", "zero or positive", self.weight_decay)
         require(list(self.steps) == sorted(self.steps), "steps", "in ascending order", self.steps)
-        require(len(self.steps) == len(self.factors), "factors", f"one for each of steps {self.steps}", self.factors)
+        require(
+            len(self.steps) == len(self.factors), "factors", f"one for each of steps {self.steps}", self.factors
+        )
 
     def factor(self, epoch: int) -> float:
         """Return the learning rate of a 0-based epoch as a multiple of the first."""
@@ -60,7 +69,9 @@ class Optimization:
         return reached[-1] if reached else 1.0
 
     def __str__(self) -> str:
-        changes = ", ".join(f"x{factor:g} from epoch {step}" for step, factor in zip(self.steps, self.factors))
+        changes = ", ".join(
+            f"x{factor:g} from epoch {step}" for step, factor in zip(self.steps, self.factors, strict=True)
+        )
         return (
             f"SGD, learning rate {self.learning_rate:g}{f' ({changes}, counted from 0)' if changes else ''}, "
             f"momentum {self.momentum:g}, weight decay {self.weight_decay:g}, {self.epochs} epochs"
@@ -74,7 +85,7 @@ class Protocol:
     Attributes:
         name: What it is called on a command line.
         grid: The patches of an image.
-        subtract_one: From which of an XML box's numbers one is subtracted: its ``"starts"``, or ``"all"`` (neon).
+        subtract_one: From which of an XML box's numbers one is subtracted: ``"starts"``, or ``"all"`` as neon did.
         rule: The labels of the patches.
         train_balance: Which patches are trained on.
         test_balance: Which patches are scored.
@@ -152,7 +163,9 @@ class Protocol:
         }
         return MultiscaleSampler(dataset, mode=mode, **{**recipe, **settings})
 
-    def scorer(self, num_images: int, num_classes: int, device: torch.device | str | None = None) -> ImageScorer:
+    def scorer(
+        self, num_images: int, num_classes: int, device: torch.device | str | None = None
+    ) -> ImageScorer:
         """Return the recipe's scorer of N images and K classes."""
         return ImageScorer(num_images, num_classes, self.exponent, self.reduction, device)
 
@@ -197,7 +210,9 @@ NEON2016 = Protocol(
     hidden=(4096,),
     drop_rate=0.5,
     train_trunk=True,
-    pretrained=Optimization(1e-4, momentum=0.9, weight_decay=5e-4, epochs=21, steps=(15, 20), factors=(0.5, 0.1)),
+    pretrained=Optimization(
+        1e-4, momentum=0.9, weight_decay=5e-4, epochs=21, steps=(15, 20), factors=(0.5, 0.1)
+    ),
     scratch=Optimization(
         1e-2, momentum=0.1, weight_decay=5e-4, epochs=21, steps=(8, 14, 18, 20), factors=(0.5, 0.1, 0.05, 0.01)
     ),
@@ -227,7 +242,9 @@ OQUAB2014 = Protocol(
     hidden=(2048,),
     drop_rate=0.0,
     train_trunk=False,
-    pretrained=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, epochs=20, steps=(10, 15), factors=(0.1, 0.01)),
+    pretrained=Optimization(
+        1e-2, momentum=0.9, weight_decay=5e-4, epochs=20, steps=(10, 15), factors=(0.1, 0.01)
+    ),
     scratch=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, epochs=20, steps=(10, 15), factors=(0.1, 0.01)),
     exponent=5,
     reduction="mean",
@@ -237,8 +254,8 @@ OQUAB2014 = Protocol(
 
 From memory of the paper, so less certain: that any second object in a patch makes it background
 (``max_other_fraction=0``), the 10 % of background, no dropout between the adaptation layers, and the mean over
-patches. Not known, and chosen here: the minibatch (64 patches of 16 images) and all of ``Optimization``, which is
-Krizhevsky's usual setting with a step schedule.
+patches. Not known, and chosen here: the minibatch (64 patches of 16 images) and all of ``Optimization``, which
+is Krizhevsky's usual setting with a step schedule.
 """
 
 PROTOCOLS = {protocol.name: protocol for protocol in (NEON2016, OQUAB2014)}

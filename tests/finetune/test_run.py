@@ -15,7 +15,14 @@ import pytest
 import torch
 
 from tests.finetune.tiny import SETTINGS, Stream, tiny_run
-from transferkit.errors import ArgumentError, CheckpointError, DivergedError, MissingFileError, StateError, TransferError
+from transferkit.errors import (
+    ArgumentError,
+    CheckpointError,
+    DivergedError,
+    MissingFileError,
+    StateError,
+    TransferError,
+)
 from transferkit.finetune import fit, read_run
 from transferkit.finetune.optimization import build_optimizer
 
@@ -26,7 +33,7 @@ def test_training_lowers_the_loss_and_records_every_epoch() -> None:
     assert [record.epoch for record in history] == [1, 2, 3, 4]
     assert history[-1].loss < history[0].loss
     assert [record.learning_rate for record in history] == pytest.approx([0.1, 0.1, 0.01, 0.01])
-    assert {record.patches for record in history} == {40}
+    assert {record.patches for record in history} == {80}
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
@@ -42,7 +49,9 @@ def test_stopping_and_resuming_gives_bit_equal_weights(tmp_path: Path, stop: int
     second.restore(read_run(tmp_path / "run.pt"))
     fit(second, Stream(), epochs=4)
 
-    for (name, one), other in zip(at_once.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+    for (name, one), other in zip(
+        at_once.model.state_dict().items(), second.model.state_dict().values(), strict=True
+    ):
         assert torch.equal(one, other), name
     assert [r.loss for r in second.history] == [r.loss for r in at_once.history]
 

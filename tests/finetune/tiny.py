@@ -23,7 +23,7 @@ class Batch:
 
 
 class Stream:
-    """Stands in for a sampler: five batches of eight coloured patches an epoch, labeled by their brightest channel."""
+    """Stands in for a sampler: five batches of sixteen coloured patches an epoch, labeled by their brightest channel."""
 
     def __init__(self, scale: float = 1.0) -> None:
         self.epoch = 0
@@ -35,8 +35,9 @@ class Stream:
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(self.epoch)
         for _ in range(5):
-            pixels = torch.rand(8, 3, 4, 4, generator=generator) * 255
-            labels = pixels.mean(dim=(2, 3)).argmax(dim=1)
+            labels = torch.randint(3, (16,), generator=generator)
+            pixels = torch.rand(16, 3, 4, 4, generator=generator) * 128
+            pixels[torch.arange(16), labels] += 127
             yield Batch(pixels * self.scale, labels)
 
     def set_epoch(self, epoch: int) -> None:

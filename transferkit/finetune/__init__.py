@@ -2,7 +2,7 @@
 
 from transferkit.finetune.atomic import require_writable, write_atomically
 from transferkit.finetune.optimization import build_optimizer, build_schedule
-from transferkit.finetune.results import write_results
+from transferkit.finetune.results import write_convergence, write_results
 from transferkit.finetune.run import EpochRecord, Run, read_run
 from transferkit.finetune.scoring import score_images
 from transferkit.finetune.training import fit, train_epoch
@@ -18,5 +18,6 @@ __all__ = [
     "score_images",
     "train_epoch",
     "write_atomically",
+    "write_convergence",
     "write_results",
 ]

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,19 @@ from typing import Any
 import numpy
 import torch
 
+from transferkit.errors import MissingExtraError
 from transferkit.finetune.atomic import write_atomically
 from transferkit.finetune.run import EpochRecord, Run
 from transferkit.scorer import ClassificationResult
+from transferkit.scorer.pictures import plot_convergence
 
 
 def write_results(
     folder: Path | str, run: Run, result: ClassificationResult, *, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     """Write metrics.json, history.csv, average_precision.csv and .md, and (with matplotlib) convergence.png.
+
+    The table holds every class under every rule of average precision.
 
     Args:
         folder: Made if absent.
@@ -51,7 +55,32 @@ def write_results(
     _write_text(folder / "history.csv", history_csv(run.history))
     _write_text(folder / "average_precision.csv", ap_csv(result))
     _write_text(folder / "average_precision.md", result.to_markdown())
+    if run.history:
+        write_convergence(folder / "convergence.png", {"training": metrics["history"]})
     return metrics
+
+
+def write_convergence(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path | None:
+    """Draw the training loss of one or more runs, and their mean AP where it was measured.
+
+    Args:
+        path: A picture file; its suffix tells the format.
+        histories: ``metrics["history"]`` of each run, under the name that the legend shall show.
+
+    Returns:
+        ``path``, or ``None`` where matplotlib (the extra ``plots``) is not installed.
+    """
+    loss = {name: [record["loss"] for record in history] for name, history in histories.items()}
+    mean_ap = {
+        name: {record["epoch"]: record["mean_ap"] for record in history if record["mean_ap"] is not None}
+        for name, history in histories.items()
+    }
+    try:
+        figure = plot_convergence(loss, mean_ap)
+    except MissingExtraError:
+        return None
+    write_atomically(path, lambda file: figure.savefig(file, dpi=150, format=path.suffix[1:]))
+    return path
 
 
 def versions(run: Run) -> dict[str, str]:

@@ -16,7 +16,7 @@ from transferkit.checkpoints import Checkpoint
 from transferkit.errors import CheckpointError, MissingFileError, StateError
 from transferkit.finetune.atomic import write_atomically
 from transferkit.preprocessing import Preprocessing
-from transferkit.transfer import WeightTransfer, freeze
+from transferkit.transfer import WeightTransfer
 
 FORMAT = "transferkit-run"
 VERSION = 1
@@ -43,6 +43,13 @@ class EpochRecord:
     learning_rate: float
     seconds: float
     mean_ap: float | None = None
+
+    def __str__(self) -> str:
+        tested = "" if self.mean_ap is None else f"  mAP {self.mean_ap:.1%}"
+        return (
+            f"epoch {self.epoch}  loss {self.loss:.4f}  patches right {self.accuracy:.1%}  "
+            f"learning rate {self.learning_rate:g}  {self.seconds:.1f} s{tested}"
+        )
 
 
 @dataclass
