@@ -23,7 +23,7 @@ class Batch:
 
 
 class Stream:
-    """Stands in for a sampler: five batches of sixteen coloured patches an epoch, labeled by their brightest channel."""
+    """Stands in for a sampler: five batches of sixteen coloured patches an epoch, labeled by brightest channel."""
 
     def __init__(self, scale: float = 1.0) -> None:
         self.epoch = 0
