@@ -11,6 +11,7 @@ from transferkit.scorer.ap_rule import ALL_RULES, NEON, VOC2007, VOC2010, APRule
 from transferkit.scorer.average_precision import average_precision
 from transferkit.scorer.devkit_files import read_devkit_results, write_devkit_results
 from transferkit.scorer.evaluate import evaluate
+from transferkit.scorer.extremes import Extremes, find_extremes
 from transferkit.scorer.image_scorer import ImageScorer, Scorer
 from transferkit.scorer.localization import LocalizationMeter, LocalizationResult
 from transferkit.scorer.patch_log import PatchLog
@@ -24,6 +25,7 @@ __all__ = [
     "VOC2010",
     "APRule",
     "ClassificationResult",
+    "Extremes",
     "ImageScorer",
     "Interval",
     "LocalizationMeter",
@@ -32,6 +34,7 @@ __all__ = [
     "Scorer",
     "average_precision",
     "evaluate",
+    "find_extremes",
     "map_box",
     "map_peak",
     "read_devkit_results",

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transferkit.errors import MissingExtraError
+import numpy as np
+from torch import Tensor
+
+from transferkit.errors import ArgumentError, MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TEXT_SIZE = 9
+SMALL_TEXT = 7.5
 GREY = "0.45"
 
-# Dark to light in luminance too (Okabe and Ito's palette, safe for the colour-blind).
+# Okabe and Ito's palette, safe for the colour-blind; dash and marker carry the same information in grey.
 _COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "x")
@@ -33,10 +38,15 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def color(index: int) -> str:
+    """Return the i-th colour."""
+    return _COLORS[index % len(_COLORS)]
+
+
 def line_style(index: int) -> dict[str, Any]:
     """Return the look of the i-th line of a picture, told from the others by colour, dash and marker."""
     return {
-        "color": _COLORS[index % len(_COLORS)],
+        "color": color(index),
         "linestyle": _DASHES[index % len(_DASHES)],
         "marker": _MARKERS[index % len(_MARKERS)],
         "markersize": 4,
@@ -52,6 +62,48 @@ def dress(axes: Axes, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def show_image(axes: Axes, image: Tensor, caption: str = "") -> None:
+    """Draw a photo in pixel coordinates, one pixel from i to i + 1, without ticks, its caption below.
+
+    Args:
+        axes: Where to.
+        image: (3, H, W) or (H, W) uint8.
+        caption: One or more lines.
+    """
+    if image.ndim == 3:
+        image = image.permute(1, 2, 0)
+    pixels = np.asarray(image.cpu())
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise ArgumentError(f"image must be (3, H, W) or (H, W) uint8, got {pixels.dtype} {tuple(image.shape)}")
+    height, width = pixels.shape[:2]
+    axes.imshow(
+        pixels, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), interpolation="antialiased"
+    )
+    bare(axes)
+    axes.set_xlabel(caption, fontsize=SMALL_TEXT, labelpad=3)
+
+
+def draw_boxes(axes: Axes, boxes: Tensor, **look: Any) -> None:
+    """Draw xyxy boxes, in pixels, over a photo."""
+    from matplotlib.patches import Rectangle
+
+    for x0, y0, x1, y1 in boxes.tolist():
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, **look))
+
+
+def bare(axes: Axes) -> None:
+    """Take away ticks and frame."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def grid_of(count: int, columns: int) -> tuple[int, int]:
+    """Return rows and columns of a grid for ``count`` pictures, at most ``columns`` wide."""
+    columns = max(1, min(count, columns))
+    return math.ceil(count / columns), columns
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
