@@ -50,6 +50,7 @@ from transferkit.preprocessing import IMAGENET
 from transferkit.protocols import PROTOCOLS as PUBLISHED
 from transferkit.protocols import Protocol
 from transferkit.scorer import ClassificationResult
+from transferkit.transfer import TransferReport
 
 # The layer of AlexNet that tells ImageNet's classes apart; the adaptation layers take its place.
 CLASSIFICATION_LAYER = "classifier.6"
@@ -69,7 +70,8 @@ DEMO = dataclasses.replace(
     pretrained=dataclasses.replace(
         tk.NEON2016.pretrained, learning_rate=1e-2, epochs=6, steps=(4,), factors=(0.1,)
     ),
-    scratch=dataclasses.replace(tk.NEON2016.scratch, momentum=0.9, epochs=6, steps=(4,), factors=(0.1,)),
+    scratch=dataclasses.replace(tk.NEON2016.scratch, momentum=0.9, steps=(4,), factors=(0.1,)),
+    epochs=6,
 )
 PROTOCOLS = {**PUBLISHED, "demo": DEMO}
 
@@ -90,11 +92,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     stopwatch = Stopwatch()
     device = choose_device(args.backend)
     protocol = adjusted(PROTOCOLS[args.protocol], args)
-    optimization = protocol.optimization(from_scratch=args.from_scratch)
-    epochs = optimization.epochs if args.epochs is None else args.epochs
+    epochs = protocol.epochs if args.epochs is None else args.epochs
     save_path = require_writable(args.save_path or args.results / "run.pt")
     require_writable(args.results / "metrics.json")
-    print(protocol.describe(from_scratch=args.from_scratch))
+    saved = read_run(args.model_file) if args.model_file else None
+    print(protocol)
 
     # Training set and test set: photos, and how their patches are laid out, labeled, chosen and cut.
     shared = {"seed": args.rng_seed, "num_workers": args.num_workers, "device": device}
@@ -116,12 +118,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model.to(device)
 
     # Transfer: every layer before the adaptation layers comes from the pretrained network, or the saved run.
-    saved = read_run(args.model_file) if args.model_file else None
-    report = None if saved or args.from_scratch else transfer(args, model)
+    report = saved["transfer"] if saved else None if args.from_scratch else transfer(args, model)
     frozen = freeze(args, protocol, model)
+    optimization = protocol.optimization(from_scratch=not trains_transferred(model, report))
     optimizer = build_optimizer(model.parameters(), optimization)
     schedule = build_schedule(optimizer, optimization)
     state = Run(model, optimizer, schedule, IMAGENET, settings_of(args), frozen, report)
+    print(
+        f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters to train: {optimization}"
+    )
     if saved:
         state.restore(saved)
         print(f"{args.model_file}: {state.epoch} epochs done")
@@ -338,6 +343,19 @@ def class_list(text: str) -> tuple[str, ...]:
     return names if names[:1] == ("background",) else ("background", *names)
 
 
+def trains_transferred(model: AlexNet, report: dict[str, Any] | None) -> bool:
+    """Tell whether any tensor that is trained was transferred.
+
+    Only then is there something for the low learning rate of the pretrained regime to protect; new layers over
+    frozen ones start from nothing, and train like a network from scratch.
+    """
+    if report is None:
+        return False
+    transferred = TransferReport.from_dict(report)
+    moved = {*transferred.copied, *transferred.adapted, *transferred.cast}
+    return any(name in moved and parameter.requires_grad for name, parameter in model.named_parameters())
+
+
 def adjusted(protocol: Protocol, args: argparse.Namespace) -> Protocol:
     """Return the protocol with the numbers that the command line changes."""
     changes = {
@@ -346,8 +364,8 @@ def adjusted(protocol: Protocol, args: argparse.Namespace) -> Protocol:
         if getattr(args, name) is not None
     }
     if args.learning_rate is not None:
-        regime = "scratch" if args.from_scratch else "pretrained"
-        changes[regime] = dataclasses.replace(getattr(protocol, regime), learning_rate=args.learning_rate)
+        for regime in ("pretrained", "scratch"):
+            changes[regime] = dataclasses.replace(getattr(protocol, regime), learning_rate=args.learning_rate)
     return dataclasses.replace(protocol, **changes)
 
 

@@ -37,12 +37,11 @@ class Optimization:
         learning_rate: At the start.
         momentum: Of the gradient.
         weight_decay: L2 penalty on every trained parameter.
-        epochs: How many the recipe takes.
         steps: Epochs (0-based) at which the learning rate changes.
         factors: What the learning rate is from each of ``steps`` on, as a multiple of the first.
 
     Example:
-        >>> settings = Optimization(1e-4, 0.9, 5e-4, epochs=21, steps=(15, 20), factors=(0.5, 0.1))
+        >>> settings = Optimization(1e-4, 0.9, 5e-4, steps=(15, 20), factors=(0.5, 0.1))
         >>> [settings.factor(epoch) for epoch in (0, 14, 15, 19, 20)]
         [1.0, 1.0, 0.5, 0.5, 0.1]
     """
@@ -50,7 +49,6 @@ class Optimization:
     learning_rate: float
     momentum: float
     weight_decay: float
-    epochs: int
     steps: tuple[int, ...] = ()
     factors: tuple[float, ...] = ()
 
@@ -70,11 +68,11 @@ class Optimization:
 
     def __str__(self) -> str:
         changes = ", ".join(
-            f"x{factor:g} from epoch {step}" for step, factor in zip(self.steps, self.factors, strict=True)
+            f"x{factor:g} after {step} epochs" for step, factor in zip(self.steps, self.factors, strict=True)
         )
         return (
-            f"SGD, learning rate {self.learning_rate:g}{f' ({changes}, counted from 0)' if changes else ''}, "
-            f"momentum {self.momentum:g}, weight decay {self.weight_decay:g}, {self.epochs} epochs"
+            f"SGD, learning rate {self.learning_rate:g}{f' ({changes})' if changes else ''}, "
+            f"momentum {self.momentum:g}, weight decay {self.weight_decay:g}"
         )
 
 
@@ -98,8 +96,9 @@ class Protocol:
         hidden: Widths of the adaptation layers.
         drop_rate: Dropout after each of them.
         train_trunk: Whether the transferred layers are trained too.
-        pretrained: Optimization after a transfer.
-        scratch: Optimization without one.
+        pretrained: Optimization where transferred layers are trained on.
+        scratch: Optimization where all that is trained starts from nothing.
+        epochs: How many.
         exponent: p in the score, the sum or mean over patches of probability^p.
         reduction: Which of the two.
         ap_rule: The average precision that the recipe reports.
@@ -122,6 +121,7 @@ class Protocol:
     train_trunk: bool
     pretrained: Optimization
     scratch: Optimization
+    epochs: int
     exponent: float
     reduction: Literal["sum", "mean"]
     ap_rule: APRule
@@ -170,16 +170,17 @@ class Protocol:
         return ImageScorer(num_images, num_classes, self.exponent, self.reduction, device)
 
     def optimization(self, *, from_scratch: bool) -> Optimization:
-        """Return how to train after a transfer, or without one."""
+        """Return how to train: on from transferred layers, or from scratch."""
         return self.scratch if from_scratch else self.pretrained
 
-    def describe(self, *, from_scratch: bool = False) -> str:
-        """Return the hyperparameters of one regime as a table for people."""
-        trained = "all layers" if self.train_trunk or from_scratch else "the adaptation layers only"
+    def __str__(self) -> str:
+        """Return every number of the recipe as a table for people."""
         dropout = f", dropout {self.drop_rate:g}" if self.drop_rate else ""
         rows = [
-            ("start", "from scratch" if from_scratch else "pretrained layers, new head"),
-            ("train", f"{trained}; {self.optimization(from_scratch=from_scratch)}"),
+            ("trained", "all layers" if self.train_trunk else "the adaptation layers; the others are frozen"),
+            ("pretrained", self.pretrained),
+            ("from scratch", self.scratch),
+            ("epochs", self.epochs),
             ("head", f"Linear {', Linear '.join(map(str, self.hidden))}, Linear to the classes{dropout}"),
             ("grid", self.grid),
             ("label", self.rule),
@@ -190,8 +191,7 @@ class Protocol:
             ("score", f"{self.reduction} over patches of probability^{self.exponent:g}"),
             ("AP", self.ap_rule),
         ]
-        width = max(len(label) for label, _ in rows)
-        return "\n".join([f"protocol {self.name}", *(f"  {label:<{width}}  {value}" for label, value in rows)])
+        return "\n".join([f"protocol {self.name}", *(f"  {label:<12}  {value}" for label, value in rows)])
 
 
 NEON2016 = Protocol(
@@ -210,12 +210,11 @@ NEON2016 = Protocol(
     hidden=(4096,),
     drop_rate=0.5,
     train_trunk=True,
-    pretrained=Optimization(
-        1e-4, momentum=0.9, weight_decay=5e-4, epochs=21, steps=(15, 20), factors=(0.5, 0.1)
-    ),
+    pretrained=Optimization(1e-4, momentum=0.9, weight_decay=5e-4, steps=(15, 20), factors=(0.5, 0.1)),
     scratch=Optimization(
-        1e-2, momentum=0.1, weight_decay=5e-4, epochs=21, steps=(8, 14, 18, 20), factors=(0.5, 0.1, 0.05, 0.01)
+        1e-2, momentum=0.1, weight_decay=5e-4, steps=(8, 14, 18, 20), factors=(0.5, 0.1, 0.05, 0.01)
     ),
+    epochs=21,
     exponent=5,
     reduction="sum",
     ap_rule=NEON,
@@ -242,10 +241,9 @@ OQUAB2014 = Protocol(
     hidden=(2048,),
     drop_rate=0.0,
     train_trunk=False,
-    pretrained=Optimization(
-        1e-2, momentum=0.9, weight_decay=5e-4, epochs=20, steps=(10, 15), factors=(0.1, 0.01)
-    ),
-    scratch=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, epochs=20, steps=(10, 15), factors=(0.1, 0.01)),
+    pretrained=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, steps=(10, 15), factors=(0.1, 0.01)),
+    scratch=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, steps=(10, 15), factors=(0.1, 0.01)),
+    epochs=20,
     exponent=5,
     reduction="mean",
     ap_rule=VOC2007,

@@ -13,7 +13,7 @@ from transferkit.preprocessing import Preprocessing
 from transferkit.protocols import Optimization
 
 IDENTITY = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
-SETTINGS = Optimization(0.1, momentum=0.9, weight_decay=1e-3, epochs=4, steps=(2,), factors=(0.1,))
+SETTINGS = Optimization(0.1, momentum=0.9, weight_decay=1e-3, steps=(2,), factors=(0.1,))
 
 
 @dataclass
