@@ -67,9 +67,7 @@ DEMO = dataclasses.replace(
     patch_size=32,
     patches_per_image=64,
     hidden=(256,),
-    pretrained=dataclasses.replace(
-        tk.NEON2016.pretrained, learning_rate=1e-2, epochs=6, steps=(4,), factors=(0.1,)
-    ),
+    pretrained=dataclasses.replace(tk.NEON2016.pretrained, learning_rate=1e-2, steps=(4,), factors=(0.1,)),
     scratch=dataclasses.replace(tk.NEON2016.scratch, momentum=0.9, steps=(4,), factors=(0.1,)),
     epochs=6,
 )
