@@ -22,9 +22,7 @@ _LARGEST_RATIO = 20  # weights hardly shrink
 
 # How a pickle of a dict or list begins: a protocol number and one of their instructions; or, in the two oldest
 # protocols, those alone.
-_BEGINNING = re.compile(
-    rb"\x80[\x02-\x05][\x95}\](\x8acX\x8cU]|\((dp?|lp?)\d*\n|}q|\]q|c[a-zA-Z_.]+\n", re.DOTALL
-)
+_BEGINNING = re.compile(rb"\x80[\x02-\x05][\x95}\](c]|\((dp?|lp?)\d*\n|}q|\]q|c[a-zA-Z_.]+\n", re.DOTALL)
 
 
 def looks_like_pickle(head: bytes) -> bool:

@@ -10,12 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-import transferkit.checkpoints.pickle_file
-import transferkit.checkpoints.torch_file  # noqa: F401  importing a reader registers it
+from transferkit.checkpoints import (  # noqa: F401  importing a reader registers its format
+    npz_file,
+    pickle_file,
+    safetensors_file,
+    sharded,
+    torch_legacy,
+    torch_zip,
+)
 from transferkit.checkpoints.checkpoint import Checkpoint
 from transferkit.checkpoints.contents import ReadOptions
 from transferkit.checkpoints.registry import find_format, format_named
-from transferkit.errors import CheckpointError, require
+from transferkit.errors import CheckpointError, TransferKitError, require
 
 
 def read_checkpoint(
@@ -62,4 +68,8 @@ def read_checkpoint(
         contents = form.read(path, ReadOptions(key=key, trusted=trusted, fold_dropout=fold_dropout))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error.__cause__
+    except (TransferKitError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # a damaged file breaks a parser in ways that no one lists
+        raise CheckpointError(f"{path}: damaged, or not what it seems: {error!r}") from error
     return Checkpoint.from_contents(contents, format=contents.format or form.name, source=path).to(device)

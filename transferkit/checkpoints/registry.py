@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from transferkit.checkpoints.contents import Contents, ReadOptions
+from transferkit.checkpoints.unknown import what_it_is
 from transferkit.errors import ArgumentError, CheckpointError, did_you_mean
 
 ReaderFunction = Callable[[Path, ReadOptions], Contents]
@@ -106,8 +107,9 @@ def find_format(path: Path) -> Format:
         if path.name.lower().endswith(form.suffixes):
             return form
     raise CheckpointError(
-        f"no known format has such content (it begins with {head[:8]!r}). Known are: "
-        f"{', '.join(_FORMATS)}. transferkit.register_reader adds another."
+        what_it_is(path, head)
+        or f"no known format has such content (it begins with {head[:8]!r}). Known are: {', '.join(_FORMATS)}. "
+        "transferkit.register_reader adds another"
     )
 
 

@@ -1,0 +1,160 @@
+"""What a torch pickle may ask for: tensors over the storages in its file, in plain containers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from transferkit.checkpoints.pickle_values import Call, Global, Persistent, children_of
+from transferkit.checkpoints.pickles import Pickle
+from transferkit.errors import CheckpointError
+
+# Storage classes by name, as torch's pickles mention them.
+STORAGE_DTYPES: Mapping[str, torch.dtype] = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
+    "UntypedStorage": torch.uint8,
+}
+
+_REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
+_HARMLESS = frozenset(
+    {
+        *("collections.OrderedDict", "collections.Counter", "torch.Size", "torch.device", "_codecs.encode"),
+        *("torch.nn.parameter.Parameter", "torch.serialization._get_layout"),
+        *("builtins.set", "builtins.complex", "__builtin__.set", "__builtin__.complex"),
+    }
+)
+_QUANTISED = "torch._utils._rebuild_qtensor"
+_DEQUANTISE = "save the state dict of the model without quantisation and read that"
+_LARGEST_REPEAT = 1 << 22  # elements that a tensor may make of fewer by repeating them
+
+
+def refusal_of(blocked: list[str]) -> str:
+    """Return the words in which a pickle that imports what it should not is refused."""
+    shown = ", ".join(blocked[:8]) + (f" and {len(blocked) - 8} more" if len(blocked) > 8 else "")
+    return (
+        f"refused, since reading it would import {shown}. Ask for a file with the plain state dict "
+        "(torch.save(model.state_dict(), ...), or safetensors). trusted=True reads this one all the same and "
+        "lets it run any program as you: only for a file that you made yourself."
+    )
+
+
+def check_torch_pickle(found: Pickle, storage_bytes: Mapping[str, int]) -> None:
+    """Refuse a pickle whose tensors are larger than their storages, or that calls what makes no tensor.
+
+    Args:
+        found: The pickle, read as data.
+        storage_bytes: The size of every storage that is in the file.
+
+    Raises:
+        CheckpointError: With what is wrong.
+    """
+    allowed = {_full_name(item) for item in torch.serialization.get_safe_globals()}
+    for value in _walk(found.value):
+        if isinstance(value, Persistent):
+            check_storage(value, storage_bytes)
+        elif isinstance(value, Call):
+            _check_call(value.function, value.arguments, allowed)
+
+
+def check_storage(reference: Persistent, storage_bytes: Mapping[str, int]) -> None:
+    """Refuse a reference to a storage that the file does not hold in full."""
+    key, _ = key_of(reference)
+    count, dtype = reference.key[4], storage_dtype(reference.key[1])
+    held = storage_bytes.get(key, 0)
+    if not isinstance(count, int) or not 0 <= count * dtype.itemsize <= held:
+        raise CheckpointError(
+            f"refused: storage {key!r} of {count!r} elements, of which there are {held:,} bytes"
+        )
+
+
+def key_of(reference: Persistent) -> tuple[str, tuple[Any, int, int] | None]:
+    """Return the key of a storage, and the part of it that is meant: (key, offset, count) or ``None``."""
+    match reference.key:
+        case (("storage" | b"storage"), Global(), str(key) | bytes(key), _, int()):
+            view = None
+        case (
+            ("storage" | b"storage"),
+            Global(),
+            str(key) | bytes(key),
+            _,
+            int(),
+            (None | (_, int(), int())) as view,
+        ):
+            pass
+        case _:
+            raise CheckpointError("refused: a reference to something that is no storage")
+    return str(key, "ascii") if isinstance(key, bytes) else key, view
+
+
+def storage_dtype(kind: Any) -> torch.dtype:
+    """Return the dtype of a storage class."""
+    name = kind.name if isinstance(kind, Global) else ""
+    if name not in STORAGE_DTYPES:
+        raise CheckpointError(f"storages of class {kind} cannot be read; {_DEQUANTISE}")
+    return STORAGE_DTYPES[name]
+
+
+def storages_in(value: Any) -> dict[str, torch.dtype]:
+    """Return the dtype of every storage that a pickle refers to, by key."""
+    references = [item for item in _walk(value) if isinstance(item, Persistent)]
+    return {key_of(reference)[0]: storage_dtype(reference.key[1]) for reference in references}
+
+
+def _check_call(function: Any, arguments: tuple[Any, ...], allowed: set[str]) -> None:
+    name = str(function)
+    if not isinstance(function, Global):
+        raise CheckpointError("refused: the pickle calls what is no name")
+    if name == _QUANTISED:
+        raise CheckpointError(f"it holds quantised tensors; {_DEQUANTISE}")
+    if name == "torch._tensor._rebuild_from_type_v2" and len(arguments) > 2:
+        _check_call(arguments[0], arguments[2], allowed)
+    elif function.module == "torch._utils" and function.name in _REBUILD:
+        check_view(arguments)
+    elif name.endswith(".bytearray"):
+        if any(isinstance(argument, int) for argument in arguments):
+            raise CheckpointError("refused: the pickle asks for memory that it does not fill")
+    elif name not in _HARMLESS and name not in allowed and function.module != "torch._utils":
+        raise CheckpointError(f"refused: the pickle calls {name}")
+
+
+def check_view(arguments: tuple[Any, ...]) -> None:
+    """Refuse a tensor with far more elements than its storage."""
+    match arguments:
+        case (Persistent(key=(_, _, _, _, int(count), *_)), int(), tuple(shape), tuple(), *_):
+            if not all(isinstance(side, int) and side >= 0 for side in shape):
+                raise CheckpointError(f"refused: a tensor of shape {shape}")
+            if math.prod(shape) > max(count, _LARGEST_REPEAT):
+                raise CheckpointError(
+                    f"refused: a tensor of shape {shape} over a storage of {count:,} elements"
+                )
+
+
+def _walk(root: Any) -> Iterator[Any]:
+    """Yield every value once."""
+    seen: set[int] = set()
+    pending = [root]
+    while pending:
+        value = pending.pop()
+        if id(value) not in seen and isinstance(value, dict | list | tuple | Call | Persistent):
+            seen.add(id(value))
+            yield value
+            pending += children_of(value)
+
+
+def _full_name(item: Any) -> str:
+    """Return the name under which an allowed global is mentioned."""
+    return item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}"
