@@ -1,0 +1,223 @@
+"""The bundled script trains, saves, resumes, tests, and refuses bad input with one clear error."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from transferkit.finetune import read_run
+
+
+def model_of(path: Path) -> dict[str, torch.Tensor]:
+    return read_run(path)["model"]
+
+
+def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_a_run_tells_both_regimes_and_leaves_its_results(call, tmp_path: Path) -> None:
+    outcome = call("-e", 1)
+    assert outcome.status == 0, outcome.err
+    assert "pretrained    SGD, learning rate" in outcome.out
+    assert "from scratch  SGD, learning rate" in outcome.out
+    results = tmp_path / "results"
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert 0 <= metrics["mean_ap"] <= 1
+    assert metrics["settings"]["protocol"] == "demo"
+    assert metrics["transfer"]["entries"]
+    assert len(list(csv.DictReader((results / "history.csv").open()))) == 1
+    table = list(csv.DictReader((results / "average_precision.csv").open()))
+    assert len(table) == 11  # ten classes and the mean
+    for interpolation in ("all-points", "11-point", "none"):
+        for difficult in ("ignored", "positive"):
+            assert f"{interpolation}, difficult {difficult}" in table[0]
+    assert (results / "convergence.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_stopping_and_resuming_gives_bit_equal_weights(call, tmp_path: Path) -> None:
+    assert call("-e", 3, "--save_path", tmp_path / "at_once.pt").status == 0
+    assert call("-e", 1, "--save_path", tmp_path / "run.pt").status == 0
+    resumed = call("-e", 3, "--model_file", tmp_path / "run.pt", "--save_path", tmp_path / "run.pt")
+    assert resumed.status == 0, resumed.err
+    assert_bit_equal(model_of(tmp_path / "at_once.pt"), model_of(tmp_path / "run.pt"))
+
+
+def test_a_resumed_run_remembers_what_the_command_line_leaves_out(call, tmp_path: Path) -> None:
+    call("-e", 1, "--freeze", "features", "--patches_per_image", 128, "-r", 5)
+    run = tmp_path / "results" / "run.pt"
+    outcome = call("--model_file", run, "-e", 2, "--results", tmp_path / "results", plain=True)
+    assert outcome.status == 0, outcome.err
+    state = read_run(run)
+    assert state["epoch"] == 2
+    assert state["frozen"] == [f"features.{i}" for i in (0, 3, 6, 8, 10)]
+    assert state["settings"]["patches_per_image"] == 128
+    assert state["settings"]["rng_seed"] == 5
+
+
+def test_testing_a_saved_run_gives_the_figures_it_ended_with(call, tmp_path: Path) -> None:
+    call("-e", 1)
+    after_training = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    outcome = call("-e", 0, "--model_file", tmp_path / "results" / "run.pt", "--results", tmp_path / "again")
+    assert outcome.status == 0, outcome.err
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert again["result"] == after_training["result"]
+
+
+def test_the_last_epochs_are_kept(call, tmp_path: Path) -> None:
+    call("-e", 3, "--history", 2, "--save_path", tmp_path / "saved" / "run.pt")
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["run.pt", "run_2.pt", "run_3.pt"]
+
+
+def test_frozen_layers_are_the_source_s_and_the_rest_is_trained(call, weights: Path, tmp_path: Path) -> None:
+    call("-e", 1, "--freeze", "features.3")
+    source, trained = torch.load(weights, weights_only=True), model_of(tmp_path / "results" / "run.pt")
+    assert torch.equal(source["features.3.weight"], trained["features.3.weight"])
+    assert not torch.equal(source["features.6.weight"], trained["features.6.weight"])
+
+
+def test_from_scratch_takes_nothing_from_the_weights(call, tmp_path: Path) -> None:
+    outcome = call("-e", 1, "--from_scratch", "--weights", tmp_path / "not there.pt")
+    assert outcome.status == 0, outcome.err
+    assert read_run(tmp_path / "results" / "run.pt")["transfer"] is None
+
+
+def test_the_score_is_tested_along_the_way_when_asked(call, tmp_path: Path) -> None:
+    call("-e", 2, "--eval_freq", 1)
+    records = list(csv.DictReader((tmp_path / "results" / "history.csv").open()))
+    final = json.loads((tmp_path / "results" / "metrics.json").read_text())["mean_ap"]
+    assert float(records[-1]["mean_ap"]) == pytest.approx(final)
+
+
+# Bad input: one clear error, exit status 2, nothing trained and nothing lost.
+
+
+def refused(outcome, *words: str) -> None:
+    assert outcome.status == 2, outcome.out
+    assert outcome.err.startswith("pascal_voc.py: error: ")
+    assert "Traceback" not in outcome.err
+    assert "epoch 1" not in outcome.out, "it trained before it complained"
+    for word in words:
+        assert word in outcome.err, outcome.err
+
+
+def test_a_missing_data_folder(call, tmp_path: Path) -> None:
+    refused(call("--data_dir", tmp_path / "nowhere"), "nowhere", "Annotations")
+
+
+def test_half_a_voc_folder(call, scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "VOCdevkit" / "VOC2007" / "JPEGImages")
+    refused(call("--data_dir", tmp_path / "half"), "JPEGImages")
+
+
+def test_a_missing_annotation(call, scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "data")
+    annotation = tmp_path / "data" / "VOCdevkit" / "VOC2007" / "Annotations" / "000003.xml"
+    annotation.unlink()
+    refused(call("--data_dir", tmp_path / "data"), "000003.xml")
+
+
+def test_an_annotation_that_lies_about_its_photo(call, scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "data")
+    annotation = tmp_path / "data" / "VOCdevkit" / "VOC2007" / "Annotations" / "000002.xml"
+    annotation.write_text(annotation.read_text().replace("<width>144</width>", "<width>999</width>"))
+    refused(call("--data_dir", tmp_path / "data"), "000002.xml", "999", "144")
+
+
+def test_a_class_that_nobody_knows(call) -> None:
+    refused(call("--classes", "digit0,digit1,digit2,digit3,digit4"), "digit5")
+
+
+def test_a_truncated_photo(call, scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "data")
+    photo = tmp_path / "data" / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000004.jpg"
+    photo.write_bytes(photo.read_bytes()[:1500])
+    refused(call("--data_dir", tmp_path / "data"), "000004.jpg")
+
+
+def test_weights_that_do_not_fit(call, tmp_path: Path) -> None:
+    torch.save(
+        {"features.0.weight": torch.zeros(7, 3, 5, 5), "features.0.bias": torch.zeros(7)}, tmp_path / "odd.pt"
+    )
+    refused(
+        call("--weights", tmp_path / "odd.pt"), "features.0", "[7, 3, 5, 5]", "[32, 3, 5, 5]", "bit for bit"
+    )
+
+
+def test_weights_without_the_fully_connected_layers(call, weights: Path, tmp_path: Path) -> None:
+    features = {k: v for k, v in torch.load(weights, weights_only=True).items() if k.startswith("features")}
+    torch.save(features, tmp_path / "features.pt")
+    refused(
+        call("--weights", tmp_path / "features.pt"),
+        "classifier.1", "classifier.4", "--allow_missing 'classifier.*'",
+    )  # fmt: skip
+    allowed = call("-e", 1, "--weights", tmp_path / "features.pt", "--allow_missing", "classifier.*")
+    assert allowed.status == 0, allowed.err
+
+
+def test_a_run_of_another_architecture(call, tmp_path: Path) -> None:
+    call("-e", 1)
+    other = call("--model", "alexnet", "--model_file", tmp_path / "results" / "run.pt", "-e", 2)
+    refused(other, "features.0", "[64, 3, 11, 11]")
+
+
+def test_a_save_path_that_cannot_be_written(call, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused(call("--save_path", tmp_path / "file" / "run.pt"), "cannot write", "file/run.pt")
+
+
+def test_patches_that_do_not_fill_the_minibatches_of_neon2016(call) -> None:
+    refused(
+        call("--protocol", "neon2016", "--patches_per_image", 100), "multiple of batch_size 64", "64 or 128"
+    )
+
+
+def test_a_device_that_is_not_there(call) -> None:
+    refused(call("-b", "tpu9"), "cpu, gpu or cuda:N")
+    if not torch.cuda.is_available():
+        refused(call("-b", "gpu"), "CUDA", "-b cpu")
+
+
+def test_no_data_and_no_network(call, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRANSFERKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TRANSFERKIT_VOC_URL", "http://127.0.0.1:9/")
+    refused(call(plain=True), str(tmp_path / "home"), "http://127.0.0.1:9/", "--demo")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the platform has no SIGKILL")
+def test_every_kill_leaves_a_run_that_goes_on(root: Path, scenes: Path, weights: Path, tmp_path: Path) -> None:
+    """``TRANSFERKIT_KILLS=50 pytest -k every_kill tests/examples`` tries more moments than the usual two."""
+    run = tmp_path / "results" / "run.pt"
+    command = [
+        sys.executable, root / "examples" / "pascal_voc.py", "--results", tmp_path / "results", "-e", 10_000,
+    ]  # fmt: skip
+    fresh = [
+        "--data_dir", scenes, "--weights", weights, "--model", "alexnet-small", "--protocol", "demo",
+        "--classes", ",".join(f"digit{i}" for i in range(10)), "--num_workers", 0, "--max_train_imgs", 1,
+    ]  # fmt: skip
+    rng, epochs = random.Random(0), [0]
+    for _ in range(int(os.environ.get("TRANSFERKIT_KILLS", "2"))):
+        words = [*command, "--num_workers", 0, "--model_file", run] if run.exists() else [*command, *fresh]
+        with subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                assert "error" not in line
+                if line.startswith("epoch"):
+                    break
+            time.sleep(rng.uniform(0, 0.5))
+            process.kill()
+        epochs.append(read_run(run)["epoch"])
+    assert epochs == sorted(epochs)
+    assert epochs[-1] >= len(epochs) - 1
