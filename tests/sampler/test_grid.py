@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from transferkit.errors import ArgumentError
 from transferkit.labeling import OverlapRule, label_patches
-from transferkit.sampler import PatchGrid
+from transferkit.sampler import NEON_SCALES, PatchGrid
+
+sizes = st.tuples(st.integers(1, 700), st.integers(1, 700)).filter(lambda size: max(size) < 60 * min(size))
+fractions = st.sampled_from([0, 0.1, 0.25, 0.3, 0.5, 0.6, 0.75, Fraction(1, 3)])
+scale_lists = st.lists(
+    st.sampled_from([*NEON_SCALES, Fraction(7, 3), 1.7]), min_size=1, max_size=4, unique=True
+)
+grids = st.builds(
+    PatchGrid,
+    scales=scale_lists.map(tuple),
+    density=st.integers(1, 3),
+    target=st.none() | st.integers(1, 300),
+    min_scales=st.integers(1, 5),
+    min_overlap=st.none() | fractions,
+    reach=st.sampled_from(["last_pixel", "edge"]),
+)
 
 
 def test_neon_patches_and_labels_to_the_last_digit(shared: Path) -> None:
@@ -25,3 +49,105 @@ def test_neon_patches_and_labels_to_the_last_digit(shared: Path) -> None:
         labels, matched = label_patches(boxes, objects, classes, rule=OverlapRule(0.2, 0.6))
         np.testing.assert_array_equal(labels.numpy(), golden[f"{image}_labels"])
         np.testing.assert_array_equal(matched.numpy(), golden[f"{image}_match"])
+
+
+@settings(deadline=None, max_examples=150)
+@given(grids, sizes)
+@example(PatchGrid(), (1, 1))
+@example(PatchGrid(), (1, 37))
+@example(PatchGrid(reach="edge", min_overlap=0.5), (50, 1))
+def test_patches_are_squares_inside_the_image_and_counted_beforehand(
+    grid: PatchGrid, size: tuple[int, int]
+) -> None:
+    boxes = grid(size)
+    height, width = size
+    assert len(boxes) == grid.count(size) == sum(grid.counts(size))
+    assert (boxes >= 0).all()
+    assert (boxes[:, 0::2] <= width).all()
+    assert (boxes[:, 1::2] <= height).all()
+    sides = boxes[:, 2:] - boxes[:, :2]
+    assert (sides > 0).all()
+    torch.testing.assert_close(sides[:, 0], sides[:, 1])
+
+
+@settings(deadline=None, max_examples=100)
+@given(grids, sizes)
+def test_every_pixel_is_covered_at_every_scale(grid: PatchGrid, size: tuple[int, int]) -> None:
+    boxes, counts = grid(size), grid.counts(size)
+    for start, count in zip(np.cumsum([0, *counts]), counts, strict=False):
+        for axis, dim in ((0, size[1]), (1, size[0])):
+            extent = max(dim - 1, 1) if grid.reach == "last_pixel" else dim
+            intervals = sorted(set(map(tuple, boxes[start : start + count, [axis, axis + 2]].tolist())))
+            assert math.isclose(intervals[0][0], 0, abs_tol=1e-9)
+            assert math.isclose(intervals[-1][1], extent, rel_tol=1e-12)
+            assert all(a[1] >= b[0] - 1e-9 for a, b in pairwise(intervals))
+
+
+@settings(deadline=None, max_examples=100)
+@given(sizes, scale_lists, fractions)
+def test_no_fewer_patches_would_overlap_enough(size: tuple[int, int], scales: list[Any], overlap: Any) -> None:
+    grid = PatchGrid(tuple(scales), target=None, min_overlap=overlap, reach="edge")
+    least = Fraction(str(overlap)) if not isinstance(overlap, Fraction) else overlap
+    for index, scale in enumerate(scales):
+        side = Fraction(min(size)) / (scale if isinstance(scale, Fraction) else Fraction(str(scale)))
+        axes = []
+        for extent in (size[1], size[0]):
+            count = 1
+            while side + (count - 1) * side * (1 - least) < extent:
+                count += 1
+            axes.append(count)
+        assert grid.counts(size)[index] == axes[0] * axes[1]
+
+
+def test_ceilings_are_exact_where_floats_tip_over() -> None:
+    tipped = [
+        (side, scale)
+        for side in range(2, 500)
+        for scale in NEON_SCALES
+        if math.ceil(side * 10 / (side / scale)) != math.ceil(10 * Fraction(str(scale)))
+    ]
+    assert tipped
+    for side, scale in tipped[:50]:
+        grid = PatchGrid((scale,), density=1, reach="edge")
+        assert grid.count((side, side * 10)) == math.ceil(10 * Fraction(str(scale))) * math.ceil(
+            Fraction(str(scale))
+        )
+
+
+@settings(deadline=None, max_examples=100)
+@given(sizes, st.integers(1, 2000), st.integers(1, 13))
+def test_it_stops_at_the_first_scale_that_reaches_the_target(
+    size: tuple[int, int], target: int, min_scales: int
+) -> None:
+    every = PatchGrid(target=None).counts(size)
+    used = PatchGrid(target=target, min_scales=min_scales).counts(size)
+    assert used == every[: len(used)]
+    assert len(used) >= min_scales
+    if len(used) > min_scales:
+        assert sum(used[:-1]) < target
+    if len(used) < len(every):
+        assert sum(used) >= target
+
+
+def test_a_grid_is_a_plain_value() -> None:
+    assert PatchGrid() == PatchGrid(scales=list(NEON_SCALES))  # type: ignore[arg-type]
+    assert eval(repr(PatchGrid(min_overlap=0.5))) == PatchGrid(min_overlap=0.5)
+    assert len({PatchGrid(), PatchGrid()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PatchGrid(scales=()), "scales must be at least one number"),
+        (lambda: PatchGrid(scales=(0.5,)), "scales must be 1 or more"),
+        (lambda: PatchGrid(density=0), "density must be 1 or more"),
+        (lambda: PatchGrid(target=0), "target must be 1 or more, or None"),
+        (lambda: PatchGrid(min_scales=0), "min_scales"),
+        (lambda: PatchGrid(min_overlap=1), "min_overlap must be from 0 to below 1"),
+        (lambda: PatchGrid(reach="border"), "reach must be"),  # type: ignore[arg-type]
+        (lambda: PatchGrid()((0, 5)), "image_size must be"),
+    ],
+)
+def test_settings_are_checked(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        make()

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from transferkit.boxes import area, intersection
 from transferkit.errors import require
-from transferkit.labeling.match_rule import Evidence, MatchRule
+from transferkit.labeling.decision import Evidence
+from transferkit.labeling.match_rule import MatchRule
 from transferkit.labeling.value import Objects
 
 
@@ -22,11 +23,12 @@ class OverlapRule(MatchRule):
         object_fraction: Least part of the object's area that the patch shows.
         near: ``(patch_fraction, object_fraction)`` from which a patch that matches no object is ignored
             instead of background; ``None`` for no such band.
-        max_other_fraction: Largest part of itself that any *other* object may show in the patch; one that shows
-            more makes it a patch with several objects. 0 means that no second object may touch it; ``None``
-            that only matching objects count.
+        max_other_fraction: Largest part of itself that any other object may show in the patch; one that shows
+            more makes it a patch with several objects. 0 means that no second object may touch it; ``None`` that
+            only matching objects count.
 
-    References: Oquab, Bottou, Laptev, Sivic: Learning and transferring mid-level image representations using
+    References:
+        Oquab, Bottou, Laptev, Sivic: Learning and transferring mid-level image representations using
         convolutional neural networks, CVPR 2014, section 3.2.
 
     Example:
@@ -43,12 +45,12 @@ class OverlapRule(MatchRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("patch_fraction", "object_fraction"):
-            require(0 < getattr(self, name) <= 1, name, "above 0 and at most 1", getattr(self, name))
+        limits = (self.patch_fraction, self.object_fraction)
+        for name, value in zip(("patch_fraction", "object_fraction"), limits, strict=True):
+            require(0 < value <= 1, name, "above 0 and at most 1", value)
         if self.near is not None:
-            below = 0 < self.near[0] <= self.patch_fraction and 0 < self.near[1] <= self.object_fraction
-            limits = (self.patch_fraction, self.object_fraction)
-            require(below, "near", f"two fractions above 0 and at most {limits}", self.near)
+            inside = all(0 < value <= limit for value, limit in zip(self.near, limits, strict=True))
+            require(inside, "near", f"two fractions above 0 and at most {limits}", self.near)
         if self.max_other_fraction is not None:
             inside = 0 <= self.max_other_fraction < 1
             require(inside, "max_other_fraction", "from 0 to below 1, or None", self.max_other_fraction)
@@ -56,25 +58,28 @@ class OverlapRule(MatchRule):
             require(strict, "several", "'background' or 'ignore' with max_other_fraction", self.several)
 
     def evidence(self, boxes: Tensor, objects: Objects) -> Evidence:
-        """Measure ``boxes``, (P, 4), against the objects."""
+        """Measure both fractions."""
         shared = intersection(boxes, objects.boxes)  # (P, N)
-        of_patch = _fraction(shared, area(boxes)[:, None])
-        of_object = _fraction(shared, area(objects.boxes)[None, :])
+        of_patch = fraction(shared, area(boxes)[:, None])
+        of_object = fraction(shared, area(objects.boxes)[None, :])
         matched = (of_patch >= self.patch_fraction) & (of_object >= self.object_fraction)
-        near = torch.zeros_like(matched)
+        near = others = None
         if self.near is not None:
             near = (of_patch >= self.near[0]) & (of_object >= self.near[1]) & ~matched
-        present = matched
         if self.max_other_fraction is not None:
-            present = matched | (of_object > self.max_other_fraction)
+            others = (of_object > self.max_other_fraction) & ~matched
         measures = {
             "patch_fraction": (of_patch, self.patch_fraction),
             "object_fraction": (of_object, self.object_fraction),
         }
-        return Evidence(matched, shared, near, present, measures)
+        return Evidence(matched, shared, near, others, measures)
 
 
-def _fraction(shared: Tensor, whole: Tensor) -> Tensor:
-    # A division, rather than shared >= threshold * whole: a correctly rounded quotient reaches the threshold as
-    # written whenever the true one does (3 / 5 is 0.6), while a product may step over it (0.1 * 3 > 0.3).
+def fraction(shared: Tensor, whole: Tensor) -> Tensor:
+    """Return ``shared / whole``, and 0 where there is no whole.
+
+    A rule compares this with its threshold, rather than ``shared`` with a product: a correctly rounded quotient
+    reaches the threshold as written whenever the true one does (3 / 5 is 0.6), while a product may step over it
+    (0.1 * 3 is more than 0.3).
+    """
     return torch.where(whole > 0, shared / whole, 0)

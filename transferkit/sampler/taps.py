@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, eq=False)
 class Taps:
     """For G intervals resampled to S values each, the T pixels that every value is a weighted mean of.
 
+    NumPy, because these are small arrays, on which torch spends most of its time in starting.
+
     Attributes:
-        index: (G, S, T) int64, always inside the axis; surplus taps have weight 0.
+        index: (G, S, T) int32, always inside the axis; surplus taps have weight 0.
         weight: (G, S, T) float64, summing to 1 over T.
+        needed: (G,) how many of the T each interval has use for.
     """
 
-    index: Tensor
-    weight: Tensor
+    index: NDArray[np.int32]
+    weight: NDArray[np.float64]
+    needed: NDArray[np.int64]
+
+    def __getitem__(self, some: slice | NDArray[np.int64]) -> Taps:
+        """Return the taps of some of the intervals, no more than they need."""
+        needed = self.needed[some]
+        most = int(needed.max())
+        return Taps(self.index[some][..., :most], self.weight[some][..., :most], needed)
 
 
 def bilinear_taps(
-    intervals: Tensor, count: int, length: int, *, antialias: bool = True, whole_pixels: bool = False
+    intervals: NDArray[np.float64],
+    count: int,
+    length: int,
+    *,
+    antialias: bool = True,
+    whole_pixels: bool = False,
 ) -> Taps:
     """Return the taps that resample intervals of an axis to ``count`` values each.
 
@@ -32,26 +46,25 @@ def bilinear_taps(
     antialiased interval shrinks. Pixels outside the axis weigh nothing; the rest is scaled to a sum of 1.
 
     Args:
-        intervals: (G, 2) float64 start and end, pixels, within ``0..length``.
+        intervals: (G, 2) start and end, pixels, within ``0..length``.
         count: S, how many values each interval becomes.
         length: Pixels of the axis.
         antialias: Widen the filter where an interval shrinks.
         whole_pixels: Truncate the intervals to whole pixels, at least one, and weigh only pixels inside them.
     """
-    first = torch.zeros_like(intervals[:, 0])
-    last = torch.full_like(first, length)  # the pixels first..last-1 may be seen
+    start, end = intervals[:, 0], intervals[:, 1]
+    first, last = np.zeros_like(start), np.full_like(end, length)  # pixels first..last-1 may be seen
     if whole_pixels:
-        first = intervals[:, 0].floor().clamp(max=length - 1)
-        last = torch.maximum(intervals[:, 1].floor(), first + 1)
-        intervals = torch.stack([first, last], dim=1)
-    scale = ((intervals[:, 1] - intervals[:, 0]) / count)[:, None]  # (G, 1)
-    width = scale.clamp(min=1) if antialias else torch.ones_like(scale)
-    steps = torch.arange(count, dtype=torch.float64, device=intervals.device)
-    centre = intervals[:, :1] + (steps + 0.5) * scale  # (G, S)
-    reach = torch.arange(math.ceil(2 * float(width.max())), dtype=torch.float64, device=intervals.device)
-    index = (centre - width + 0.5).floor()[..., None] + reach  # (G, S, T)
-    distance = (index + 0.5 - centre[..., None]).abs()
-    weight = (1 - distance / width[..., None]).clamp(min=0)
-    seen = (index >= first[:, None, None]) & (index < last[:, None, None])
-    weight = torch.where(seen, weight, 0)
-    return Taps(index.clamp(0, length - 1).long(), weight / weight.sum(dim=2, keepdim=True))
+        start = first = np.minimum(np.floor(start), length - 1)
+        end = last = np.maximum(np.floor(end), start + 1)
+    scale = (end - start) / count  # (G,)
+    width = np.maximum(scale, 1) if antialias else np.ones_like(scale)
+    needed = np.ceil(2 * width).astype(np.int64)
+    centre = start[:, None] + (np.arange(count) + 0.5) * scale[:, None]  # (G, S)
+    lowest = np.floor(centre - width[:, None] + 0.5)
+    index = lowest[..., None] + np.arange(needed.max())  # (G, S, T)
+    weight = 1 - np.abs(index + 0.5 - centre[..., None]) / width[:, None, None]
+    seen = (weight > 0) & (index >= first[:, None, None]) & (index < last[:, None, None])
+    weight = np.where(seen, weight, 0)
+    weight /= weight.sum(axis=2, keepdims=True)
+    return Taps(np.clip(index, 0, length - 1).astype(np.int32), weight, needed)
