@@ -10,7 +10,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from transferkit.errors import ArgumentError
-from transferkit.scorer import ImageScorer
+from transferkit.scorer import ImageScorer, PatchLog
 
 EXPONENTS = [1.0, 2.0, 5.0, 10.0, float("inf")]
 IMAGES, CLASSES, PATCHES = 40, 6, 2000
@@ -37,6 +37,11 @@ def work(rank: int, world: int, folder: str) -> None:
                 scorer.add_batch(probs[batch], image_index[batch], boxes[batch])
             whole = scorer.across_ranks()
             assert scorer.counts.sum() == share.sum()  # goes on counting for itself
+            if exponent == 5:
+                log = PatchLog(IMAGES, CLASSES, exponent, reduction)
+                log.add_batch(probs[rows], image_index[rows], boxes[rows])
+                in_float32 = log.across_ranks().compute()
+                torch.testing.assert_close(in_float32, whole.compute(), rtol=1e-5, atol=0)
             found[exponent, reduction] = (whole.compute(), whole.best_boxes, whole.counts)
     try:
         ImageScorer(IMAGES, CLASSES, exponent=1.0 + rank).across_ranks()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import distributed
@@ -10,7 +10,10 @@ from torch import distributed
 from transferkit.errors import ArgumentError
 from transferkit.scorer.tally import Tally
 
-Group = distributed.ProcessGroup
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Value = TypeVar("Value")
 
 
 def in_process_group() -> bool:
@@ -18,7 +21,16 @@ def in_process_group() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def gather_tallies(tally: Tally, settings: dict[str, Any], group: Group | None = None) -> list[Tally]:
+def gather_objects(value: Value, group: ProcessGroup | None = None) -> list[Value]:
+    """Return the values of all ranks, in the order of the ranks; in a process of its own, the one there is."""
+    if not in_process_group():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(values, value, group=group)
+    return values
+
+
+def gather_tallies(tally: Tally, settings: dict[str, Any], group: ProcessGroup | None = None) -> list[Tally]:
     """Return the tallies of all ranks of ``group``, in the order of the ranks, on every one of them.
 
     Args:
@@ -29,9 +41,8 @@ def gather_tallies(tally: Tally, settings: dict[str, Any], group: Group | None =
     Raises:
         ArgumentError: A rank has other settings; raised on every rank.
     """
-    world = distributed.get_world_size(group)
-    all_settings: list[Any] = [None] * world
-    distributed.all_gather_object(all_settings, settings, group=group)
+    all_settings = gather_objects(settings, group)
+    world = len(all_settings)
     if any(other != all_settings[0] for other in all_settings):
         listing = "; ".join(f"rank {rank}: {other}" for rank, other in enumerate(all_settings))
         raise ArgumentError(f"scorers must have the same settings on all ranks, got {listing}")

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from transferkit.errors import require
-from transferkit.scorer.average_precision import INTERPOLATIONS, Interpolation
+from transferkit.scorer.average_precision import INTERPOLATIONS, Interpolation, ranking_ap
 from transferkit.scorer.ranking import Ranking, rank
 
 Difficult = Literal["ignored", "positive", "negative"]
@@ -58,6 +58,10 @@ class APRule:
         targets = present | difficult_only if self.difficult == "positive" else easy
         ignore = difficult_only if self.difficult == "ignored" else None
         return rank(scores, targets, ignore=ignore, minimum_score=self.minimum_score)
+
+    def average_precision(self, scores: Tensor, present: Tensor, difficult_only: Tensor) -> Tensor:
+        """Return the (K,) average precision under this rule; NaN for a class without positives."""
+        return ranking_ap(self.rank(scores, present, difficult_only), self.interpolation)
 
 
 VOC2007 = APRule("11-point", "ignored")

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from transferkit.errors import ArgumentError
 from transferkit.scorer.ap_rule import ALL_RULES, VOC2010, APRule
-from transferkit.scorer.average_precision import ranking_ap
 from transferkit.scorer.bootstrap import bootstrap_intervals
 from transferkit.scorer.result import ClassificationResult
 
@@ -57,7 +56,7 @@ def evaluate(
     kept = [k for k, name in enumerate(class_names) if name != BACKGROUND]
     scores, targets, difficult = (tensor.detach().cpu()[:, kept] for tensor in (scores, targets, difficult))
     rules = dict.fromkeys((*ALL_RULES, rule))
-    ap = {r: tuple(ranking_ap(r.rank(scores, targets, difficult), r.interpolation).tolist()) for r in rules}
+    ap = {r: tuple(r.average_precision(scores, targets, difficult).tolist()) for r in rules}
     intervals = bootstrap_intervals(
         rule.rank(scores, targets, difficult), rule.interpolation, samples=bootstrap, level=level, seed=seed
     )

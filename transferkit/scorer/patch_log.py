@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from transferkit.errors import ArgumentError, require
+from transferkit.errors import ArgumentError
+from transferkit.scorer.across_ranks import gather_objects
 from transferkit.scorer.checks import check_batch
 from transferkit.scorer.image_scorer import ImageScorer, Reduction
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class PatchLog:
@@ -19,6 +25,8 @@ class PatchLog:
     Args:
         num_images: N.
         num_classes: K, background included.
+        exponent: What :meth:`compute` uses unless told otherwise.
+        reduction: Likewise.
 
     Example:
         >>> log = PatchLog(num_images=1, num_classes=2)
@@ -28,11 +36,14 @@ class PatchLog:
         [[[0.5, 1.5]], [[0.25, 1.25]]]
     """
 
-    def __init__(self, num_images: int, num_classes: int) -> None:
-        require(num_images >= 1, "num_images", "at least 1", num_images)
-        require(num_classes >= 1, "num_classes", "at least 1", num_classes)
+    def __init__(
+        self, num_images: int, num_classes: int, exponent: float = 5, reduction: Reduction = "sum"
+    ) -> None:
+        ImageScorer(num_images, num_classes, exponent, reduction)  # refuses what is out of range
         self.num_images = num_images
         self.num_classes = num_classes
+        self.exponent = exponent
+        self.reduction: Reduction = reduction
         self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add_batch(self, probs: Tensor, image_index: Tensor, boxes: Tensor | None = None) -> None:
@@ -47,8 +58,10 @@ class PatchLog:
         batch = (probs.detach().float(), image_index.detach().long(), boxes.detach().float())
         self._batches.append((batch[0].cpu(), batch[1].cpu(), batch[2].cpu()))
 
-    def compute(self, exponent: float = 5, reduction: Reduction = "sum") -> Tensor:
+    def compute(self, exponent: float | None = None, reduction: Reduction | None = None) -> Tensor:
         """Return the (N, K) float64 scores that an :class:`ImageScorer` with these settings gives."""
+        exponent = self.exponent if exponent is None else exponent
+        reduction = self.reduction if reduction is None else reduction
         scorer = ImageScorer(self.num_images, self.num_classes, exponent, reduction, validate=False)
         for probs, image_index, boxes in self._batches:
             scorer.add_batch(probs, image_index, boxes)
@@ -60,6 +73,12 @@ class PatchLog:
         probs, image_index, boxes = self._batches[0]
         first, end = torch.searchsorted(image_index, torch.tensor([image, image + 1])).tolist()
         return probs[first:end], boxes[first:end]
+
+    def across_ranks(self, group: ProcessGroup | None = None) -> PatchLog:
+        """Return a log of what all ranks of a distributed run have seen; see :meth:`ImageScorer.across_ranks`."""
+        whole = PatchLog(self.num_images, self.num_classes, self.exponent, self.reduction)
+        whole._batches = [batch for batches in gather_objects(self._batches, group) for batch in batches]
+        return whole
 
     def _sort(self) -> None:
         """Make one batch of all, image after image."""

@@ -135,7 +135,7 @@ class ClassificationResult:
 
 
 def _range(interval: Interval) -> str:
-    return f"{percent(interval.low)} to {percent(interval.high)}"
+    return "-" if math.isnan(interval.low) else f"{percent(interval.low)} to {percent(interval.high)}"
 
 
 def _bounds(interval: Interval) -> list[float | None]:

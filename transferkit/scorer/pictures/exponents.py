@@ -54,5 +54,6 @@ def plot_exponents(
     )
     axes.set_xticks(range(len(exponents)), ["∞" if math.isinf(e) else f"{e:g}" for e in exponents])
     axes.margins(y=0.18)
-    axes.legend(fontsize=TEXT_SIZE - 1, frameon=False)
+    if len(mean_ap) + len(references) > 1:
+        axes.legend(fontsize=TEXT_SIZE - 1, frameon=False)
     return figure

@@ -1,0 +1,115 @@
+"""report.html: a run in one file, from its figures to the photos it got wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from transferkit.finetune import report_sections as sections
+from transferkit.finetune.page import Page
+from transferkit.progress import Progress, track
+from transferkit.scorer import ClassificationResult, LocalizationMeter, LocalizationResult, PatchLog
+
+
+@dataclass(frozen=True)
+class TrainingPatches:
+    """The patches of one training photo, as the network is given them.
+
+    Attributes:
+        image: (3, H, W) uint8.
+        boxes: (P, 4) xyxy, pixels.
+        labels: (P,) int64.
+        crops: (P, 3, S, S) uint8.
+        objects: (N, 4) xyxy, pixels.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    crops: Tensor
+    objects: Tensor
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a report is made from; what is left empty has no section.
+
+    Attributes:
+        title: Of the page.
+        result: What :func:`transferkit.scorer.evaluate` found.
+        log: All patches of the test set.
+        dataset: The test set: items like ``AnnotatedImage``, ``class_names`` and ``presence()``.
+        settings: Of the run.
+        transfer: The transfer report as text.
+        histories: Per run, one mapping per epoch with ``epoch``, ``loss`` and ``mean_ap``; several are compared.
+        seconds: Wall time by phase.
+        versions: Of what the figures depend on.
+        patches: What the sampler made of a training photo.
+        photos: How many photos are shown with maps, and per class as hits, misses and false alarms.
+        seed: Of the draw of the photos with maps.
+    """
+
+    title: str
+    result: ClassificationResult
+    log: PatchLog
+    dataset: Any
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    transfer: str = ""
+    histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    patches: TrainingPatches | None = None
+    photos: int = 5
+    seed: int = 0
+
+
+def build_report(report: RunReport, *, progress: Progress = False) -> Page:
+    """Draw everything and put it on one page.
+
+    Args:
+        report: What is shown.
+        progress: See :func:`transferkit.progress.track`.
+
+    Returns:
+        The page; ``build_report(...).write("report.html")`` writes it.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    result, dataset = report.result, report.dataset
+    scores, truth = report.log.compute(), dataset.presence()
+    located = locate(report.log, dataset, progress=progress)
+    page = Page(report.title, f"{result.num_images} test photos, {len(result.class_names)} classes")
+    steps: list[Callable[[], None]] = [
+        lambda: sections.summary(page, result, located, report.seconds),
+        lambda: sections.average_precision(page, result, scores, truth, dataset.class_names),
+        lambda: sections.exponents(page, result.rule, report.log, truth),
+        lambda: sections.localization(page, located),
+        lambda: sections.maps(page, report.log, dataset, report.photos, report.seed),
+        lambda: sections.contact_sheets(page, result.rule, scores, truth, dataset, report.photos),
+        lambda: sections.training(page, report.histories, report.patches, dataset.class_names),
+        lambda: sections.transfer(page, report.transfer),
+        lambda: sections.settings(page, report.settings, report.seconds, report.versions),
+    ]
+    for step in track(steps, progress, description="report", unit="section"):
+        step()
+    return page
+
+
+def locate(log: PatchLog, dataset: Any, *, progress: Progress = False) -> LocalizationResult:
+    """Measure localisation over all photos of a data set.
+
+    Args:
+        log: Their patches, with the exponent of the maps.
+        dataset: Items like ``AnnotatedImage``, and ``class_names``.
+        progress: See :func:`transferkit.progress.track`.
+    """
+    meter = LocalizationMeter(dataset.class_names, exponent=log.exponent)
+    for n in track(range(len(dataset)), progress, description="maps", unit="photo"):
+        item = dataset[n]
+        probs, boxes = log.patches(n)
+        meter.add_image(probs, boxes, item.image.shape[-2:], item.boxes, item.classes, item.difficult)
+    return meter.compute()
