@@ -23,6 +23,10 @@ def model_of(path: Path) -> dict[str, torch.Tensor]:
     return read_run(path)["model"]
 
 
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
 def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
@@ -38,8 +42,8 @@ def test_a_run_tells_both_regimes_and_leaves_its_results(call, tmp_path: Path) -
     assert 0 <= metrics["mean_ap"] <= 1
     assert metrics["settings"]["protocol"] == "demo"
     assert metrics["transfer"]["entries"]
-    assert len(list(csv.DictReader((results / "history.csv").open()))) == 1
-    table = list(csv.DictReader((results / "average_precision.csv").open()))
+    assert len(rows_of(results / "history.csv")) == 1
+    table = rows_of(results / "average_precision.csv")
     assert len(table) == 11  # ten classes and the mean
     for interpolation in ("all-points", "11-point", "none"):
         for difficult in ("ignored", "positive"):
@@ -96,7 +100,7 @@ def test_from_scratch_takes_nothing_from_the_weights(call, tmp_path: Path) -> No
 
 def test_the_score_is_tested_along_the_way_when_asked(call, tmp_path: Path) -> None:
     call("-e", 2, "--eval_freq", 1)
-    records = list(csv.DictReader((tmp_path / "results" / "history.csv").open()))
+    records = rows_of(tmp_path / "results" / "history.csv")
     final = json.loads((tmp_path / "results" / "metrics.json").read_text())["mean_ap"]
     assert float(records[-1]["mean_ap"]) == pytest.approx(final)
 
