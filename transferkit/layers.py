@@ -46,6 +46,7 @@ class Layer:
         states: Optimizer state by tensor and then by state name: ``states["weight"]["momentum_buffer"]``.
         module: The module itself where the layer is part of a live model, else ``None``.
         raw_index: Its number in the file's own count, where the file has one (neon counts poolings too).
+        keys: State-dict keys of the tensors that go by another short name here than in their file.
     """
 
     index: int
@@ -55,6 +56,7 @@ class Layer:
     states: Mapping[str, Mapping[str, Tensor]] = field(default_factory=lambda: _EMPTY)
     module: nn.Module | None = None
     raw_index: int | None = None
+    keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -68,7 +70,7 @@ class Layer:
 
     def key(self, short: str) -> str:
         """Return the state-dict key of one of the layer's tensors: ``"features.0" -> "features.0.weight"``."""
-        return f"{self.name}.{short}" if self.name else short
+        return self.keys.get(short) or (f"{self.name}.{short}" if self.name else short)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{key} {list(shape)}" for key, shape in self.shapes.items())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from transferkit.transfer.entry import MOVED, Entry
+from transferkit.transfer.entry import MOVED, Entry, StateLine
+from transferkit.transfer.origin import Origin
 from transferkit.transfer.table import render_text
 
 SomeAccount = TypeVar("SomeAccount", bound="Account")
@@ -29,23 +31,6 @@ class Coverage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where the source's tensors come from.
-
-    Attributes:
-        name: Path of the file, or what kind of thing the source is.
-        format: Format of the file.
-        sha256: Digest of the file; ``None`` where there is no file, and in a plan.
-        notes: What the reader of the file had to say.
-    """
-
-    name: str
-    format: str = ""
-    sha256: str | None = None
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Account:
     """Every tensor of source and target in exactly one bucket, with the rules that put it there.
 
@@ -57,6 +42,7 @@ class Account:
         target: Type of the target model.
         notes: What a reader of the account may want to know, one sentence each.
         versions: Of transferkit, torch and Python.
+        states: What became of the optimizer state of the transferred parameters, if that was asked for.
     """
 
     entries: tuple[Entry, ...]
@@ -66,6 +52,7 @@ class Account:
     target: str
     notes: tuple[str, ...]
     versions: Mapping[str, str]
+    states: tuple[StateLine, ...] = ()
 
     def bucket(self, name: str) -> tuple[str, ...]:
         """Return the keys in a bucket: the target's, and the source's in ``unexpected``."""
@@ -121,27 +108,31 @@ class Account:
         )
 
     @classmethod
-    def of(cls: type[SomeAccount], other: Account) -> SomeAccount:
+    def of(cls: type[SomeAccount], other: Account, **changed: Any) -> SomeAccount:
         """Return the same account at another stage: a plan that was carried out is a report."""
-        return cls(**{name: getattr(other, name) for name in other.__dataclass_fields__})
+        values = {name: getattr(other, name) for name in other.__dataclass_fields__}
+        return cls(**{**values, **changed})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the account as plain values, for JSON or a run checkpoint."""
+        """Return the account as plain values, for JSON or a run checkpoint. Reads the source's digest."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values["entries"] = [entry.to_dict() for entry in self.entries]
-        values["origin"] = asdict(self.origin)
+        values["states"] = [line.to_dict() for line in self.states]
+        values["origin"] = self.origin.to_dict()
         values["versions"] = dict(self.versions)
         return values
 
     @classmethod
     def from_dict(cls: type[SomeAccount], values: Mapping[str, Any]) -> SomeAccount:
         """Return the account that :meth:`to_dict` wrote."""
-        origin = Origin(**{**values["origin"], "notes": tuple(values["origin"]["notes"])})
-        entries = tuple(Entry.from_dict(entry) for entry in values["entries"])
-        rules = tuple((text, count) for text, count in values["rules"])
-        return cls(
-            **{**values, "entries": entries, "origin": origin, "rules": rules, "notes": tuple(values["notes"])}
-        )
+        read = {
+            "entries": tuple(Entry.from_dict(entry) for entry in values["entries"]),
+            "states": tuple(StateLine.from_dict(line) for line in values["states"]),
+            "origin": Origin.from_dict(values["origin"]),
+            "rules": tuple((text, count) for text, count in values["rules"]),
+            "notes": tuple(values["notes"]),
+        }
+        return cls(**{**values, **read})
 
     def __str__(self) -> str:
         return render_text(self)
@@ -149,4 +140,8 @@ class Account:
 
 def versions() -> dict[str, str]:
     """Return the versions that a transfer's result may depend on."""
-    return {"torch": str(torch.__version__), "python": platform.python_version()}
+    try:
+        own = version("transferkit")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        own = "not installed"
+    return {"transferkit": own, "torch": str(torch.__version__), "python": platform.python_version()}

@@ -46,31 +46,32 @@ class Conversion:
         """Return the tensors for the target, by short name, or ``None`` where the handler does not apply.
 
         Raises:
-            HandlerError: The handler raised, or returned what the target does not have or what does not fit it.
+            HandlerError: The handler raised, or made what the target does not have or what does not fit it.
         """
         if self.handler is None:
-            return self.source.tensors
+            return {
+                short: tensor for short, tensor in self.source.tensors.items() if short in self.target.tensors
+            }
         try:
             with torch.no_grad():
-                values = self.handler(self.source, self.target)
+                made = self.handler(self.source, self.target)
         except Exception as error:
             raise HandlerError(f"{self._place} raised {type(error).__name__}: {error}") from error
-        if values is None:
+        if made is None:
             return None
         shapes = self.target.shapes
+        changed = {short: value for short, value in made.items() if value is not self.source.tensors.get(short)}
         wrong = [
-            f"{short} {list(value.shape)} where the target has {list(shapes.get(short, ())) or 'nothing'}"
-            for short, value in values.items()
+            f"{short} {list(value.shape)} where the target has {list(shapes[short]) if short in shapes else 'none'}"
+            for short, value in changed.items()
             if shapes.get(short) != tuple(value.shape)
         ]
         if wrong:
             raise HandlerError(f"{self._place} returned {', '.join(wrong)}")
-        return values
+        return {short: value for short, value in made.items() if short in shapes}
 
     def preview(self) -> Preview | None:
         """Return what the conversion would make, from shapes alone; ``None`` where it does not apply."""
-        if self.handler is None:
-            return Preview(self.source.tensors, frozenset(self.source.tensors))
         source, target = _shapes_only(self.source), _shapes_only(self.target)
         values = replace(self, source=source, target=target).values()
         if values is None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from torch import Tensor
-
 from transferkit.layers import Layer
+from transferkit.transfer.choose import Chooser
 from transferkit.transfer.conversion import Conversion, Preview
 from transferkit.transfer.entry import Entry, Side
+from transferkit.transfer.fit import may_stay, why_not
 from transferkit.transfer.mapping import Pairing
 from transferkit.transfer.target import Target
 
-Choose = Callable[[Layer, Layer], Conversion]
 Allow = Callable[[Layer, str], str]
 
 
@@ -28,139 +27,120 @@ class Decision:
 
 def decide(
     target: Target,
-    sources: Sequence[Layer],
-    selected: frozenset[int],
     pairing: Pairing,
-    choose: Choose,
+    selected: frozenset[int],
+    choose: Chooser,
     allow: Allow,
 ) -> Decision:
     """Decide for every tensor on both sides.
 
-    A target layer without a source layer may still be allowed to be missing; what a transfer refuses is told
-    from the entries.
+    Nothing is refused here: what a transfer may not do is told from the entries.
 
     Args:
         target: The model.
-        sources: The source's layers.
-        selected: Places of the selected target layers.
         pairing: Which source layer serves which target layer.
-        choose: Returns the conversion for a target layer and a source layer.
+        selected: Places of the selected target layers.
+        choose: Chooses the conversion for a target layer and a source layer.
         allow: Returns the rule that allows a target tensor to be missing, or an empty string.
     """
-    decision = Decision()
+    decision, sources = Decision(), pairing.sources
+    used = {pairing.source_of[place] for place in selected if place in pairing.source_of}
     for place, layer in enumerate(target.layers):
-        source = None if place not in pairing.source_of else sources[pairing.source_of[place]]
+        number = pairing.source_of.get(place)
         if place not in selected:
-            decision.entries += _not_selected(layer, source)
-        elif source is None:
-            reason = pairing.why_absent(place, sources)
-            decision.entries += [
-                _unfilled(layer, short, target.derived, allow, reason) for short in layer.tensors
-            ]
+            opposite = None if number is None or number in used else sources[number]
+            used |= set() if opposite is None or number is None else {number}
+            decision.entries += _not_selected(layer, opposite)
+        elif number is None:
+            reason = pairing.absent[place]
+            decision.entries += [_unfilled(layer, s, target.derived, allow, reason) for s in layer.tensors]
         else:
-            conversion = choose(source, layer)
+            conversion = choose(sources[number], layer)
             decision.conversions.append(conversion)
-            decision.entries += _paired(conversion, target.derived, allow)
-    used = set(pairing.source_of.values())
-    for place, source in enumerate(sources):
-        decision.entries += [] if place in used else _unused(source)
+            decision.entries += _advised(_paired(conversion, target.derived, allow), conversion, choose)
+    for number, source in enumerate(sources):
+        if number not in used:
+            decision.entries += [_source_only("unexpected", side) for side in _sides(source).values()]
     return decision
-
-
-def why_not(value: Tensor, target: Tensor) -> str:
-    """Say why a tensor cannot be written into another as it is, or return an empty string."""
-    if value.shape != target.shape:
-        return "another shape"
-    if value.dtype == target.dtype or (value.is_floating_point() and target.is_floating_point()):
-        return ""
-    return "" if value.is_complex() and target.is_complex() else "another kind of number"
-
-
-def fills(layer: Layer, values: Mapping[str, Tensor], derived: frozenset[str]) -> bool:
-    """Tell whether tensors fill a target layer as they are."""
-    return all(
-        not why_not(values[short], tensor) if short in values else bool(_may_stay(layer, short, derived))
-        for short, tensor in layer.tensors.items()
-    )
 
 
 def _paired(conversion: Conversion, derived: frozenset[str], allow: Allow) -> list[Entry]:
     """Account for a target layer that has a source layer."""
     source, layer = conversion.source, conversion.target
     preview = conversion.preview() or Preview({}, frozenset())
-    left = {short: Side.of(source.key(short), tensor) for short, tensor in source.tensors.items()}
+    left = _sides(source)
     entries = []
     for short, tensor in layer.tensors.items():
-        value = preview.values.get(short)
-        if value is None:
-            reason = f"{source.name!r} has no {short}"
-            entries.append(_unfilled(layer, short, derived, allow, reason))
+        if short not in preview.values:
+            entries.append(_unfilled(layer, short, derived, allow, f"{source.name!r} has no {short}"))
             continue
-        side, opposite = Side.of(layer.key(short), tensor), left.pop(short, None)
-        entry = Entry("copied", side, (opposite,) if opposite else (), tensor.numel())
-        reason = why_not(value, tensor)
-        if reason:
-            entry = replace(entry, bucket="mismatched", reason=reason)
-        elif conversion.name == "cast" or (short in preview.kept and value.dtype != tensor.dtype):
-            entry = replace(entry, bucket="cast" if tensor.dtype != source.tensors[short].dtype else "copied")
-        elif short not in preview.kept:
-            entry = replace(entry, bucket="adapted", handler=conversion.name)
-        entries.append(entry)
-    return _with_leftovers(entries, list(left.values()), conversion)
+        opposite = left.pop(short, None)
+        side = Side.of(layer.key(short), tensor)
+        bucket, reason = _bucket(conversion, preview, short)
+        handler = conversion.name if bucket == "adapted" else ""
+        entries.append(Entry(bucket, side, (opposite,) if opposite else (), tensor.numel(), handler, reason))
+    return _with_leftovers(entries, list(left.values()), layer)
 
 
-def _with_leftovers(entries: list[Entry], left: list[Side], conversion: Conversion) -> list[Entry]:
+def _bucket(conversion: Conversion, preview: Preview, short: str) -> tuple[str, str]:
+    """Return the bucket of a tensor that has a value, and the reason where it is mismatched."""
+    value, tensor = preview.values[short], conversion.target.tensors[short]
+    reason = why_not(value, tensor)
+    if reason:
+        return "mismatched", reason
+    if conversion.name == "cast":
+        return "cast" if conversion.source.tensors[short].dtype != tensor.dtype else "copied", ""
+    if short not in preview.kept:
+        return "adapted", ""
+    return "copied" if value.dtype == tensor.dtype else "cast", ""
+
+
+def _with_leftovers(entries: list[Entry], left: list[Side], layer: Layer) -> list[Entry]:
     """Account for source tensors without a namesake: a handler's first result used them, or nothing did."""
-    adapted = [place for place, entry in enumerate(entries) if entry.bucket == "adapted"]
-    if adapted:
-        first = entries[adapted[0]]
-        entries[adapted[0]] = replace(first, sources=(*first.sources, *left))
+    for place, entry in enumerate(entries):
+        if entry.bucket == "adapted":
+            entries[place] = replace(entry, sources=(*entry.sources, *left))
+            return entries
+    reason = f"{layer.name!r} has no tensor of that name"
+    return entries + [_source_only("unexpected", side, reason) for side in left]
+
+
+def _advised(entries: list[Entry], conversion: Conversion, choose: Chooser) -> list[Entry]:
+    """Name the handlers that would make a layer fit, where it does not."""
+    if not any(_is_problem(entry) for entry in entries):
         return entries
-    reason = f"{conversion.target.name!r} has no tensor of that name"
-    return entries + [Entry("unexpected", None, (side,), prod(side.shape), reason=reason) for side in left]
+    names = choose.would_fit(conversion.source, conversion.target)
+    advice = "".join(f", handler {name!r} would fit it" for name in names[:1])
+    return [replace(entry, reason=entry.reason + advice) if _is_problem(entry) else entry for entry in entries]
+
+
+def _is_problem(entry: Entry) -> bool:
+    return entry.bucket == "mismatched" or (entry.bucket == "missing" and not entry.allowed)
 
 
 def _unfilled(layer: Layer, short: str, derived: frozenset[str], allow: Allow, reason: str) -> Entry:
     """Account for a target tensor that its source layer does not have."""
-    tensor = layer.tensors[short]
-    side = Side.of(layer.key(short), tensor)
-    stays = _may_stay(layer, short, derived)
+    side = Side.of(layer.key(short), layer.tensors[short])
+    stays = may_stay(layer, short, derived)
     if stays:
-        return Entry("skipped", side, (), tensor.numel(), reason=stays)
-    return Entry("missing", side, (), tensor.numel(), reason=reason, allowed=allow(layer, short))
-
-
-def _may_stay(layer: Layer, short: str, derived: frozenset[str]) -> str:
-    """Say why a target tensor needs no source, or return an empty string."""
-    if layer.key(short) in derived:
-        return "the model makes this buffer itself"
-    # Batch norm looks at its batch counter only where it averages without momentum; many files have none.
-    if short == "num_batches_tracked" and getattr(layer.module, "momentum", None) is not None:
-        return "a counter that is used only without momentum"
-    return ""
+        return Entry("skipped", side, (), prod(side.shape), reason=stays)
+    return Entry("missing", side, (), prod(side.shape), reason=reason, allowed=allow(layer, short))
 
 
 def _not_selected(layer: Layer, source: Layer | None) -> list[Entry]:
     """Account for a target layer that is not selected, and for the source layer opposite."""
-    left = (
-        {} if source is None else {short: Side.of(source.key(short), t) for short, t in source.tensors.items()}
-    )
+    left = {} if source is None else _sides(source)
     entries = []
-    for short, tensor in layer.tensors.items():
+    for short, side in _sides(layer).items():
         opposite = left.pop(short, None)
-        side = Side.of(layer.key(short), tensor)
-        entries.append(
-            Entry("skipped", side, (opposite,) if opposite else (), tensor.numel(), reason="not selected")
-        )
-    return entries + [
-        Entry("skipped", None, (side,), prod(side.shape), reason="its layer is not selected")
-        for side in left.values()
-    ]
+        sources = (opposite,) if opposite else ()
+        entries.append(Entry("skipped", side, sources, prod(side.shape), reason="not selected"))
+    return entries + [_source_only("skipped", side, "its layer is not selected") for side in left.values()]
 
 
-def _unused(source: Layer) -> list[Entry]:
-    """Account for a source layer that nothing uses."""
-    return [
-        Entry("unexpected", None, (Side.of(source.key(short), tensor),), tensor.numel())
-        for short, tensor in source.tensors.items()
-    ]
+def _source_only(bucket: str, side: Side, reason: str = "") -> Entry:
+    return Entry(bucket, None, (side,), prod(side.shape), reason=reason)
+
+
+def _sides(layer: Layer) -> dict[str, Side]:
+    return {short: Side.of(layer.key(short), tensor) for short, tensor in layer.tensors.items()}

@@ -1,4 +1,4 @@
-"""One line of a transfer's account: what happens, or happened, to one tensor."""
+"""The lines of a transfer's account: what becomes of one tensor, and of one parameter's optimizer state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 BUCKETS = ("copied", "adapted", "cast", "tied", "skipped", "mismatched", "missing", "unexpected")
-MOVED = ("copied", "adapted", "cast", "tied")
+WRITTEN = ("copied", "adapted", "cast")
+MOVED = (*WRITTEN, "tied")
 
 Shape = tuple[int, ...]
 
@@ -45,6 +46,7 @@ class Entry:
         handler: Name of the handler that adapts it.
         reason: Why, where the bucket does not say it.
         allowed: The rule that allows a missing tensor to be missing.
+        tied_to: The key through which a tied tensor is written.
     """
 
     bucket: str
@@ -54,6 +56,7 @@ class Entry:
     handler: str = ""
     reason: str = ""
     allowed: str = ""
+    tied_to: str = ""
 
     @property
     def key(self) -> str:
@@ -70,6 +73,32 @@ class Entry:
         target = values["target"]
         sources = tuple(_side(side) for side in values["sources"])
         return cls(**{**values, "target": None if target is None else _side(target), "sources": sources})
+
+
+@dataclass(frozen=True)
+class StateLine:
+    """What became of one parameter's optimizer state.
+
+    Attributes:
+        key: The target parameter.
+        outcome: ``"moved"``, ``"adapted"`` by the parameter's handler, or ``"reset"``: it starts anew.
+        names: The states that were moved, ``("momentum_buffer",)``.
+        reason: Why, where it was reset.
+    """
+
+    key: str
+    outcome: str
+    names: tuple[str, ...] = ()
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the line as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StateLine:
+        """Return the line that :meth:`to_dict` wrote."""
+        return cls(**{**values, "names": tuple(values["names"])})
 
 
 def _side(values: Mapping[str, Any]) -> Side:

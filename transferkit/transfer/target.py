@@ -20,13 +20,13 @@ class Target:
         model: The model itself.
         layers: Its layers, named without what wrappers (DDP, ``torch.compile``) put into the names.
         derived: Keys of the non-persistent buffers, which the model makes itself and no file holds.
-        set_aside: The parts of names that were left out, ``("module.",)``.
+        notes: What was left out of the names.
     """
 
     model: nn.Module
     layers: tuple[Layer, ...]
     derived: frozenset[str]
-    set_aside: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @classmethod
     def of(cls, model: nn.Module) -> Target:
@@ -51,7 +51,8 @@ class Target:
             if long != short and part not in short.split(".")
         )
         layers = tuple(replace(layer, name=bare[layer.name]) for layer in layers)
-        return cls(model, layers, frozenset(_derived(layers)), tuple(set_aside))
+        notes = tuple(f"set aside in the target's names: {part}" for part in set_aside)
+        return cls(model, layers, frozenset(_derived(layers)), notes)
 
 
 def _derived(layers: tuple[Layer, ...]) -> set[str]:

@@ -47,7 +47,7 @@ def settle_ties(entries: Sequence[Entry], groups: Iterable[Sequence[str]]) -> li
         moved = [key for key in keys if by_key[key].bucket in MOVED]
         written_for |= {key: moved[0] for key in keys if moved and key != moved[0]}
     return [
-        replace(entry, bucket="tied", handler="", reason=f"shares memory with {written_for[entry.key]}")
+        replace(entry, bucket="tied", handler="", reason="", allowed="", tied_to=written_for[entry.key])
         if entry.target is not None and entry.key in written_for and entry.bucket != "mismatched"
         else entry
         for entry in entries

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +15,34 @@ from torch.optim import Optimizer
 from transferkit.checkpoints import Checkpoint, read_checkpoint
 from transferkit.errors import ArgumentError
 from transferkit.layers import Layer
-from transferkit.transfer.account import Origin, versions
+from transferkit.transfer.account import versions
 from transferkit.transfer.allow import AllowMissing, allowance
 from transferkit.transfer.choose import Chooser, Handlers
 from transferkit.transfer.conversion import Conversion
 from transferkit.transfer.decide import decide
-from transferkit.transfer.mapping import MappingSpec, Pairing, map_by_name, map_by_order, renaming
+from transferkit.transfer.entry import WRITTEN
+from transferkit.transfer.mapping import Pairing, map_by_name, map_by_order, renaming
+from transferkit.transfer.materialise import materialise
+from transferkit.transfer.origin import Origin
 from transferkit.transfer.plan import TransferPlan
 from transferkit.transfer.report import TransferReport
 from transferkit.transfer.select import Predicate, every, select_layers
+from transferkit.transfer.stage import stage, unchecked
+from transferkit.transfer.states import NO_STATES, install_states, move_states, optimizer_notes
+from transferkit.transfer.structure import ByStructure, map_by_structure
 from transferkit.transfer.target import Target
 from transferkit.transfer.ties import settle_ties, tie_groups
-from transferkit.transfer.write import Write, write_all
+from transferkit.transfer.write import Transaction
 
+MappingRule = str | ByStructure | Mapping[str | re.Pattern[str], str] | Callable[[str], str]
 Source = Checkpoint | nn.Module | Mapping[str, Tensor] | Sequence[Layer] | str | os.PathLike[str]
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A plan with the live layers that it is about."""
+class _Prepared(NamedTuple):
+    """A model looked at, the plan for it, and the conversions that carry the plan out."""
 
-    plan: TransferPlan
     target: Target
+    plan: TransferPlan
     conversions: Sequence[Conversion]
 
 
@@ -46,12 +53,14 @@ class WeightTransfer:
         source: A checkpoint, a path to one, a state dict, a live module, or layers of any of these.
         select: Which of the *target's* layers are written; a rule or a callable ``(index, layer) -> bool``.
         mapping: Which source layer serves a selected layer: ``"name"`` that of the same name; ``"order"`` the
-            i-th for the i-th; a dict from target to source names, globs or regular expressions (what it does
-            not mention maps to its own name); or a function from a target's name to a source's.
+            i-th for the i-th; ``"structure"`` the one that stands in its place by the shapes of all layers, or
+            :class:`ByStructure` with some pairs given; a dict from target to source names, globs or regular
+            expressions (what it does not mention maps to its own name); or a function from a target's name.
         handlers: Handlers or names of handlers that convert layers which do not fit as they are; or a dict that
             aims handlers at layers, ``{"features.0": "input_channels"}``.
         on_mismatch: ``"error"``, or ``"adapt"`` to try every registered handler on what does not fit.
         allow_missing: Globs (``"classifier.*"``) or a rule for what the source need not have.
+        load_states: Also move optimizer state (momentum, moving averages, step counts) of the layers.
         device: Where parameters of a model on the meta device are materialised.
 
     Example:
@@ -70,7 +79,7 @@ class WeightTransfer:
         source: Source,
         *,
         select: Predicate | None = None,
-        mapping: MappingSpec = "name",
+        mapping: MappingRule = "name",
         handlers: Handlers = (),
         on_mismatch: Literal["error", "adapt"] = "error",
         allow_missing: AllowMissing = None,
@@ -89,60 +98,86 @@ class WeightTransfer:
     def plan(self, model: nn.Module, optimizer: Optimizer | None = None) -> TransferPlan:
         """Return what :meth:`apply` would do, from names, shapes and dtypes alone. Nothing is written.
 
+        Args:
+            model: The target; a model on the meta device will do.
+            optimizer: The one that :meth:`apply` will be given.
+
         Raises:
             SelectionError: A rule matches nothing.
-            ArgumentError: A model with lazy parameters, an unknown handler or mapping.
+            ArgumentError: A model with lazy parameters, an unknown handler or mapping, ``load_states`` without an
+                optimizer.
             HandlerError: A handler failed.
         """
-        return self._prepare(model).plan
+        return self._prepare(model, optimizer).plan
 
     def apply(self, model: nn.Module, optimizer: Optimizer | None = None) -> TransferReport:
         """Write the selected layers, in place: the model keeps its parameters, and so does its optimizer.
 
+        Whatever fails, the model and the optimizer are as they were.
+
+        Args:
+            model: The target; changed in place.
+            optimizer: Receives the optimizer state of the transferred layers, if ``load_states``.
+
         Raises:
             TransferError: Something does not fit or is missing; the message lists all. Or nothing would move.
             SelectionError: A rule matches nothing.
+            ArgumentError: As :meth:`plan`; or a model on the meta device and no ``device``.
             HandlerError: A handler failed.
         """
-        prepared = self._prepare(model)
-        prepared.plan.check()
-        write_all(_stage(prepared))
-        return TransferReport(
-            **{name: getattr(prepared.plan, name) for name in prepared.plan.__dataclass_fields__}
-        )
+        target, plan, conversions = self._prepare(model, optimizer)
+        plan.check()
+        written = {entry.key for entry in plan.entries if entry.bucket in WRITTEN}
+        writes = stage(conversions, written, {e.key: e.tied_to for e in plan.entries if e.tied_to})
+        unread = unchecked(writes, {*plan.adapted, *plan.cast})
+        moved = move_states(optimizer, conversions, written) if self.load_states and optimizer else NO_STATES
+        with Transaction() as transaction:
+            made = materialise(target, plan.entries, self.device, transaction)
+            if optimizer is not None:
+                install_states(optimizer, moved.states, transaction)
+            transaction.write([write.onto(made.get(id(write.destination))) for write in writes])
+        notes = [f"{len(unread)} large tensors were not searched for NaN"] if unread else []
+        notes += optimizer_notes(model, optimizer, moved.states) if optimizer is not None else []
+        return TransferReport.of(plan, states=moved.lines, notes=(*plan.notes, *notes))
 
-    def _prepare(self, model: nn.Module) -> _Prepared:
+    def _prepare(self, model: nn.Module, optimizer: Optimizer | None) -> _Prepared:
+        if self.load_states and optimizer is None:
+            raise ArgumentError("load_states=True needs the optimizer: apply(model, optimizer)")
         target = Target.of(model)
         selection = select_layers(self.select, target.layers)
-        pairing = self._pair(target, selection.indices)
-        choose = Chooser(self.handlers, self.on_mismatch, target.layers, target.derived)
+        choose = Chooser(self.handlers, self.on_mismatch, target)
+        pairing = self._pair(target, selection.indices, choose.join(self.source))
         allow = allowance(self.allow_missing, target.layers)
-        decision = decide(target, self.source, frozenset(selection.indices), pairing, choose, allow)
+        decision = decide(target, pairing, frozenset(selection.indices), choose, allow)
         choose.check_all_ran()
         plan = TransferPlan(
             entries=tuple(settle_ties(decision.entries, tie_groups(target.layers))),
             rules=selection.counts,
             mapping=pairing.text,
-            origin=_origin(self.source),
+            origin=Origin.of(self.source),
             target=type(model).__name__,
-            notes=tuple(pairing.notes)
-            + tuple(f"set aside in the target's names: {p}" for p in target.set_aside),
+            notes=(*pairing.notes, *target.notes),
             versions=versions(),
         )
-        return _Prepared(plan, target, decision.conversions)
+        return _Prepared(target, plan, decision.conversions)
 
-    def _pair(self, target: Target, selected: Sequence[int]) -> Pairing:
-        if self.mapping == "name":
-            return map_by_name(target.layers, self.source, lambda name: name, "name")
-        if self.mapping == "order":
-            return map_by_order(selected, self.source)
-        if isinstance(self.mapping, Mapping):
-            rename = renaming(self.mapping, [target.layers[place].name for place in selected])
-            return map_by_name(target.layers, self.source, rename, "rules")
-        if callable(self.mapping):
-            return map_by_name(target.layers, self.source, self.mapping, "a function")
+    def _pair(self, target: Target, selected: Sequence[int], sources: Sequence[Layer]) -> Pairing:
+        layers, mapping = target.layers, self.mapping
+        if mapping == "name":
+            return map_by_name(layers, selected, sources)
+        if mapping == "order":
+            return map_by_order(selected, sources)
+        if mapping == "structure":
+            return map_by_structure(layers, selected, sources, {})
+        if isinstance(mapping, ByStructure):
+            return map_by_structure(layers, selected, sources, mapping.known)
+        if isinstance(mapping, Mapping):
+            rename = renaming(mapping, [layer.name for layer in layers])
+            return map_by_name(layers, selected, sources, rename, "rules")
+        if callable(mapping):
+            return map_by_name(layers, selected, sources, mapping, "a function")
         raise ArgumentError(
-            f"mapping must be 'name', 'order', 'structure', a dict or a function, got {self.mapping!r}"
+            f"mapping must be 'name', 'order', 'structure', a dict or a function, got {mapping!r}"
         )
 
 
@@ -166,31 +201,9 @@ def transfer_layer(target: nn.Module, source: Layer | nn.Module, handlers: Handl
     return WeightTransfer(layers, handlers=handlers).apply(target)
 
 
-def _stage(prepared: _Prepared) -> list[Write]:
-    """Run the conversions and pair each result with the tensor that it is written to."""
-    destinations = {
-        entry.key for entry in prepared.plan.entries if entry.bucket in ("copied", "adapted", "cast")
-    }
-    writes = []
-    for conversion in prepared.conversions:
-        values = conversion.values() or {}
-        layer = conversion.target
-        writes += [
-            Write(layer.key(short), layer.tensors[short], value)
-            for short, value in values.items()
-            if layer.key(short) in destinations
-        ]
-    return writes
-
-
 def _as_checkpoint(source: Source) -> Checkpoint:
     if isinstance(source, nn.Module):
         return Checkpoint(Target.of(source).layers, format="model")
     if isinstance(source, Sequence) and not isinstance(source, str | Checkpoint):
         return Checkpoint(source, format="layers")
     return read_checkpoint(source)
-
-
-def _origin(source: Checkpoint) -> Origin:
-    name = str(source.source) if source.source is not None else f"a {source.format}"
-    return Origin(name, source.format, None, source.notes)
