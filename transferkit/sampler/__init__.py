@@ -4,12 +4,20 @@
 each work alone, on plain tensors.
 """
 
-from transferkit.sampler.balance import AllPatches, BackgroundFraction, Balance, PositivesFirst, RandomSubset
+from transferkit.sampler.balance import (
+    AllPatches,
+    BackgroundFraction,
+    Balance,
+    ClassBalanced,
+    PositivesFirst,
+    RandomSubset,
+)
 from transferkit.sampler.batch import PatchBatch
 from transferkit.sampler.crop import crop_and_resize
 from transferkit.sampler.grid import NEON_SCALES, PatchGrid
 from transferkit.sampler.item import AnnotatedImage
 from transferkit.sampler.multiscale import MultiscaleSampler
+from transferkit.sampler.patch_transforms import ColourJitter, PatchTransform, RandomFlip
 from transferkit.sampler.randomness import generator
 
 __all__ = [
@@ -18,10 +26,14 @@ __all__ = [
     "AnnotatedImage",
     "BackgroundFraction",
     "Balance",
+    "ClassBalanced",
+    "ColourJitter",
     "MultiscaleSampler",
     "PatchBatch",
     "PatchGrid",
+    "PatchTransform",
     "PositivesFirst",
+    "RandomFlip",
     "RandomSubset",
     "crop_and_resize",
     "generator",

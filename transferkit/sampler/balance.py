@@ -1,6 +1,4 @@
-"""Balance: which patches of an image to use. Most show background, and a network fed all of them learns only
-that.
-"""
+"""Balance: which patches of an image to use. Most show background, and a network fed all of them learns only that."""
 
 from __future__ import annotations
 
@@ -17,9 +15,8 @@ from transferkit.labeling import BACKGROUND
 class Balance(Protocol):
     """Chooses patches by their labels; any function of this form will do.
 
-    A balance that also has ``size(available, count)`` tells how many patches it will choose without seeing the
-    labels, or ``None`` where it cannot; a sampler of such a balance knows its length without looking at the
-    data.
+    One that also has ``size(available, count)``, the number of patches it will choose whatever the labels, spares its
+    sampler to label every image beforehand to know how many minibatches there will be.
     """
 
     def __call__(self, labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
@@ -31,7 +28,7 @@ class Balance(Protocol):
             generator: The only source of random choices.
 
         Returns:
-            (B,) int64 rows, 0..P-1; a row may occur more than once.
+            (B,) int64 rows, 0..P-1; a row may occur more than once. B must not depend on the generator.
         """
         ...
 
@@ -40,10 +37,9 @@ class Balance(Protocol):
 class PositivesFirst:
     """All patches with an object (the first ``count`` if there are more), filled up with random background.
 
-    Background is drawn without replacement as far as it goes. An image that is short of background gives it
-    over again, and one that has none gives its positives over again, so that every image gives exactly
-    ``count`` patches. Patches labelled ``IGNORE`` are never chosen; an image that has no other gives those, for
-    losses to skip.
+    Background is drawn without replacement as far as it goes. An image that is short of background gives it over
+    again, and one that has none gives its positives over again, so that every image gives exactly ``count``. Patches
+    labelled ``IGNORE`` are never chosen; an image that has no others gives those, for losses to skip.
 
     Example:
         >>> labels = torch.tensor([0, 0, 7, 0, -100, 0])
@@ -54,36 +50,78 @@ class PositivesFirst:
 
     def __call__(self, labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
         """Return (count,) rows, positives before background."""
-        positive = (labels > BACKGROUND).nonzero()[:count, 0]
-        background = (labels == BACKGROUND).nonzero()[:, 0]
+        positive = _rows(labels > BACKGROUND)[:count]
+        background = _rows(labels == BACKGROUND)
         if count is None:
             return torch.cat([positive, background])
-        fill = next((rows for rows in (background, positive) if len(rows)), torch.arange(len(labels)))
+        fill = _first_with_any(background, positive, torch.arange(len(labels)))
         return torch.cat([positive, draw(fill, count - len(positive), generator)])
 
     def size(self, available: int, count: int | None) -> int | None:
-        """Return ``count``."""
+        """Return ``count``, if that is a number."""
         return count if available else 0
 
 
 @dataclass(frozen=True)
-class RandomSubset:
-    """``count`` patches drawn without replacement whatever their labels, in the grid's order; all if there are
-    fewer.
+class ClassBalanced:
+    """A part of background, and the rest in equal shares for the classes that the image shows.
+
+    Each share is drawn without replacement as far as it goes and then over again, so that every image gives exactly
+    ``count``. An image without background, or with nothing else, gives what it has.
+
+    Attributes:
+        background: Part of the patches that show background.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 0, 7, 7, 7, 7, 7, 3])
+        >>> chosen = ClassBalanced(0.5)(labels, 4, torch.Generator().manual_seed(0))
+        >>> labels[chosen].sort().values.tolist()
+        [0, 0, 3, 7]
     """
+
+    background: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(0 <= self.background <= 1, "background", "from 0 to 1", self.background)
+
+    def __call__(self, labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
+        """Return (count,) rows, background first and then class by class."""
+        count = len(labels) if count is None else count
+        classes = torch.unique(labels[labels > BACKGROUND])
+        classes = classes[torch.randperm(len(classes), generator=generator)]  # the first ones get the remainder
+        background = _rows(labels == BACKGROUND)
+        if not len(classes):
+            fill = _first_with_any(background, torch.arange(len(labels)))
+            return draw(fill, count, generator)
+        of_background = round(self.background * count) if len(background) else 0
+        share, rest = divmod(count - of_background, len(classes))
+        shares = [
+            draw(_rows(labels == label), share + (place < rest), generator)
+            for place, label in enumerate(classes.tolist())
+        ]
+        return torch.cat([draw(background, of_background, generator), *shares])
+
+    def size(self, available: int, count: int | None) -> int | None:
+        """Return ``count``, or ``available`` where that is ``None``."""
+        return (available if count is None else count) if available else 0
+
+
+@dataclass(frozen=True)
+class RandomSubset:
+    """``count`` patches drawn without replacement whatever their labels, in the grid's order; all if it has fewer."""
 
     def __call__(self, labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
         """Return (min(count, P),) rows, ascending."""
         return torch.randperm(len(labels), generator=generator)[:count].sort().values
 
     def size(self, available: int, count: int | None) -> int | None:
-        """Return how many patches will be chosen of ``available``."""
+        """Return how many of ``available`` will be chosen."""
         return available if count is None else min(available, count)
 
 
 @dataclass(frozen=True)
 class AllPatches:
-    """All patches, in the grid's order."""
+    """All patches, in the grid's order; ``count`` plays no role."""
 
     def __call__(self, labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
         """Return (P,) rows."""
@@ -109,9 +147,9 @@ class BackgroundFraction:
 
     def __call__(self, labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
         """Return the rows of all positives, then those of the background."""
-        positive = (labels > BACKGROUND).nonzero()[:, 0]
-        background = (labels == BACKGROUND).nonzero()[:, 0]
-        return torch.cat([positive, draw(background, round(self.fraction * len(background)), generator)])
+        background = _rows(labels == BACKGROUND)
+        chosen = draw(background, round(self.fraction * len(background)), generator)
+        return torch.cat([_rows(labels > BACKGROUND), chosen])
 
 
 def draw(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -126,3 +164,11 @@ def draw(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     rounds = -(-count // len(rows))
     order = [torch.randperm(len(rows), generator=generator) for _ in range(rounds)]
     return rows[torch.cat(order)[:count]]
+
+
+def _rows(chosen: Tensor) -> Tensor:
+    return chosen.nonzero()[:, 0]
+
+
+def _first_with_any(*rows: Tensor) -> Tensor:
+    return next((some for some in rows if len(some)), rows[-1])

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from transferkit.boxes import as_boxes
+from transferkit.errors import DataError
 from transferkit.labeling import Rule, label_patches
 from transferkit.sampler.balance import Balance
 from transferkit.sampler.grid import PatchGrid
@@ -18,6 +19,9 @@ from transferkit.sampler.randomness import generator
 
 Proposals = Callable[[Any], Tensor]
 """Takes an annotated image and returns (P, 4) boxes, xyxy, pixels."""
+
+# What data sets raise for a file that cannot be read or decoded; Pillow's plugins raise all of these.
+_BAD_IMAGE = (OSError, ValueError, SyntaxError)
 
 
 class ChosenPatches(NamedTuple):
@@ -36,15 +40,27 @@ class ChosenPatches(NamedTuple):
     labels: Tensor
 
 
+class BadImage(NamedTuple):
+    """An image that could not be used.
+
+    Attributes:
+        image_index: The image's place in the data set.
+        problem: What is wrong with it.
+    """
+
+    image_index: int
+    problem: str
+
+
 @dataclass(frozen=True, eq=False)
-class PatchChooser(Dataset[ChosenPatches]):
+class PatchChooser(Dataset["ChosenPatches | BadImage"]):
     """Decodes an image and chooses its patches; a data set of ``(epoch, image)``, for DataLoader's workers.
 
     Attributes:
         dataset: Of annotated images.
         grid: Lays patches by the image's size; ``None`` for none.
         proposals: Gives patches, or more patches; ``None`` for none.
-        rule: Labels them; ``None`` to label all as background, where labels are not wanted.
+        rule: Labels them.
         balance: Chooses among them.
         count: How many patches are wanted.
         seed: Of the choice.
@@ -53,28 +69,59 @@ class PatchChooser(Dataset[ChosenPatches]):
     dataset: Any
     grid: PatchGrid | None
     proposals: Proposals | None
-    rule: Rule | None
+    rule: Rule
     balance: Balance
     count: int | None
     seed: int
 
-    def __getitem__(self, visit: tuple[int, int]) -> ChosenPatches:
+    def __getitem__(self, visit: tuple[int, int]) -> ChosenPatches | BadImage:
         epoch, index = visit
-        item = self.dataset[index]
-        boxes = self.patches(item)
-        labels = torch.zeros(len(boxes), dtype=torch.int64)
-        if self.rule is not None:
-            flags = {"difficult": item.difficult, "truncated": item.truncated}
-            labels = label_patches(boxes, item.boxes, item.classes, rule=self.rule, **flags).labels
+        try:
+            item = self.dataset[index]
+            check_item(item)
+            boxes = self.patches(item)
+            labels = self.labels(item, boxes)
+        except _BAD_IMAGE as error:
+            return BadImage(index, f"{type(error).__name__}: {error}")
         rows = self.balance(labels, self.count, generator(self.seed, epoch, index, "balance"))
         return ChosenPatches(index, item.image, boxes[rows], labels[rows])
 
     def patches(self, item: Any) -> Tensor:
-        """Return all patches of an annotated image, those of the grid before the proposals."""
+        """Return all patches of an annotated image, (P, 4) float64, those of the grid before the proposals."""
         height, width = item.image.shape[-2:]
         parts = []
         if self.grid is not None:
             parts.append(self.grid((height, width)))
         if self.proposals is not None:
-            parts.append(as_boxes(self.proposals(item), "proposals").double().cpu())
+            proposed = as_boxes(torch.as_tensor(self.proposals(item)), "proposals").double().cpu()
+            if len(proposed) and (
+                (proposed < 0).any() or (proposed.amax(0) > torch.tensor([width, height] * 2)).any()
+            ):
+                raise DataError(f"proposals must lie inside the image, {width} wide and {height} high")
+            parts.append(proposed)
         return torch.cat(parts)
+
+    def labels(self, item: Any, boxes: Tensor) -> Tensor:
+        """Return the labels, (P,), of an annotated image's patches."""
+        return label_patches(
+            boxes,
+            item.boxes,
+            item.classes,
+            rule=self.rule,
+            difficult=getattr(item, "difficult", None),
+            truncated=getattr(item, "truncated", None),
+        ).labels
+
+
+def check_item(item: Any) -> None:
+    """Raise unless ``item`` has the attributes and the kind of image that the sampler needs."""
+    missing = [name for name in ("image", "boxes", "classes") if not hasattr(item, name)]
+    if missing:
+        raise DataError(
+            f"a data set's items must have image, boxes and classes, this {type(item).__name__} has no "
+            f"{' and no '.join(missing)}; an adapter in transferkit.datasets may help"
+        )
+    image = item.image
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
+        found = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
+        raise DataError(f"image must be a (3, H, W) uint8 tensor, got {found}")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transferkit.sampler.choose import PatchChooser
+from transferkit.sampler.choose import BadImage, PatchChooser
 
 
 def patch_counts(chooser: PatchChooser) -> Sequence[int]:
-    """Return the number of patches that each image gives, (N,).
+    """Return the number of patches that each image gives, (N,); 0 for an image that cannot be used.
 
-    No image is touched where the balance always gives the same number; none is decoded where the grid and the
-    data set's ``image_size`` tell it; and otherwise every image is decoded and labelled once.
+    No image is touched where the balance always chooses the same number. None is decoded where the number follows
+    from the image's size, which the data set tells by ``image_size(i)``. Otherwise every image is decoded and
+    labelled once.
     """
     size = getattr(chooser.balance, "size", None)
     images = len(chooser.dataset)
@@ -22,4 +23,5 @@ def patch_counts(chooser: PatchChooser) -> Sequence[int]:
         if least is not None and chooser.proposals is None and hasattr(chooser.dataset, "image_size"):
             sizes = map(chooser.dataset.image_size, range(images))
             return [size(chooser.grid.count((height, width)), chooser.count) for height, width in sizes]
-    return [len(chooser[0, image].labels) for image in range(images)]
+    found = (chooser[0, image] for image in range(images))
+    return [0 if isinstance(chosen, BadImage) else len(chosen.labels) for chosen in found]

@@ -1,4 +1,4 @@
-"""From chosen patches of a group of images to minibatches of pixels."""
+"""From the chosen patches of a group of images to minibatches of pixels."""
 
 from __future__ import annotations
 
@@ -12,86 +12,110 @@ from transferkit.labeling import IGNORE
 from transferkit.sampler.batch import PatchBatch
 from transferkit.sampler.choose import ChosenPatches
 from transferkit.sampler.crop import crop_and_resize
+from transferkit.sampler.patch_transforms import PatchTransform
+from transferkit.sampler.randomness import generator
 
 
 @dataclass(frozen=True)
 class Cutter:
-    """Cuts patches to pixels.
+    """Makes minibatches; the settings it needs.
 
     Attributes:
+        batch_size: B.
         patch_size: S.
         antialias: See :func:`crop_and_resize`.
         whole_pixels: See :func:`crop_and_resize`.
         dtype: Of the pixels.
+        transforms: Made to every patch, in this order.
+        shuffle: Shuffle the patches of a group among its minibatches.
+        drop_last: Leave out a minibatch that is not full.
+        seed: Of all random choices.
         device: Where patches are cut and stay.
     """
 
+    batch_size: int
     patch_size: int
     antialias: bool
     whole_pixels: bool
     dtype: torch.dtype
+    transforms: tuple[PatchTransform, ...]
+    shuffle: bool
+    drop_last: bool
+    seed: int
     device: torch.device
 
-    def upload(self, image: Tensor) -> Tensor:
-        """Return the image on the device."""
-        return image.to(self.device, non_blocking=True)
+    def minibatches(self, group: Sequence[ChosenPatches], epoch: int, first: int = 0) -> Iterator[PatchBatch]:
+        """Yield the minibatches of a group of images, from the ``first``-th on.
 
-    def __call__(self, image: Tensor, boxes: Tensor) -> Tensor:
-        """Return the patches of an image that is on the device, (B, 3, S, S)."""
-        return crop_and_resize(
-            image,
-            boxes,
-            self.patch_size,
-            self.antialias,
-            whole_pixels=self.whole_pixels,
-            dtype=self.dtype,
-        )
+        The patches of a single image are cut all at once, since patches of a grid share most of the work. Those of
+        several images are cut when their turn comes, so that memory is bounded by the images and one minibatch.
+        """
+        boxes = torch.cat([chosen.boxes for chosen in group])
+        labels = torch.cat([chosen.labels for chosen in group])
+        member = torch.repeat_interleave(torch.tensor([len(chosen.labels) for chosen in group]))
+        draws = self._draws(group, epoch)
+        images = [chosen.image.to(self.device, non_blocking=True) for chosen in group]
+        order = self._order(group, epoch)
+        whole = self._cut(images[0], boxes[order]) if len(group) == 1 else None
+        for start in range(first * self.batch_size, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            if whole is not None:
+                pixels = whole[start : start + self.batch_size]
+            else:
+                pixels = self._cut_from_several(images, member[rows], boxes[rows])
+            for transform, drawn in zip(self.transforms, draws, strict=True):
+                pixels = transform.apply(pixels, drawn[rows].to(self.device, non_blocking=True))
+            yield PatchBatch(
+                pixels,
+                labels[rows].to(self.device, non_blocking=True),
+                boxes[rows],
+                torch.tensor([chosen.image_index for chosen in group])[member[rows]],
+            )
 
-    def filler(self, batch_size: int) -> PatchBatch:
+    def filler(self) -> PatchBatch:
         """Return a minibatch that trains nothing: black patches of no image (-1), labelled ``IGNORE``."""
-        side = self.patch_size
+        count, side = self.batch_size, self.patch_size
         return PatchBatch(
-            torch.zeros(batch_size, 3, side, side, dtype=self.dtype, device=self.device),
-            torch.full((batch_size,), IGNORE, device=self.device),
-            torch.zeros(batch_size, 4, dtype=torch.float64),
-            torch.full((batch_size,), -1),
+            torch.zeros(count, 3, side, side, dtype=self.dtype, device=self.device),
+            torch.full((count,), IGNORE, device=self.device),
+            torch.zeros(count, 4, dtype=torch.float64),
+            torch.full((count,), -1),
         )
 
+    def _order(self, group: Sequence[ChosenPatches], epoch: int) -> Tensor:
+        """Return the order of the group's patches, numbered image by image."""
+        count = sum(len(chosen.labels) for chosen in group)
+        order = torch.arange(count)
+        if self.shuffle:
+            indices = (chosen.image_index for chosen in group)
+            order = torch.randperm(count, generator=generator(self.seed, epoch, *indices, "mix"))
+        return order[: count - count % self.batch_size] if self.drop_last else order
 
-def minibatches(
-    group: Sequence[ChosenPatches], order: Tensor, batch_size: int, cutter: Cutter, first: int = 0
-) -> Iterator[PatchBatch]:
-    """Cut the patches of a group of images, minibatch by minibatch.
+    def _draws(self, group: Sequence[ChosenPatches], epoch: int) -> list[Tensor]:
+        """Return what each transform draws for each of the group's patches."""
+        return [
+            torch.cat(
+                [
+                    transform.draw(
+                        len(chosen.labels), generator(self.seed, epoch, chosen.image_index, "transform", place)
+                    )
+                    for chosen in group
+                ]
+            )
+            for place, transform in enumerate(self.transforms)
+        ]
 
-    The patches of a single image are cut all at once, since patches of a grid share most of the work; those of
-    several images when their turn comes, so that memory is bounded by the images and one minibatch, whatever
-    their number.
+    def _cut(self, image: Tensor, boxes: Tensor) -> Tensor:
+        whole = self.whole_pixels
+        return crop_and_resize(
+            image, boxes, self.patch_size, self.antialias, whole_pixels=whole, dtype=self.dtype
+        )
 
-    Args:
-        group: The images with their chosen patches.
-        order: (P,) the order of all the group's patches, numbered image by image.
-        batch_size: B.
-        cutter: Cuts them.
-        first: The minibatch to start with.
-    """
-    boxes = torch.cat([chosen.boxes for chosen in group])[order]
-    labels = torch.cat([chosen.labels for chosen in group])[order]
-    member = torch.repeat_interleave(torch.tensor([len(chosen.labels) for chosen in group]))[order]
-    index = torch.tensor([chosen.image_index for chosen in group])[member]
-    images = [cutter.upload(chosen.image) for chosen in group]
-    whole = cutter(images[0], boxes) if len(group) == 1 else None
-    for rows in torch.split(torch.arange(len(order)), batch_size)[first:]:
-        if whole is not None:
-            pixels = whole[rows[0] : rows[-1] + 1]
-        else:
-            pixels = _cut_from_several(images, member[rows], boxes[rows], cutter)
-        yield PatchBatch(pixels, labels[rows].to(cutter.device, non_blocking=True), boxes[rows], index[rows])
-
-
-def _cut_from_several(images: Sequence[Tensor], member: Tensor, boxes: Tensor, cutter: Cutter) -> Tensor:
-    side = cutter.patch_size
-    pixels = torch.empty(len(boxes), 3, side, side, dtype=cutter.dtype, device=cutter.device)
-    for place in torch.unique(member).tolist():
-        rows = (member == place).nonzero()[:, 0]
-        pixels[rows.to(cutter.device)] = cutter(images[place], boxes[rows])
-    return pixels
+    def _cut_from_several(self, images: Sequence[Tensor], member: Tensor, boxes: Tensor) -> Tensor:
+        """Cut ``boxes``, (B, 4), each from the image that ``member``, (B,), says."""
+        side = self.patch_size
+        pixels = torch.empty(len(boxes), 3, side, side, dtype=self.dtype, device=self.device)
+        for place in torch.unique(member).tolist():
+            rows = (member == place).nonzero()[:, 0]
+            pixels[rows.to(self.device)] = self._cut(images[place], boxes[rows])
+        return pixels

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader
 
-from transferkit.errors import ArgumentError, StateError, require
+from transferkit.errors import ArgumentError, require
 from transferkit.labeling import OverlapRule, Rule
+from transferkit.sampler.ahead import ahead
 from transferkit.sampler.balance import Balance, PositivesFirst, RandomSubset
 from transferkit.sampler.batch import PatchBatch
-from transferkit.sampler.choose import ChosenPatches, PatchChooser, Proposals
-from transferkit.sampler.counts import patch_counts
+from transferkit.sampler.choose import PatchChooser, Proposals
 from transferkit.sampler.grid import PatchGrid
-from transferkit.sampler.minibatches import Cutter, minibatches
-from transferkit.sampler.randomness import generator
-from transferkit.sampler.schedule import Schedule, Scheduler
+from transferkit.sampler.identity import describe_data, described, require_same
+from transferkit.sampler.minibatches import Cutter
+from transferkit.sampler.patch_transforms import PatchTransform
+from transferkit.sampler.stream import PatchStream
 
 
 class MultiscaleSampler:
     """Minibatches of labelled patches, cut at many scales from the images of a data set.
 
-    Which patches an epoch holds depends on (seed, epoch, image) and nothing else: neither on workers, ranks or
-    device, nor on random numbers drawn elsewhere, nor on where a run was resumed.
+    Which patches an epoch holds depends on (seed, epoch, image) and nothing else: not on workers, ranks or device, on
+    random numbers drawn elsewhere, or on where a run was resumed.
+
+    Processes of ``torch.distributed`` share the images. In training the ranks with fewer of them end on minibatches
+    that train nothing (all labels ``IGNORE``, image index -1), so that all ranks take equally many steps.
 
     Args:
-        dataset: ``len`` and items like :class:`AnnotatedImage`; ``image_size(i)`` if it has it.
+        dataset: ``len`` and items like :class:`AnnotatedImage`. May have ``image_size(i) -> (height, width)``, which
+            spares decoding where only sizes matter, and ``ids``, by which a saved state knows its data.
         grid: Lays patches over an image; ``None`` to use ``proposals`` alone.
-        proposals: Called with an item, gives (P, 4) more patches, such as selective search's.
+        proposals: Called with an item, gives (P, 4) boxes more, such as selective search's.
         rule: Labels patches by the objects in them.
         balance: Chooses among an image's patches. By default, in training :class:`PositivesFirst`, at test
             :class:`RandomSubset`.
@@ -41,14 +45,21 @@ class MultiscaleSampler:
         shuffle: Visit images in another order each epoch, and shuffle the patches among their minibatches. By
             default in training only.
         drop_last: Leave out minibatches that are not full.
+        transforms: Random changes to patches, made on the device.
         antialias: See :func:`crop_and_resize`.
         whole_pixels: See :func:`crop_and_resize`.
         dtype: Of the pixels; floats keep the range 0..255.
         seed: Of all random choices.
         num_workers: Processes that decode and label; 0 for none.
-        device: Where patches are cut and stay.
+        prefetch: How many images each of them works ahead.
+        device: Where patches are cut and stay; ``None`` for the cpu.
+        on_bad_image: What to do when an image cannot be read: raise an ``"error"``, or ``"skip"`` it; then
+            ``bad_images`` tells which and why, and a warning at the end of the epoch how many.
         rank: This process among those that share the images; by default its rank in ``torch.distributed``.
         world_size: How many processes share the images; likewise.
+
+    Attributes:
+        mode: ``"train"`` or ``"test"``.
 
     Raises:
         ArgumentError: An argument out of range, or neither grid nor proposals.
@@ -69,111 +80,97 @@ class MultiscaleSampler:
         mix_images: int = 1,
         shuffle: bool | None = None,
         drop_last: bool = False,
+        transforms: Sequence[PatchTransform] = (),
         antialias: bool = True,
         whole_pixels: bool = False,
         dtype: torch.dtype = torch.uint8,
         seed: int = 0,
         num_workers: int = 0,
+        prefetch: int = 2,
         device: torch.device | str | None = None,
+        on_bad_image: Literal["error", "skip"] = "error",
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
+        require(mode in ("train", "test"), "mode", "'train' or 'test'", mode)
+        require(on_bad_image in ("error", "skip"), "on_bad_image", "'error' or 'skip'", on_bad_image)
+        require(num_workers >= 0, "num_workers", "0 or more", num_workers)
+        least_one = {"patches_per_image": patches_per_image, "batch_size": batch_size, "patch_size": patch_size}
+        for name, value in {**least_one, "mix_images": mix_images, "prefetch": prefetch}.items():
+            require(value is None or value >= 1, name, "1 or more", value)
         require(len(dataset) > 0, "dataset", "not empty", dataset)
         if grid is None and proposals is None:
             raise ArgumentError("patches must come from somewhere: give a grid, proposals, or both")
-        require(mode in ("train", "test"), "mode", "'train' or 'test'", mode)
-        wanted = patches_per_image is None or patches_per_image >= 1
-        require(wanted, "patches_per_image", "1 or more, or None", patches_per_image)
-        for name, value in {
-            "batch_size": batch_size,
-            "patch_size": patch_size,
-            "mix_images": mix_images,
-        }.items():
-            require(value >= 1, name, "1 or more", value)
-        require(num_workers >= 0, "num_workers", "0 or more", num_workers)
+        rank, world_size = _place_among_ranks(rank, world_size)
         train = mode == "train"
         self.mode = mode
-        self.batch_size = batch_size
-        self.seed = seed
-        self._shuffle = train if shuffle is None else shuffle
-        self._num_workers = num_workers
-        self._cutter = Cutter(patch_size, antialias, whole_pixels, dtype, torch.device(device or "cpu"))
-        self._chooser = PatchChooser(
-            dataset=dataset,
-            grid=grid,
-            proposals=proposals,
-            rule=rule,
-            balance=balance or (PositivesFirst() if train else RandomSubset()),
-            count=patches_per_image,
-            seed=seed,
-        )
-        rank, world_size = _place_among_ranks(rank, world_size)
-        self._scheduler = Scheduler(
-            counts=patch_counts(self._chooser),
-            batch_size=batch_size,
+        self._stream = PatchStream(
+            chooser=PatchChooser(
+                dataset=dataset,
+                grid=grid,
+                proposals=proposals,
+                rule=rule,
+                balance=balance or (PositivesFirst() if train else RandomSubset()),
+                count=patches_per_image,
+                seed=seed,
+            ),
+            cutter=Cutter(
+                batch_size=batch_size,
+                patch_size=patch_size,
+                antialias=antialias,
+                whole_pixels=whole_pixels,
+                dtype=dtype,
+                transforms=tuple(transforms),
+                shuffle=train if shuffle is None else shuffle,
+                drop_last=drop_last,
+                seed=seed,
+                device=torch.device(device or "cpu"),
+            ),
             mix_images=mix_images,
-            shuffle=self._shuffle,
-            drop_last=drop_last,
-            keep_step=train,
-            seed=seed,
+            keep_step=train and world_size > 1,
+            skip_bad=on_bad_image == "skip",
             rank=rank,
             world_size=world_size,
+            num_workers=num_workers,
+            prefetch=prefetch,
         )
         self._epoch = 0
         self._batch = 0  # minibatches of this epoch that were handed out
         self._waiting = True  # whether the next iteration begins here, rather than at the next epoch
 
+    @property
+    def bad_images(self) -> Mapping[int, str]:
+        """What was wrong with each image that was skipped, by its place in the data set."""
+        return self._stream.bad_images
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is, or was last, iterated."""
+        return self._epoch
+
     def __len__(self) -> int:
-        """Return the number of minibatches of an epoch on this rank."""
-        return self._scheduler(self._epoch).length
+        """Return the number of minibatches of an epoch on this rank, those of skipped images included."""
+        return self._stream.schedule(self._epoch).length
 
     def __iter__(self) -> Iterator[PatchBatch]:
         """Yield the minibatches of the epoch.
 
         The first iteration is of epoch 0. In training every further one is of the next epoch; at test the epoch
-        stays, so that a test is always on the same patches. After :meth:`set_epoch` or :meth:`load_state_dict`
-        it begins there.
+        stays, so that a test is always on the same patches. After :meth:`set_epoch` or :meth:`load_state_dict` it
+        begins there.
+
+        Raises:
+            DataError: An image cannot be read, and is not to be skipped; or all were skipped.
         """
         if not self._waiting:
             self._epoch, self._batch = self._epoch + (self.mode == "train"), 0
         self._waiting = False
-        schedule = self._scheduler(self._epoch)
-        for batch in self._batches(schedule, self._batch):
-            self._batch += 1
+        known = len(self.bad_images)
+        for place, batch in ahead(self._stream.batches(self._epoch, self._batch), self._stream.cutter.device):
+            self._batch = place + 1
             yield batch
-
-    def _batches(self, schedule: Schedule, start: int) -> Iterator[PatchBatch]:
-        """Yield the minibatches of a schedule from the ``start``-th on."""
-        group, first = schedule.find(start)
-        remaining = schedule.groups[group:]
-        images = iter(self._loader([(self._epoch, image) for members in remaining for image in members]))
-        for members in remaining:
-            chosen = [next(images) for _ in members]
-            yield from self._group_batches(members, chosen, first)
-            first = 0
-        for _ in range(max(start, schedule.own), schedule.length):
-            yield self._cutter.filler(self.batch_size)
-
-    def _group_batches(
-        self, members: tuple[int, ...], chosen: list[ChosenPatches], first: int
-    ) -> Iterator[PatchBatch]:
-        patches = sum(len(one.labels) for one in chosen)
-        order = torch.arange(patches)
-        if self._shuffle:
-            order = torch.randperm(patches, generator=generator(self.seed, self._epoch, *members, "mix"))
-        if self._scheduler.drop_last:
-            order = order[: patches - patches % self.batch_size]
-        return minibatches(chosen, order, self.batch_size, self._cutter, first)
-
-    def _loader(self, visits: list[tuple[int, int]]) -> DataLoader[ChosenPatches]:
-        return DataLoader(
-            self._chooser,
-            sampler=visits,
-            batch_size=None,
-            num_workers=self._num_workers,
-            pin_memory=self._cutter.device.type == "cuda",
-            generator=torch.Generator(),  # or the loader would draw its workers' seed from the global one
-        )
+        self._batch = len(self)
+        self._stream.warn_of_bad_images(known)
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the one that is iterated next.
@@ -181,46 +178,51 @@ class MultiscaleSampler:
         A position within that epoch that was just loaded by :meth:`load_state_dict` is kept.
         """
         require(epoch >= 0, "epoch", "0 or more", epoch)
-        if not (self._waiting and epoch == self._epoch):
+        resumed = self._waiting and epoch == self._epoch
+        if not resumed:
             self._epoch, self._batch, self._waiting = epoch, 0, True
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the stream is, after the minibatches handed out so far, as plain values."""
-        if self._batch < self._scheduler(self._epoch).length:
-            return {"epoch": self._epoch, "batch": self._batch, **self._identity()}
-        return {"epoch": self._epoch + (self.mode == "train"), "batch": 0, **self._identity()}
+        position = {"epoch": self._epoch, "batch": self._batch}
+        if self._batch >= len(self):
+            position = {"epoch": self._epoch + (self.mode == "train"), "batch": 0}
+        return {**position, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where ``state`` was taken; takes the same time wherever that is.
 
         Raises:
-            StateError: The state is of other data or other settings; names them.
+            StateError: The state belongs to other data or other settings; names each that differs.
         """
-        identity = self._identity()
-        different = [
-            f"{name}: {state.get(name)!r} when it was saved, {value!r} now"
-            for name, value in identity.items()
-            if state.get(name) != value
-        ]
-        if different:
-            raise StateError("the sampler's state is of other data or settings\n  " + "\n  ".join(different))
+        require_same(state, self._identity())
         self._epoch, self._batch, self._waiting = state["epoch"], state["batch"], True
 
     def _identity(self) -> dict[str, Any]:
-        chooser, scheduler = self._chooser, self._scheduler
-        return {
+        """Return all that decides which patches come when, as plain values by name."""
+        stream, chooser, cutter = self._stream, self._stream.chooser, self._stream.cutter
+        settings = {
             "mode": self.mode,
-            "images": len(chooser.dataset),
-            "grid": repr(chooser.grid),
-            "rule": repr(chooser.rule),
-            "balance": repr(chooser.balance),
+            "seed": cutter.seed,
+            "grid": chooser.grid,
+            "proposals": chooser.proposals,
+            "rule": chooser.rule,
+            "balance": chooser.balance,
             "patches_per_image": chooser.count,
-            "batch_size": self.batch_size,
-            "mix_images": scheduler.mix_images,
-            "shuffle": self._shuffle,
-            "drop_last": scheduler.drop_last,
-            "seed": self.seed,
-            "world_size": scheduler.world_size,
+            "batch_size": cutter.batch_size,
+            "mix_images": stream.mix_images,
+            "shuffle": cutter.shuffle,
+            "drop_last": cutter.drop_last,
+            "transforms": cutter.transforms,
+            "patch_size": cutter.patch_size,
+            "antialias": cutter.antialias,
+            "whole_pixels": cutter.whole_pixels,
+            "dtype": cutter.dtype,
+            "world_size": stream.world_size,
+        }
+        return {
+            **describe_data(chooser.dataset),
+            **{name: described(value) for name, value in settings.items()},
         }
 
 

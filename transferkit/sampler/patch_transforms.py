@@ -1,0 +1,89 @@
+"""Random changes to patches, made on the device: first drawn, patch by patch, then applied to a minibatch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from transferkit.errors import require
+
+# Rec. 601 luma, as PIL converts to grey.
+_GREY = (0.299, 0.587, 0.114)
+
+
+class PatchTransform(Protocol):
+    """A random change to patches. Any object with these two methods will do.
+
+    What is drawn for a patch depends on (seed, epoch, image) alone. So all draws of an image are made at once, and
+    applied in whatever minibatches its patches come.
+    """
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return random numbers for ``count`` patches, (count, D) float32 on the cpu."""
+        ...
+
+    def apply(self, pixels: Tensor, draws: Tensor) -> Tensor:
+        """Return (B, 3, S, S) changed ``pixels``, of the same type, by (B, D) draws on the same device."""
+        ...
+
+
+@dataclass(frozen=True)
+class RandomFlip:
+    """Mirror a patch left to right.
+
+    Attributes:
+        probability: Of mirroring it.
+    """
+
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(0 <= self.probability <= 1, "probability", "from 0 to 1", self.probability)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return (count, 1), 1 to mirror and 0 not to."""
+        return (torch.rand(count, 1, generator=generator) < self.probability).float()
+
+    def apply(self, pixels: Tensor, draws: Tensor) -> Tensor:
+        """Return the patches, some of them mirrored."""
+        return torch.where(draws[:, :, None, None] > 0, pixels.flip(3), pixels)
+
+
+@dataclass(frozen=True)
+class ColourJitter:
+    """Change a patch's brightness, then its contrast, then its saturation, each by a random factor.
+
+    Attributes:
+        brightness: Half-width of the factor's range: 0.2 draws from 0.8 to 1.2.
+        contrast: The same, about the mean grey of the patch.
+        saturation: The same, about the grey of each pixel.
+    """
+
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation"):
+            require(0 <= getattr(self, name) <= 1, name, "from 0 to 1", getattr(self, name))
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return (count, 3) factors."""
+        widths = torch.tensor([self.brightness, self.contrast, self.saturation])
+        return 1 + widths * (2 * torch.rand(count, 3, generator=generator) - 1)
+
+    def apply(self, pixels: Tensor, draws: Tensor) -> Tensor:
+        """Return the patches with other colours, within 0..255."""
+        brightness, contrast, saturation = draws.float()[:, :, None, None, None].unbind(dim=1)  # (B, 1, 1, 1)
+        values = pixels.float() * brightness
+        values = torch.lerp(_grey(values).mean(dim=(2, 3), keepdim=True), values, contrast)
+        values = torch.lerp(_grey(values), values, saturation).clamp(0, 255)
+        return values.to(pixels.dtype) if pixels.is_floating_point() else (values + 0.5).to(pixels.dtype)
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    weights = torch.tensor(_GREY, device=pixels.device)
+    return (pixels * weights[:, None, None]).sum(dim=1, keepdim=True)
