@@ -1,16 +1,25 @@
-"""Data sets of annotated images: Pascal VOC from any folder, fetched where absent, and made up for a demo."""
+"""Data sets of annotated images: Pascal VOC from any folder, fetched where absent, and made up for a demo.
 
+:class:`ImageListDataset`, :class:`CocoDataset` and :class:`TargetDictDataset` bring data of one's own.
+"""
+
+from transferkit.datasets.coco import CocoDataset
 from transferkit.datasets.demo import DEMO_CLASSES, demo_source_digits, write_demo_devkit
 from transferkit.datasets.fetch import fetch_alexnet_weights, fetch_voc
 from transferkit.datasets.home import home_folder
+from transferkit.datasets.image_list import ImageListDataset
 from transferkit.datasets.presence import Presence, presence_of
+from transferkit.datasets.target_dicts import TargetDictDataset
 from transferkit.datasets.voc import VOC_CLASSES, VOCDataset, find_class_names
 from transferkit.datasets.voc_writer import write_voc_images
 
 __all__ = [
     "DEMO_CLASSES",
     "VOC_CLASSES",
+    "CocoDataset",
+    "ImageListDataset",
     "Presence",
+    "TargetDictDataset",
     "VOCDataset",
     "demo_source_digits",
     "fetch_alexnet_weights",

@@ -46,7 +46,7 @@ def read_photo(path: Path, upright: bool = False) -> Tensor:
     """
     with _opened(path) as image:
         try:
-            pixels = _rgb(ImageOps.exif_transpose(image) if upright else image)
+            pixels = rgb(ImageOps.exif_transpose(image) if upright else image)
         except (OSError, SyntaxError, ValueError) as error:  # Pillow's plugins raise all three on damaged data
             raise DataError(f"{path} is damaged: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
@@ -61,7 +61,8 @@ def _opened(path: Path) -> Image.Image:
         raise DataError(f"{path} is not a readable image: {error}") from error
 
 
-def _rgb(image: Image.Image) -> np.ndarray:  # (H, W, 3) uint8, writable
+def rgb(image: Image.Image) -> np.ndarray:
+    """Return an image of any mode as (H, W, 3) uint8; 16 bits are scaled, what is transparent is laid on white."""
     if image.mode.startswith(("I", "F")):  # 16 bits: Pillow's own conversion would clip at 255
         levels = np.asarray(image, dtype=np.float64)
         image = Image.fromarray((levels / 257).clip(0, 255).round().astype(np.uint8))
