@@ -111,6 +111,21 @@ def test_a_diverging_loss_ends_the_epoch_with_a_next_step() -> None:
     assert run.epoch == 0
 
 
+def test_a_minibatch_of_ignored_patches_changes_nothing_but_the_momentum() -> None:
+    class Ignored(Stream):
+        def __iter__(self):
+            for batch in super().__iter__():
+                batch.labels.fill_(-100)
+                yield batch
+
+    run = tiny_run()
+    before = run.model[5].weight.detach().clone()
+    record = fit(run, Ignored(), epochs=1)[0]
+    assert (record.loss, record.patches) == (0, 0)
+    decayed = before * math.prod(1 - 0.1 * 1e-3 for _ in range(5))
+    torch.testing.assert_close(run.model[5].weight, decayed, rtol=1e-3, atol=1e-5)
+
+
 def test_training_nothing_is_an_error() -> None:
     run = tiny_run()
     run.model.requires_grad_(False)

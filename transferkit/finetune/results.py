@@ -39,7 +39,7 @@ def write_results(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = {
+    metrics: dict[str, Any] = {
         "mean_ap": result.mean_ap(),
         "epochs": run.epoch,
         "settings": run.settings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -47,35 +48,19 @@ def train_epoch(
     """
     started = time.perf_counter()
     device = next(run.model.parameters()).device
-    # float16 needs its gradients scaled; for bfloat16 and float32 the scaler passes them through.
-    needs_scaling = device.type == "cuda" and amp is not False and not torch.cuda.is_bf16_supported()
-    scaler = torch.amp.GradScaler(device.type, enabled=needs_scaling)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    counted = torch.zeros((), dtype=torch.int64, device=device)
+    scaler = _gradient_scaler(device, amp)
+    totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, patches right, patches
     learning_rate = run.optimizer.param_groups[0]["lr"]
 
     run.model.train()
     sampler.set_epoch(run.epoch)
     for batch in track(sampler, progress, description=f"epoch {run.epoch + 1}", unit="batch"):
-        labels = batch.labels.to(device, non_blocking=True)
-        with mixed_precision(device, amp):
-            logits: Tensor = run.model(run.preprocessing(batch.pixels.to(device, non_blocking=True)))
-            loss = nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORE)
-        run.optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(run.optimizer)
-        scaler.update()
-        used = labels != IGNORE
-        counted += used.sum()
-        loss_sum += loss.detach().double() * used.sum()
-        correct += ((logits.detach().argmax(dim=1) == labels) & used).sum()
+        totals += _train_on(run, batch.pixels.to(device), batch.labels.to(device), scaler, amp)
 
-    patches = int(counted)
-    mean_loss = float(loss_sum) / max(patches, 1)
-    if not torch.isfinite(loss_sum):
+    loss, right, patches = totals.tolist()
+    if not math.isfinite(loss):
         raise DivergedError(
-            f"the loss became {mean_loss} in epoch {run.epoch + 1} at learning rate {learning_rate:g}; "
+            f"the loss became {loss} in epoch {run.epoch + 1} at learning rate {learning_rate:g}; "
             "lower the learning rate and resume from the last saved epoch"
         )
     run.schedule.step()
@@ -83,14 +68,38 @@ def train_epoch(
     run.sampler_state = sampler.state_dict()
     record = EpochRecord(
         epoch=run.epoch,
-        loss=mean_loss,
-        accuracy=int(correct) / max(patches, 1),
-        patches=patches,
+        loss=loss / max(patches, 1),
+        accuracy=right / max(patches, 1),
+        patches=int(patches),
         learning_rate=learning_rate,
         seconds=time.perf_counter() - started,
     )
     run.history.append(record)
     return record
+
+
+def _train_on(
+    run: Run, pixels: Tensor, labels: Tensor, scaler: torch.amp.GradScaler, amp: bool | None
+) -> Tensor:
+    """Take one step; return the patches' summed loss, how many were right, and how many counted, (3,) float64."""
+    counted = labels != IGNORE
+    with mixed_precision(pixels.device, amp):
+        logits: Tensor = run.model(run.preprocessing(pixels))
+    losses = nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+    # Not reduction="mean", which is NaN for a minibatch of ignored patches only.
+    scaled = scaler.scale(losses / counted.sum().clamp(min=1))
+    run.optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(scaled)
+    scaler.step(run.optimizer)
+    scaler.update()
+    right = (logits.detach().argmax(dim=1) == labels) & counted
+    return torch.stack([losses.detach().double(), right.sum().double(), counted.sum().double()])
+
+
+def _gradient_scaler(device: torch.device, amp: bool | None) -> torch.amp.GradScaler:
+    """Return the scaler that float16 needs; for bfloat16 and float32 it passes gradients through."""
+    float16 = device.type == "cuda" and amp is not False and not torch.cuda.is_bf16_supported()
+    return torch.amp.GradScaler(device.type, enabled=float16)
 
 
 def fit(
