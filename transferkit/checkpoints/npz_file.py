@@ -21,7 +21,7 @@ from transferkit.checkpoints.registry import register_reader
 from transferkit.errors import CheckpointError
 
 _LOCAL_HEADER = 30  # bytes of a member's local header before its name
-_LARGEST_SURPRISE = 1 << 26  # bytes that compressed arrays may hold however small they are
+_LARGEST_SURPRISE = 1 << 25  # bytes that compressed arrays may hold however small they are
 _LARGEST_RATIO = 20  # weights hardly shrink
 _PLAIN_KINDS = "biufc"
 
@@ -84,8 +84,10 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Ten
                 f"refused: {member.filename} is an array of {dtype}; only plain numbers are read"
             )
         start, size = file.tell(), math.prod(shape) * dtype.itemsize
-        if size > member.file_size - start:
-            raise CheckpointError(f"damaged: {member.filename} declares {size:,} bytes and has fewer")
+        if any(side < 0 for side in shape) or size > member.file_size - start:
+            raise CheckpointError(
+                f"damaged: {member.filename} declares a shape of {shape} and has {member.file_size:,} bytes"
+            )
         order: Literal["C", "F"] = "F" if fortran else "C"
         if member.compress_type == zipfile.ZIP_STORED and dtype.isnative and size:
             place = _place(path, member) + start

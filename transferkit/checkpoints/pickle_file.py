@@ -17,7 +17,7 @@ from transferkit.errors import CheckpointError
 
 GZIP = b"\x1f\x8b"
 
-_LARGEST_SURPRISE = 1 << 26  # bytes that a gzip file may hold however small it is
+_LARGEST_SURPRISE = 1 << 25  # bytes that a gzip file may hold however small it is
 _LARGEST_RATIO = 20  # weights hardly shrink
 
 # How a pickle of a dict or list begins: a protocol number and one of their instructions; or, in the two oldest

@@ -38,6 +38,7 @@ _HARMLESS = frozenset(
     }
 )
 _QUANTISED = "torch._utils._rebuild_qtensor"
+_EMPTY = "torch._utils._rebuild_meta_tensor_no_storage"
 _DEQUANTISE = "save the state dict of the model without quantisation and read that"
 _LARGEST_REPEAT = 1 << 22  # elements that a tensor may make of fewer by repeating them
 
@@ -120,6 +121,8 @@ def _check_call(function: Any, arguments: tuple[Any, ...], allowed: set[str]) ->
         raise CheckpointError("refused: the pickle calls what is no name")
     if name == _QUANTISED:
         raise CheckpointError(f"it holds quantised tensors; {_DEQUANTISE}")
+    if name == _EMPTY:
+        raise CheckpointError("it holds meta tensors, which have a shape and no values")
     if name == "torch._tensor._rebuild_from_type_v2" and len(arguments) > 2:
         _check_call(arguments[0], arguments[2], allowed)
     elif function.module == "torch._utils" and function.name in _REBUILD:
@@ -127,6 +130,9 @@ def _check_call(function: Any, arguments: tuple[Any, ...], allowed: set[str]) ->
     elif name.endswith(".bytearray"):
         if any(isinstance(argument, int) for argument in arguments):
             raise CheckpointError("refused: the pickle asks for memory that it does not fill")
+    elif name == "_codecs.encode":
+        if arguments[1:] not in (("latin1",), ("latin-1",)):
+            raise CheckpointError("refused: the pickle calls a codec that no pickle of weights needs")
     elif name not in _HARMLESS and name not in allowed and function.module != "torch._utils":
         raise CheckpointError(f"refused: the pickle calls {name}")
 

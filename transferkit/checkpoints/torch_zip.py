@@ -23,6 +23,7 @@ from transferkit.checkpoints.torch_version import check_torch_version
 from transferkit.errors import CheckpointError
 
 _LARGEST_PICKLE = 1 << 28
+_PROTOCOL_2 = b"\x80\x02"
 
 
 def _matches(path: Path, head: bytes) -> bool:
@@ -63,7 +64,12 @@ def _check(path: Path) -> None:
         name = next(name for name in members if name.rpartition("/")[2] == "data.pkl")
         if members[name].file_size > _LARGEST_PICKLE:
             raise CheckpointError(f"refused: its pickle alone has {members[name].file_size:,} bytes")
-        found = read_pickle(archive.read(name))
+        program = archive.read(name)
+    if program[:2] != _PROTOCOL_2:
+        raise CheckpointError(
+            "its pickle is not of protocol 2, the only one that weights_only reads; save without pickle_protocol"
+        )
+    found = read_pickle(program)
     data = f"{name.removesuffix('data.pkl')}data/"
     sizes = {key.removeprefix(data): member.file_size for key, member in members.items()}
     blocked = _blocked(path, found)

@@ -1,0 +1,607 @@
+"""Write files that try to run code, to take memory or time, or to be what they are not.
+
+Each comes as (name, suffix, content). The programs among them create a file, the canary, if any of them runs.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import struct
+import tarfile
+import zipfile
+from collections.abc import Iterator
+
+import numpy as np
+
+File = tuple[str, str, bytes]
+
+# A small assembler for pickles: each function returns the instructions that leave one value on the stack.
+
+
+def text(value: str) -> bytes:
+    raw = value.encode()
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def raw_bytes(value: bytes) -> bytes:
+    return b"B" + struct.pack("<I", len(value)) + value
+
+
+def integer(value: int) -> bytes:
+    if -(2**31) <= value < 2**31:
+        return b"J" + struct.pack("<i", value)
+    raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(raw)]) + raw
+
+
+def name(module: str, attribute: str) -> bytes:
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def items(*values: bytes) -> bytes:
+    return b"(" + b"".join(values) + b"t"
+
+
+def listed(*values: bytes) -> bytes:
+    return b"](" + b"".join(values) + b"e"
+
+
+def mapping(**values: bytes) -> bytes:
+    return b"}(" + b"".join(text(key) + value for key, value in values.items()) + b"u"
+
+
+def called(function: bytes, *arguments: bytes) -> bytes:
+    return function + items(*arguments) + b"R"
+
+
+def program(value: bytes, protocol: int = 2) -> bytes:
+    return bytes([0x80, protocol]) + value + b"."
+
+
+# Names whose call is the end of a safe file, with the arguments that make it create the canary.
+
+
+def dangerous_calls(canary: str) -> dict[str, tuple[str, str, tuple[bytes, ...]]]:
+    shell, python = text(f"touch {canary}"), text(f"open({canary!r}, 'w').close()")
+    return {
+        "os.system": ("os", "system", (shell,)),
+        "posix.system": ("posix", "system", (shell,)),
+        "nt.system": ("nt", "system", (shell,)),
+        "os.popen": ("os", "popen", (shell,)),
+        "subprocess.Popen": ("subprocess", "Popen", (listed(text("touch"), text(canary)),)),
+        "subprocess.check_output": ("subprocess", "check_output", (listed(text("touch"), text(canary)),)),
+        "builtins.eval": ("builtins", "eval", (python,)),
+        "builtins.exec": ("builtins", "exec", (python,)),
+        "__builtin__.eval": ("__builtin__", "eval", (python,)),
+        "builtins.open": ("builtins", "open", (text(canary), text("w"))),
+        "io.open": ("io", "open", (text(canary), text("w"))),
+        "builtins.__import__": ("builtins", "__import__", (text("antigravity"),)),
+        "builtins.getattr": ("builtins", "getattr", (name("os", "sys"), text("exit"))),
+        "importlib.import_module": ("importlib", "import_module", (text("this"),)),
+        "runpy.run_path": ("runpy", "run_path", (text(canary),)),
+        "pickle.loads": ("pickle", "loads", (raw_bytes(program(called(name("os", "system"), shell))),)),
+        "torch.load": ("torch", "load", (text(canary),)),
+        "torch.hub.load": ("torch.hub", "load", (text("a/b"), text("c"))),
+        "torch.jit.load": ("torch.jit", "load", (text(canary),)),
+        "torch.save": ("torch", "save", (integer(0), text(canary))),
+        "torch.package": ("torch.package", "PackageImporter", (text(canary),)),
+        "torch inductor": ("torch._inductor.codecache", "_reload_python_module", (text("k"), text(canary))),
+        "numpy.save": ("numpy", "save", (text(canary), integer(0))),
+        "numpy.load": ("numpy", "load", (text(canary),)),
+        "numpy.memmap": ("numpy", "memmap", (text(canary), text("u1"), text("w+"))),
+        "numpy.lib.npyio": ("numpy.lib.npyio", "DataSource", (text(canary),)),
+        "operator.attrgetter": ("operator", "attrgetter", (text("system"),)),
+        "functools.partial": ("functools", "partial", (name("os", "system"), shell)),
+        "types.FunctionType": ("types", "FunctionType", (name("os", "system"), b"}")),
+        "code.interact": ("code", "interact", ()),
+        "pty.spawn": ("pty", "spawn", (shell,)),
+        "ctypes.CDLL": ("ctypes", "CDLL", (text("libc.so.6"),)),
+        "shutil.copyfile": ("shutil", "copyfile", (text("/etc/hostname"), text(canary))),
+        "os.mkdir": ("os", "mkdir", (text(canary),)),
+        "pathlib.Path": ("pathlib", "Path", (text(canary),)),
+        "codecs as a package": ("_codecs", "lookup", (text("rot13"),)),
+    }
+
+
+# Ways to make a call, or to smuggle one past a check.
+
+
+def mechanisms(canary: str) -> Iterator[tuple[str, bytes]]:
+    module, attribute, arguments = dangerous_calls(canary)["os.system"]
+    (shell,) = arguments
+    system = name(module, attribute)
+    short = b"\x8c\x02os" + b"\x8c\x06system"
+    yield "stack_global", short + b"\x93" + items(shell) + b"R"
+    yield "stack_global dotted", b"\x8c\x08builtins" + b"\x8c\x0d__import__.os" + b"\x93" + items(shell) + b"R"
+    yield "stack_global from the memo", b"\x8c\x02os\x94\x8c\x06system\x94h\x00h\x01\x93" + items(shell) + b"R"
+    yield "newobj", system + items(shell) + b"\x81"
+    yield "newobj_ex", system + items(shell) + b"}\x92"
+    yield "newobj_ex with keywords", system + b")" + mapping(command=shell) + b"\x92"
+    yield "build", called(name("builtins", "object")) + mapping(__setstate__=system) + b"b" + shell + b"b"
+    yield "build on a dict", b"}" + mapping(__class__=system) + b"b"
+    yield "build on a list", b"]" + shell + b"b"
+    yield "inst", b"(" + shell + b"ios\nsystem\n"
+    yield "obj", b"(" + system + shell + b"o"
+    yield "ext1", b"\x82\x01" + items(shell) + b"R"
+    yield "ext2", b"\x83\x01\x00" + items(shell) + b"R"
+    yield "ext4", b"\x84\x01\x00\x00\x00" + items(shell) + b"R"
+    yield "persistent id of protocol 0", b"Pos.system\n"
+    yield "persistent id", items(text("module"), system, shell) + b"Q"
+    yield (
+        "persistent storage of a wrong class",
+        items(text("storage"), system, text("0"), text("cpu"), integer(1)) + b"Q",
+    )
+    yield (
+        "a call of a call",
+        called(called(name("builtins", "getattr"), name("os", "path"), text("join")), shell),
+    )
+    yield "a call of a string", called(text("os.system"), shell)
+    yield "a call of a number", called(integer(7), shell)
+    yield "as a dict key", b"}" + called(system, shell) + integer(1) + b"s"
+    yield "in a tuple in a list", listed(items(items(called(system, shell))))
+    yield "hidden behind a pop", called(system, shell) + b"0" + b"}"
+    yield "hidden behind pop_mark", b"(" + called(system, shell) + b"1" + b"}"
+    yield "through the memo", system + b"q\x05" + b"0" + b"h\x05" + items(shell) + b"R"
+    yield "appended to a call", called(name("collections", "deque")) + b"(" + called(system, shell) + b"e"
+    yield (
+        "as the state of an array",
+        called(name("numpy", "ndarray"), items(integer(1))) + called(system, shell) + b"b",
+    )
+    yield "as the dtype of an array", _array(called(system, shell), b"\0" * 4, (1,))
+    yield "as the data of an array", _array(_dtype("f4"), called(system, shell), (1,), packed=False)
+    yield "as an OrderedDict's pairs", called(name("collections", "OrderedDict"), called(system, shell))
+    yield "codecs.encode to another codec", called(name("_codecs", "encode"), text("x"), text("rot13"))
+    yield "next_buffer", b"\x97"
+    yield "readonly_buffer of nothing", b"\x98"
+
+
+# Numpy arrays that are not what they say.
+
+
+def _dtype(code: str, order: str = "<", call: bytes | None = None) -> bytes:
+    made = call or called(name("numpy", "dtype"), text(code), b"\x89", b"\x88")
+    return made + items(integer(3), text(order), b"N", b"N", b"N", integer(-1), integer(-1), integer(0)) + b"b"
+
+
+def _array(dtype: bytes, data: bytes, shape: tuple[int, ...], *, packed: bool = True) -> bytes:
+    maker = called(
+        name("numpy.core.multiarray", "_reconstruct"),
+        name("numpy", "ndarray"),
+        items(integer(0)),
+        raw_bytes(b"b"),
+    )
+    content = raw_bytes(data) if packed else data
+    return maker + items(integer(1), items(*map(integer, shape)), dtype, b"\x89", content) + b"b"
+
+
+def arrays() -> Iterator[tuple[str, bytes]]:
+    for code in (
+        "O8",
+        "O",
+        "V8",
+        "U5",
+        "S5",
+        "M8",
+        "m8",
+        "f16",
+        "c32",
+        "f3",
+        "i7",
+        "(2,)f4",
+        "f4,f4",
+        "",
+        "\x00",
+    ):
+        yield f"dtype {code!r}", _array(_dtype(code), b"\0" * 8, (1,))
+    for order in ("O", "", "<<", "\x00"):
+        yield f"byte order {order!r}", _array(_dtype("f4", order), b"\0" * 4, (1,))
+    for shape in ((10**9,), (-1,), (2**32, 2**32), (2**62, 4), (0, -1), (3,), (2**63,), (1,) * 100):
+        yield f"shape {str(shape)[:30]}", _array(_dtype("f4"), b"\0" * (8 if len(shape) == 100 else 4), shape)
+    yield "shape of strings", _array(_dtype("f4"), b"\0" * 4, ())[:-1] + items(text("a")) + b"b"
+    yield (
+        "a subclass",
+        called(
+            name("numpy.core.multiarray", "_reconstruct"),
+            name("numpy", "matrix"),
+            items(integer(0)),
+            raw_bytes(b"b"),
+        ),
+    )
+    yield (
+        "reconstruct of object",
+        called(
+            name("numpy.core.multiarray", "_reconstruct"), name("builtins", "object"), items(), raw_bytes(b"b")
+        ),
+    )
+    yield (
+        "no state",
+        called(
+            name("numpy.core.multiarray", "_reconstruct"),
+            name("numpy", "ndarray"),
+            items(integer(0)),
+            raw_bytes(b"b"),
+        ),
+    )
+    yield (
+        "object scalar",
+        called(name("numpy.core.multiarray", "scalar"), _dtype("O8"), raw_bytes(program(b"N"))),
+    )
+    yield "short scalar", called(name("numpy.core.multiarray", "scalar"), _dtype("f8"), raw_bytes(b"\0"))
+    yield (
+        "frombuffer too short",
+        called(
+            name("numpy.core.numeric", "_frombuffer"),
+            raw_bytes(b"\0"),
+            _dtype("f8"),
+            items(integer(99)),
+            text("C"),
+        ),
+    )
+    yield "bytearray of a number", called(name("builtins", "bytearray"), integer(10**12))
+    yield "set of a number", called(name("builtins", "set"), integer(10))
+    yield (
+        "one buffer under ten thousand arrays",
+        raw_bytes(b"\0" * 100_000)
+        + b"q\x01"
+        + b"0"
+        + listed(*[_array(_dtype("f4"), b"h\x01", (25_000,), packed=False)] * 10_000),
+    )
+
+
+# Sizes and graphs.
+
+
+def bombs() -> Iterator[tuple[str, bytes]]:
+    for code, size in ((b"B", 4), (b"T", 4), (b"X", 4), (b"\x8b", 4), (b"\x8e", 8), (b"\x8d", 8), (b"\x96", 8)):
+        yield f"a length of 2^31 - 1 for {code!r}", code + (2**31 - 1).to_bytes(size, "little") + b"abc"
+    yield "a negative length", b"T\xff\xff\xff\xffabc"
+    yield "a negative length of a number", b"\x8b\xff\xff\xff\xffabc"
+    yield "a number of a hundred thousand digits", b"I" + b"9" * 100_000 + b"\n"
+    yield "a number of a million bytes", b"\x8b" + struct.pack("<I", 10**6) + b"\x7f" * 10**6
+    yield "lists in lists", b"]" * 100_000 + b"a" * 99_999
+    yield "tuples in tuples", b")" + b"\x85" * 100_000
+    yield "dicts in dicts", b"}" + (b"K\x01}" * 100_000) + b"s" * 100_000
+    yield "marks", b"(" * 200_000
+    yield "a list in itself", b"]q\x00h\x00a"
+    yield "a dict in itself", b"}q\x00K\x01h\x00s"
+    yield "a tuple in itself by way of a list", b"]q\x00h\x00\x85a"
+    yield (
+        "a billion laughs",
+        b"]q\x00" + b"".join(b"](" + b"h%c" % n * 10 + b"eq%c" % (n + 1) for n in range(12)),
+    )
+    yield (
+        "a dict key that takes forever to hash",
+        b")q\x00" + b"".join(b"h%c" % n * 2 + b"\x86q%c" % (n + 1) for n in range(60)) + b"}h\x3cK\x01s",
+    )
+    yield "three million instructions", b"N0" * 1_500_000 + b"}"
+    yield "a million lists", b"(" + b"]" * 1_000_000 + b"l"
+    yield "a list as a dict key", b"}]K\x01s"
+    yield "an odd number of keys and values", b"}(K\x01u"
+    yield "an unknown instruction", b"\xff"
+    yield "a memo that is not there", b"h\x07"
+    yield "text that is not utf-8", b"X\x02\x00\x00\x00\xff\xfe"
+
+
+def broken_programs() -> Iterator[File]:
+    yield "an empty stack", ".pkl", b"\x80\x02}0."
+    yield "two values left", ".pkl", b"\x80\x02}}."
+    yield "no end", ".pkl", b"\x80\x02}NNN"
+    yield "a second pickle in the place of the first", ".pkl", b"\x80\x02}(."
+
+
+# The formats that carry a pickle.
+
+
+def torch_zip(
+    pickle: bytes, extra: dict[str, bytes] | None = None, compression: int = zipfile.ZIP_STORED
+) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickle)
+        for member, content in {
+            "version": b"3\n",
+            "byteorder": b"little",
+            "data/0": b"\0" * 16,
+            **(extra or {}),
+        }.items():
+            archive.writestr(f"archive/{member}", content)
+    return buffer.getvalue()
+
+
+def torch_row(saved: bytes, keys: bytes = b"]") -> bytes:
+    magic = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+    machine = program(mapping(little_endian=b"\x88", protocol_version=integer(1001)))
+    return magic + program(integer(1001)) + machine + saved + program(keys)
+
+
+def torch_tar(
+    saved: bytes, storages: bytes = program(integer(0)) + program(b"]"), tensors: bytes = program(integer(0))
+) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for member, content in (("storages", storages), ("tensors", tensors), ("pickle", saved)):
+            header = tarfile.TarInfo(member)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def torch_tar_of(arrays: dict[str, np.ndarray]) -> bytes:
+    """Return a good tar archive of float32 arrays, as torch wrote them in its first year."""
+    storages, tensors, entries = program(integer(len(arrays))), program(integer(len(arrays))), b""
+    for number, (key, array) in enumerate(arrays.items()):
+        storages += program(items(integer(number), text("cpu"), name("torch", "FloatStorage")))
+        storages += struct.pack("<q", array.size) + array.astype("<f4").tobytes()
+        tensors += program(items(integer(100 + number), integer(number), name("torch", "FloatTensor")))
+        strides = [stride // 4 for stride in array.strides]
+        tensors += struct.pack(f"<ii{array.ndim}q{array.ndim}qq", array.ndim, 0, *array.shape, *strides, 0)
+        entries += text(key) + integer(100 + number) + b"Q"
+    return torch_tar(program(b"}(" + entries + b"u"), storages + program(b"]"), tensors)
+
+
+def storage(kind: str = "FloatStorage", key: str = "0", count: int = 4) -> bytes:
+    return items(text("storage"), name("torch", kind), text(key), text("cpu"), integer(count)) + b"Q"
+
+
+def tensor(source: bytes, shape: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> bytes:
+    return called(
+        name("torch._utils", "_rebuild_tensor_v2"),
+        *(source, integer(offset), items(*map(integer, shape)), items(*map(integer, stride))),
+        *(b"\x89", called(name("collections", "OrderedDict"))),
+    )
+
+
+def in_every_format(label: str, value: bytes) -> Iterator[File]:
+    """Put a value beside weights that would be read without it, so that it alone is what is refused."""
+    linear = mapping(
+        type=text("neon.layers.layer.Linear"),
+        config=b"}",
+        params=mapping(W=_array(_dtype("f4"), b"\0" * 4, (1, 1))),
+    )
+    model = mapping(type=text("neon.layers.container.Sequential"), config=mapping(layers=listed(linear)))
+    weights = mapping(weight=tensor(storage(), (2, 2), (2, 1)))
+    yield f"neon: {label}", ".prm", program(mapping(model=model, epoch_index=value))
+    yield f"pickle: {label}", ".pkl", program(value)
+    yield f"torch zip: {label}", ".pt", torch_zip(program(mapping(state_dict=weights, epoch=value)))
+    row = torch_row(program(mapping(state_dict=weights, epoch=value)), listed(text("0")))
+    yield f"torch row: {label}", ".pth", row + struct.pack("<q", 4) + b"\0" * 16
+
+
+def torch_tricks() -> Iterator[File]:
+    good = tensor(storage(), (4,), (1,))
+    yield (
+        "a storage larger than its record",
+        ".pt",
+        torch_zip(program(mapping(w=tensor(storage(count=10**12), (4,), (1,))))),
+    )
+    yield (
+        "a storage of negative size",
+        ".pt",
+        torch_zip(program(mapping(w=tensor(storage(count=-1), (4,), (1,))))),
+    )
+    yield (
+        "a storage that is not there",
+        ".pt",
+        torch_zip(program(mapping(w=tensor(storage(key="9"), (4,), (1,))))),
+    )
+    yield (
+        "a tensor of 10^12 elements over four",
+        ".pt",
+        torch_zip(program(mapping(w=tensor(storage(), (10**12,), (0,))))),
+    )
+    yield (
+        "a tensor beyond its storage",
+        ".pt",
+        torch_zip(program(mapping(w=tensor(storage(), (4,), (1,), 10**6)))),
+    )
+    yield "a tensor of negative size", ".pt", torch_zip(program(mapping(w=tensor(storage(), (-4,), (1,)))))
+    yield "a stride of 2^60", ".pt", torch_zip(program(mapping(w=tensor(storage(), (2, 2), (2**60, 1)))))
+    yield (
+        "a bytearray of 10^12",
+        ".pt",
+        torch_zip(program(mapping(w=good, x=called(name("builtins", "bytearray"), integer(10**12))))),
+    )
+    yield (
+        "a FloatTensor of 10^12",
+        ".pt",
+        torch_zip(program(mapping(w=good, x=called(name("torch", "FloatTensor"), integer(10**12))))),
+    )
+    yield (
+        "a meta tensor",
+        ".pt",
+        torch_zip(
+            program(
+                mapping(
+                    **{
+                        "a.w": called(
+                            name("torch._utils", "_rebuild_meta_tensor_no_storage"),
+                            name("torch", "float32"),
+                            items(integer(4)),
+                            items(integer(1)),
+                            b"\x89",
+                        )
+                    }
+                )
+            )
+        ),
+    )
+    yield (
+        "a compressed pickle",
+        ".pt",
+        torch_zip(program(mapping(w=good, pad=raw_bytes(b"\0" * 10**7))), compression=zipfile.ZIP_DEFLATED),
+    )
+    yield (
+        "a TorchScript archive",
+        ".pt",
+        torch_zip(program(mapping(w=good)), {"constants.pkl": program(b")"), "code/m.py": b"import os"}),
+    )
+    yield "an exported program", ".pt2", torch_zip(program(mapping(w=good)), {"archive_format": b"pt2"})
+    yield "a zip without a directory", ".pt", torch_zip(program(mapping(w=good)))[:-40]
+    yield "protocol 4", ".pt", torch_zip(program(b"\x95\x01\0\0\0\0\0\0\0}\x94", 4))
+    yield "no tensors", ".pt", torch_zip(program(b"}"))
+    yield (
+        "row: a storage larger than the file",
+        ".pth",
+        torch_row(program(mapping(w=tensor(storage(count=10**12), (4,), (1,)))), listed(text("0")))
+        + struct.pack("<q", 10**12),
+    )
+    yield (
+        "row: a storage that is cut off",
+        ".pth",
+        torch_row(program(mapping(w=good)), listed(text("0"))) + struct.pack("<q", 4) + b"\0",
+    )
+    yield "row: storages that never come", ".pth", torch_row(program(mapping(w=good)))
+    yield (
+        "row: a tensor beyond its storage",
+        ".pth",
+        torch_row(program(mapping(w=tensor(storage(), (5,), (1,)))), listed(text("0")))
+        + struct.pack("<q", 4)
+        + b"\0" * 16,
+    )
+    yield (
+        "row: a negative offset",
+        ".pth",
+        torch_row(program(mapping(w=tensor(storage(), (1,), (1,), -8))), listed(text("0")))
+        + struct.pack("<q", 4)
+        + b"\0" * 16,
+    )
+    yield (
+        "row: a whole module",
+        ".pth",
+        torch_row(
+            program(
+                mapping(m=items(text("module"), name("torch.nn.modules.linear", "Linear"), b"N", b"N") + b"Q")
+            )
+        ),
+    )
+    yield "tar: a call", ".tar", torch_tar(program(called(name("os", "getpid"))))
+    yield "tar: a reference to nothing", ".tar", torch_tar(program(mapping(w=integer(5) + b"Q")))
+    yield "tar: no parts", ".tar", torch_tar(program(b"}"))[:512]
+
+
+def archive_tricks(canary: str) -> Iterator[File]:
+    payload = program(called(name("os", "system"), text(f"touch {canary}")))
+    twice = io.BytesIO()
+    with zipfile.ZipFile(twice, "w") as archive:
+        archive.writestr("archive/data.pkl", program(b"}"))
+        archive.writestr("archive/data.pkX", payload)
+    yield "two members of one name", ".pt", twice.getvalue().replace(b"data.pkX", b"data.pkl")
+    encrypted = bytearray(torch_zip(program(b"}")))
+    encrypted[encrypted.rfind(b"PK\x01\x02") + 8] |= 1
+    yield "an encrypted member", ".pt", bytes(encrypted)
+    huge = bytearray(torch_zip(program(b"}")))
+    for place in (20, 24):
+        struct.pack_into("<I", huge, huge.find(b"PK\x01\x02") + place, 2**31)
+    yield "a member larger than the file", ".pt", bytes(huge)
+    yield "only a pickle", ".zip", _zip({"weights.pkl": payload})
+    yield "an object array", ".npz", _npz({"a": np.array([{}], dtype=object)})
+    yield "a structured array", ".npz", _npz({"a": np.zeros(2, dtype=[("x", "f4")])})
+    yield "dates", ".npz", _npz({"a": np.zeros(2, dtype="M8[s]")})
+    header = b"\x93NUMPY\x01\x00\x76\x00"
+    for label, description in {
+        "a shape of 10^12": "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }",
+        "a negative shape": "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
+        "code for a header": f"__import__('os').system('touch {canary}')",
+        "an object dtype": "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+        "nested tuples": "(" * 50 + ")" * 50,
+        "no header": "",
+    }.items():
+        yield (
+            f"npz: {label}",
+            ".npz",
+            _zip({"a.npy": header + description.encode().ljust(118)[:118] + b"\0" * 4}),
+        )
+    yield "npz: a bomb", ".npz", _zip({"a.npy": b"\0" * (1 << 27)}, zipfile.ZIP_DEFLATED)
+    yield (
+        "npz: a bomb in many parts",
+        ".npz",
+        _zip({f"{n}.npy": b"\0" * (1 << 23) for n in range(16)}, zipfile.ZIP_DEFLATED),
+    )
+    yield "gzip: a call", ".prm.gz", gzip.compress(payload)
+    yield "gzip: a bomb", ".gz", gzip.compress(b"\x80\x02}" + b"N" * (1 << 27), 1)
+    yield "gzip: cut off", ".gz", gzip.compress(program(b"}"))[:-6]
+    yield "gzip: something else", ".gz", gzip.compress(b"hello")
+
+
+def header_tricks() -> Iterator[File]:
+    def file(header: object, data: bytes = b"\0" * 16, length: int | None = None) -> bytes:
+        raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+        return struct.pack("<Q", len(raw) if length is None else length) + raw + data
+
+    good = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    yield "a header of 2^60 bytes", ".safetensors", file({"a": good}, length=2**60)
+    yield "a header of 50 MB that is not there", ".safetensors", file({"a": good}, length=5 * 10**7)
+    yield "a shape of 10^12", ".safetensors", file({"a": good | {"shape": [10**12]}})
+    yield "offsets beyond the file", ".safetensors", file({"a": good | {"data_offsets": [0, 10**12]}})
+    yield "offsets backwards", ".safetensors", file({"a": good | {"data_offsets": [16, 0]}})
+    yield "overlapping tensors", ".safetensors", file({"a": good, "b": good})
+    yield "a hole", ".safetensors", file({"a": good | {"data_offsets": [8, 24]}}, b"\0" * 24)
+    yield "an unknown dtype", ".safetensors", file({"a": good | {"dtype": "PICKLE"}})
+    yield "no JSON", ".safetensors", file(b"{" + b"[" * 1000)
+    yield (
+        "JSON nested a hundred thousand deep",
+        ".safetensors",
+        file(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    )
+    yield "a list for a header", ".safetensors", file(b"[]")
+    yield "negative shapes", ".safetensors", file({"a": good | {"shape": [-2, -2]}})
+    for label, target in {
+        "a parent": "../x.bin",
+        "an absolute path": "/etc/passwd",
+        "a folder": "..",
+        "nothing": "",
+    }.items():
+        yield (
+            f"an index that points to {label}",
+            ".index.json",
+            json.dumps({"weight_map": {"a.w": target}}).encode(),
+        )
+    yield "an index without a map", ".index.json", b"{}"
+    yield "an index of numbers", ".index.json", b'{"weight_map": {"a": 1}}'
+    yield "an index nested deeply", ".index.json", b"[" * 100_000
+    yield "an index of missing shards", ".index.json", b'{"weight_map": {"a.w": "not-there.bin"}}'
+
+
+def look_alikes() -> Iterator[File]:
+    yield "nothing", ".pt", b""
+    yield "a web page", ".pth", b"<!DOCTYPE html><html><body>404</body></html>"
+    yield "a git-lfs pointer", ".bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    yield "HDF5", ".h5", b"\x89HDF\r\n\x1a\n" + b"\0" * 100
+    yield "GGUF", ".gguf", b"GGUF\x03\0\0\0" + b"\0" * 100
+    yield "a Python script", ".pt", b"import os\nos.system('true')\n"
+    yield "a single array", ".npy", b"\x93NUMPY\x01\x00" + b" " * 120
+    yield "zeros", ".safetensors", b"\0" * 1000
+    yield "a shell script", ".ckpt", b"#!/bin/sh\ntrue\n"
+
+
+def hostile_files(canary: str) -> Iterator[File]:
+    """Yield every hostile file."""
+    for label, (module, attribute, arguments) in dangerous_calls(canary).items():
+        yield from in_every_format(f"calls {label}", called(name(module, attribute), *arguments))
+    for label, value in mechanisms(canary):
+        yield from in_every_format(label, value)
+    for label, value in arrays():
+        yield from list(in_every_format(f"array: {label}", value))[:1]
+    for label, value in bombs():
+        yield from in_every_format(label, value)
+    yield from broken_programs()
+    yield from torch_tricks()
+    yield from archive_tricks(canary)
+    yield from header_tricks()
+    yield from look_alikes()
+
+
+def _zip(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+    return buffer.getvalue()
+
+
+def _npz(arrays: dict[str, object]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
