@@ -18,6 +18,7 @@ import dataclasses
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,12 @@ from transferkit.datasets import (
 from transferkit.errors import ArgumentError
 from transferkit.finetune import (
     Run,
+    RunReport,
     build_optimizer,
+    build_report,
     build_schedule,
     fit,
+    look_at_patches,
     read_run,
     require_writable,
     score_images,
@@ -49,7 +53,8 @@ from transferkit.finetune import (
 from transferkit.preprocessing import IMAGENET
 from transferkit.protocols import PROTOCOLS as PUBLISHED
 from transferkit.protocols import Protocol
-from transferkit.scorer import ClassificationResult
+from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog
+from transferkit.scorer.pictures import require_matplotlib
 from transferkit.transfer import TransferReport
 
 # The layer of AlexNet that tells ImageNet's classes apart; the adaptation layers take its place.
@@ -85,14 +90,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train and test as ``args`` say; return the metrics, which are also written to ``args.results``."""
+def run(args: argparse.Namespace, others: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Train and test as ``args`` say; return the metrics, which are also written to ``args.results``.
+
+    The report compares the training with the metrics of ``others``.
+    """
     stopwatch = Stopwatch()
     device = choose_device(args.backend)
     protocol = adjusted(PROTOCOLS[args.protocol], args)
     epochs = protocol.epochs if args.epochs is None else args.epochs
     save_path = require_writable(args.save_path or args.results / "run.pt")
     require_writable(args.results / "metrics.json")
+    if args.report:
+        require_matplotlib()
     saved = read_run(args.model_file) if args.model_file else None
     print(protocol)
 
@@ -131,8 +141,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     stopwatch.lap("build model")
 
     # Test: the score of a photo for a class is the sum over its patches of probability^exponent.
-    def test() -> ClassificationResult:
-        scorer = protocol.scorer(len(test_set), len(test_set.class_names), device=device)
+    def test(scorer: ImageScorer | PatchLog, bootstrap: int = 0) -> ClassificationResult:
         scores = score_images(model, test_patches, scorer, IMAGENET, amp=args.amp, progress=True)
         truth = test_set.presence()
         return tk.evaluate(
@@ -141,12 +150,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             truth.difficult_only,
             class_names=test_set.class_names,
             rule=protocol.ap_rule,
+            bootstrap=bootstrap,
         )
+
+    def new_scorer() -> ImageScorer:
+        return protocol.scorer(len(test_set), len(test_set.class_names), device=device)
 
     # Train.
     def after_epoch(state: Run) -> None:
         if args.eval_freq and state.epoch % args.eval_freq == 0:
-            state.history[-1] = dataclasses.replace(state.history[-1], mean_ap=test().mean_ap())
+            state.history[-1] = dataclasses.replace(state.history[-1], mean_ap=test(new_scorer()).mean_ap())
         if args.serialize and (state.epoch % args.serialize == 0 or state.epoch == epochs):
             state.save(save_path, keep=args.history)
         print(state.history[-1])
@@ -157,10 +170,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         fit(state, train_patches, epochs, amp=args.amp, after_epoch=after_epoch, progress=True)
     stopwatch.lap("train")
 
-    result = test()
+    # A report shows where in the photos the classes are seen, for which it needs every patch's probabilities.
+    log = PatchLog(len(test_set), len(test_set.class_names), protocol.exponent, protocol.reduction)
+    result = test(log if args.report else new_scorer(), bootstrap=1000 if args.report else 0)
     print(result)
     stopwatch.lap("test")
     metrics = write_results(args.results, state, result, seconds=stopwatch.laps)
+    if args.report:
+        compared = {"from scratch" if args.from_scratch else "pretrained": metrics, **(others or {})}
+        report = RunReport.of(
+            state,
+            f"{args.model}, {protocol.name}, VOC{args.year} {args.test_set}",
+            result,
+            log,
+            test_set,
+            histories={name: other["history"] for name, other in compared.items()},
+            seconds=stopwatch.laps,
+            patches=look_at_patches(train_patches, train_set) if epochs else None,
+        )
+        build_report(report, progress=True).write(args.results / "report.html")
     print(f"mAP {result.mean_ap():.2%} ({result.rule}); results are in {args.results}")
     return metrics
 
@@ -206,14 +234,19 @@ def demo(args: argparse.Namespace) -> None:
     args.data_dir, args.class_names = folder / "data", DEMO_CLASSES
     args.protocol, args.model, args.eval_freq, args.num_workers = "demo", "alexnet-small", 1, 0
     args.weights = train_on_single_digits(folder / "single_digits.pt", args)
-    metrics = {}
-    for name, from_scratch in (("pretrained", False), ("from scratch", True)):
+    metrics: dict[str, dict[str, Any]] = {}
+    for name, from_scratch in (("from scratch", True), ("pretrained", False)):
         print(f"\n== {name} ==")
         args.from_scratch, args.results = from_scratch, folder / name.replace(" ", "_")
-        metrics[name] = run(args)
+        args.report = not from_scratch and find_spec("matplotlib") is not None
+        metrics[name] = run(args, metrics)
     curves = write_convergence(folder / "convergence.png", {name: m["history"] for name, m in metrics.items()})
     print("\nmAP: " + ", ".join(f"{name} {m['mean_ap']:.1%}" for name, m in metrics.items()))
-    print(f"the curves are in {curves}" if curves else "for the curves: pip install matplotlib")
+    print(
+        f"the curves are in {curves}, maps and photos in {args.results / 'report.html'}"
+        if curves
+        else "for curves, maps and a report: pip install matplotlib"
+    )
 
 
 def train_on_single_digits(path: Path, args: argparse.Namespace) -> Path:
@@ -243,6 +276,7 @@ def train_on_single_digits(path: Path, args: argparse.Namespace) -> Path:
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what a resumed run takes from its checkpoint unless the command line says otherwise."""
     left_out = {"demo", "model_file", "backend", "num_workers", "amp", "results", "save_path", "epochs"}
+    left_out.add("report")
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(args).items()
@@ -295,6 +329,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     files.add_argument("--save_path", type=Path, help="where the run is saved (default DIR/run.pt)")
     files.add_argument(
         "--serialize", type=int, default=1, metavar="N", help="save every N epochs; 0: never (default 1)"
+    )
+    files.add_argument(
+        "--report", action="store_true", help="also write report.html: tables, curves, maps, hits and misses"
     )
     files.add_argument(
         "--eval_freq",

@@ -11,7 +11,8 @@ from torch import Tensor
 
 pytest.importorskip("matplotlib", reason="reports need matplotlib (extra: plots)")
 
-from transferkit.finetune.report import RunReport, TrainingPatches, build_report, locate
+from transferkit.finetune import RunReport, TrainingPatches, build_report
+from transferkit.finetune.report import locate
 from transferkit.scorer import PatchLog, evaluate
 
 from .chromium import look

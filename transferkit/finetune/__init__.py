@@ -2,17 +2,23 @@
 
 from transferkit.finetune.atomic import require_writable, write_atomically
 from transferkit.finetune.optimization import build_optimizer, build_schedule
+from transferkit.finetune.report import RunReport, build_report
 from transferkit.finetune.results import write_convergence, write_results
 from transferkit.finetune.run import EpochRecord, Run, read_run
 from transferkit.finetune.scoring import score_images
 from transferkit.finetune.training import fit, train_epoch
+from transferkit.finetune.training_patches import TrainingPatches, look_at_patches
 
 __all__ = [
     "EpochRecord",
     "Run",
+    "RunReport",
+    "TrainingPatches",
     "build_optimizer",
+    "build_report",
     "build_schedule",
     "fit",
+    "look_at_patches",
     "read_run",
     "require_writable",
     "score_images",

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
-
-from torch import Tensor
 
 from transferkit.finetune import report_sections as sections
 from transferkit.finetune.page import Page
+from transferkit.finetune.results import versions
+from transferkit.finetune.run import Run
+from transferkit.finetune.training_patches import TrainingPatches
 from transferkit.progress import Progress, track
 from transferkit.scorer import ClassificationResult, LocalizationMeter, LocalizationResult, PatchLog
-
-
-@dataclass(frozen=True)
-class TrainingPatches:
-    """The patches of one training photo, as the network is given them.
-
-    Attributes:
-        image: (3, H, W) uint8.
-        boxes: (P, 4) xyxy, pixels.
-        labels: (P,) int64.
-        crops: (P, 3, S, S) uint8.
-        objects: (N, 4) xyxy, pixels.
-    """
-
-    image: Tensor
-    boxes: Tensor
-    labels: Tensor
-    crops: Tensor
-    objects: Tensor
+from transferkit.transfer import TransferReport
 
 
 @dataclass(frozen=True)
@@ -64,6 +47,25 @@ class RunReport:
     patches: TrainingPatches | None = None
     photos: int = 5
     seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        run: Run,
+        title: str,
+        result: ClassificationResult,
+        log: PatchLog,
+        dataset: Any,
+        **others: Any,
+    ) -> RunReport:
+        """Return the report of a run, with what the run knows about itself filled in; ``others`` are attributes."""
+        known = {
+            "settings": run.settings,
+            "transfer": str(TransferReport.from_dict(run.transfer)) if run.transfer else "",
+            "histories": {"training": [asdict(record) for record in run.history]},
+            "versions": versions(run),
+        }
+        return cls(title, result, log, dataset, **{**known, **others})
 
 
 def build_report(report: RunReport, *, progress: Progress = False) -> Page:

@@ -30,7 +30,7 @@ from transferkit.scorer.pictures import (
 
 if TYPE_CHECKING:
     from transferkit.datasets import Presence
-    from transferkit.finetune.report import TrainingPatches
+    from transferkit.finetune.training_patches import TrainingPatches
 
 _EXPONENTS = (1, 2, 3, 5, 8, 12, math.inf)
 

@@ -9,14 +9,14 @@ from transferkit.finetune.training import mixed_precision
 from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress, track
 from transferkit.sampler import MultiscaleSampler
-from transferkit.scorer import ImageScorer
+from transferkit.scorer import Scorer
 
 
 @torch.inference_mode()
 def score_images(
     model: nn.Module,
     sampler: MultiscaleSampler,
-    scorer: ImageScorer,
+    scorer: Scorer,
     preprocessing: Preprocessing,
     *,
     amp: bool | None = None,
@@ -27,7 +27,7 @@ def score_images(
     Args:
         model: Maps normalised patches (B, 3, S, S) to logits (B, K). Put into evaluation mode and back.
         sampler: In test mode.
-        scorer: Collects probabilities; its N is the number of images.
+        scorer: Collects probabilities, and where the patches lie; its N is the number of images.
         preprocessing: What the model wants done to pixels.
         amp: Mixed precision; ``None`` for on with cuda and off elsewhere.
         progress: See :func:`transferkit.progress.track`.
@@ -42,7 +42,7 @@ def score_images(
         for batch in track(sampler, progress, description="test", unit="batch"):
             with mixed_precision(device, amp):
                 logits = model(preprocessing(batch.pixels.to(device, non_blocking=True)))
-            scorer.add_batch(logits.float().softmax(dim=1), batch.image_index)
+            scorer.add_batch(logits.float().softmax(dim=1), batch.image_index, batch.boxes)
     finally:
         model.train(was_training)
     return scorer.compute()

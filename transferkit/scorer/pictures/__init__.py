@@ -14,7 +14,7 @@ from transferkit.scorer.pictures.exponents import plot_exponents
 from transferkit.scorer.pictures.maps import plot_maps
 from transferkit.scorer.pictures.patches import plot_patches
 from transferkit.scorer.pictures.precision_recall import plot_precision_recall
-from transferkit.scorer.pictures.style import save_figure
+from transferkit.scorer.pictures.style import require_matplotlib, save_figure
 
 __all__ = [
     "plot_class_ap",
@@ -24,5 +24,6 @@ __all__ = [
     "plot_maps",
     "plot_patches",
     "plot_precision_recall",
+    "require_matplotlib",
     "save_figure",
 ]

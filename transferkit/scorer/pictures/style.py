@@ -25,16 +25,23 @@ _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "x")
 
 
+def require_matplotlib() -> None:
+    """Raise ``MissingExtraError`` if pictures cannot be drawn here; for asking before the work rather than after."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("pictures need matplotlib: pip install transferkit[plots]") from error
+
+
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of ``width`` by ``height`` inches that no window and no pyplot knows of.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("pictures need matplotlib: pip install transferkit[plots]") from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 
