@@ -157,7 +157,7 @@ def tensors(objects: list[Box], classes: list[int], *flags: list[bool]) -> tuple
     )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=250)
 @given(rules(), scenes())
 def test_a_slow_loop_from_the_definition_agrees(rule: MatchRule, scene: Any) -> None:
     patches, objects, classes, difficult, truncated = scene
@@ -172,7 +172,7 @@ def test_a_slow_loop_from_the_definition_agrees(rule: MatchRule, scene: Any) -> 
         assert (classes[row] == label) if label > 0 else row == -1
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(rules(), scenes(), st.randoms(use_true_random=False), st.integers(-50, 50), st.integers(-50, 50))
 def test_neither_the_order_of_objects_nor_their_place_matters(
     rule: MatchRule, scene: Any, random: Any, right: int, down: int

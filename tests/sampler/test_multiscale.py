@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from transferkit.errors import StateError
-from transferkit.labeling import IGNORE
-from transferkit.sampler import AnnotatedImage, MultiscaleSampler, PatchBatch
+from transferkit.errors import ArgumentError, DataError, StateError
+from transferkit.labeling import IGNORE, IoURule
+from transferkit.sampler import (
+    AllPatches,
+    AnnotatedImage,
+    BackgroundFraction,
+    ClassBalanced,
+    ColourJitter,
+    MultiscaleSampler,
+    PatchBatch,
+    PatchGrid,
+    RandomFlip,
+    crop_and_resize,
+)
 
 
 class Scenes(Dataset[AnnotatedImage]):
-    """Small random images with one or two objects each."""
+    """Small random images with one or two objects each; those in ``bad`` cannot be read."""
 
-    def __init__(self, images: int = 5) -> None:
+    def __init__(self, images: int = 5, bad: tuple[int, ...] = ()) -> None:
         self.images = images
+        self.bad = bad
+        self.decoded: list[int] = []
 
     def __len__(self) -> int:
         return self.images
 
     def __getitem__(self, index: int) -> AnnotatedImage:
+        self.decoded.append(index)
+        if index in self.bad:
+            raise OSError(f"scene{index}.jpg is truncated")
         source = torch.Generator().manual_seed(index)
         height, width = 30 + 3 * index, 40
         return AnnotatedImage(
@@ -36,9 +58,9 @@ class Scenes(Dataset[AnnotatedImage]):
         )
 
 
-def sampler(**changes: object) -> MultiscaleSampler:
-    settings: dict[str, object] = {"patches_per_image": 120, "batch_size": 24, "patch_size": 16, "seed": 13}
-    return MultiscaleSampler(Scenes(), **{**settings, **changes})
+def sampler(dataset: Any = None, **changes: Any) -> MultiscaleSampler:
+    settings: dict[str, Any] = {"patches_per_image": 120, "batch_size": 24, "patch_size": 16, "seed": 13}
+    return MultiscaleSampler(dataset or Scenes(), **{**settings, **changes})
 
 
 def patches(batches: Iterable[PatchBatch]) -> list[str]:
@@ -92,7 +114,7 @@ def test_workers_change_nothing(num_workers: int) -> None:
 @pytest.mark.parametrize("mix_images", [1, 2])
 def test_resumed_at_any_batch(mix_images: int) -> None:
     whole = [digest(batch) for _ in range(1) for batch in sampler(mix_images=mix_images)]
-    for stop in range(len(whole)):
+    for stop in (0, 1, 4, 5, 13, 24):
         first, second = sampler(mix_images=mix_images), sampler(mix_images=mix_images)
         stream = iter(first)
         seen = [digest(next(stream)) for _ in range(stop)]
@@ -123,6 +145,257 @@ def test_no_global_random_numbers_are_drawn() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_state_of_other_settings_is_refused_by_name() -> None:
-    with pytest.raises(StateError, match=r"seed: 13 when it was saved, 14 now"):
-        sampler(seed=14).load_state_dict(sampler().state_dict())
+def test_the_pixels_are_those_of_the_boxes() -> None:
+    for batch in sampler(mix_images=2):
+        for row in range(0, len(batch), 7):
+            image = Scenes()[int(batch.image_index[row])].image
+            assert torch.equal(batch.pixels[row], crop_and_resize(image, batch.boxes[row : row + 1], 16)[0])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mix_images": 2}, {"batch_size": 7}, {"num_workers": 1}, {"dtype": torch.float32}]
+)
+def test_transforms_are_seeded_like_the_rest(changes: dict[str, Any]) -> None:
+    transforms = (RandomFlip(), ColourJitter())
+    changes = {"transforms": transforms, **changes}
+    plain = {**changes, "transforms": ()}
+    whole = patches(sampler(**changes))
+    assert whole != patches(sampler(**plain))
+    assert patches(sampler(**changes)) == whole
+    assert patches(b for rank in range(2) for b in sampler(**changes, rank=rank, world_size=2)) == whole
+
+
+def test_the_last_minibatch_is_kept_or_left_out() -> None:
+    assert [len(batch) for batch in sampler(batch_size=50)] == [50, 50, 20] * 5
+    assert [len(batch) for batch in sampler(batch_size=50, drop_last=True)] == [50, 50] * 5
+    assert [len(batch) for batch in sampler(batch_size=50, mix_images=5, mode="test")] == [50] * 12
+    assert len(sampler(batch_size=50, drop_last=True)) == 10
+
+
+def test_without_a_number_all_patches_are_tested() -> None:
+    stream = sampler(patches_per_image=None, mode="test")
+    expected = [PatchGrid().count((30 + 3 * index, 40)) for index in range(5)]
+    found = torch.bincount(torch.cat([batch.image_index for batch in stream]))
+    assert found.tolist() == expected
+    assert len(stream) == sum(-(-count // 24) for count in expected)
+
+
+@pytest.mark.parametrize("balance", [BackgroundFraction(0.1), AllPatches(), ClassBalanced(0.25)])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_len_is_right_for_any_balance(balance: Any, world_size: int) -> None:
+    for rank in range(world_size):
+        stream = sampler(balance=balance, rank=rank, world_size=world_size)
+        assert len(stream) == len(list(stream))
+
+
+def test_a_balance_may_be_a_function() -> None:
+    def positives(labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
+        return (labels > 0).nonzero()[:, 0]
+
+    stream = sampler(balance=positives)
+    batches = list(stream)
+    assert len(batches) == len(stream)
+    assert all((batch.labels > 0).all() for batch in batches)
+    assert "positives" in stream.state_dict()["balance"]
+
+
+def test_a_balance_that_changes_its_mind_is_named() -> None:
+    def fickle(labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
+        return torch.arange(int(torch.randint(1, 50, (), generator=generator)))
+
+    stream = sampler(balance=fickle)
+    stream.set_epoch(1)
+    with pytest.raises(DataError, match="patches where .* were expected"):
+        list(stream)
+
+
+def test_nothing_is_decoded_to_know_the_length() -> None:
+    class Sized(Scenes):
+        def image_size(self, index: int) -> tuple[int, int]:
+            return 30 + 3 * index, 40
+
+    for mode, data in (("train", Scenes()), ("test", Sized())):
+        assert len(sampler(data, mode=mode)) == 25
+        assert not data.decoded
+
+
+def test_resuming_decodes_only_what_is_left() -> None:
+    whole, data = sampler(), Scenes()
+    stream = iter(whole)
+    for _ in range(17):
+        next(stream)
+    resumed = sampler(data)
+    resumed.load_state_dict(whole.state_dict())
+    next(iter(resumed))
+    assert len(data.decoded) == 1
+
+
+def test_proposals_add_to_the_grid_or_stand_in_for_it() -> None:
+    def own(item: AnnotatedImage) -> Tensor:
+        return item.boxes.repeat(2, 1)
+
+    alone = sampler(grid=None, proposals=own, patches_per_image=None, mode="test")
+    assert len(alone) == 5
+    for batch in alone:
+        assert len(batch) == 4
+        assert (batch.labels > 0).all()
+    both = torch.cat(
+        [b.boxes for b in sampler(proposals=own, patches_per_image=None, mode="test", mix_images=5)]
+    )
+    assert len(both) == sum(PatchGrid().count((30 + 3 * index, 40)) + 4 for index in range(5))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named(num_workers: int) -> None:
+    with pytest.raises(
+        DataError, match=r"image 2 of the data set cannot be used: OSError: scene2.jpg is truncated"
+    ):
+        list(sampler(Scenes(bad=(2,)), num_workers=num_workers))
+
+
+@pytest.mark.parametrize("mix_images", [1, 2])
+def test_or_skipped_counted_and_reported(mix_images: int) -> None:
+    stream = sampler(Scenes(bad=(1, 3)), on_bad_image="skip", mix_images=mix_images)
+    with pytest.warns(UserWarning, match="skipped 2 images that cannot be used, the last is image"):
+        found = torch.cat([batch.image_index for batch in stream])
+    assert set(found.tolist()) == {0, 2, 4}
+    assert dict(stream.bad_images) == {index: f"OSError: scene{index}.jpg is truncated" for index in (1, 3)}
+    assert set(torch.cat([batch.image_index for batch in stream]).tolist()) == {
+        0,
+        2,
+        4,
+    }  # and no second warning
+
+
+def test_ranks_keep_step_when_one_of_them_skips() -> None:
+    lengths = []
+    for rank in range(2):
+        stream = sampler(Scenes(6, bad=(1,)), on_bad_image="skip", rank=rank, world_size=2)
+        with (
+            pytest.warns(UserWarning, match="skipped an image") if 1 in stream_images(stream) else nullcontext()
+        ):
+            batches = list(stream)
+        lengths.append(len(batches))
+        assert len(batches) == len(stream)
+    assert lengths[0] == lengths[1]
+
+
+def stream_images(stream: MultiscaleSampler) -> set[int]:
+    return {image for group in stream._stream.schedule(0).groups for image in group}
+
+
+def test_resuming_past_a_skipped_image() -> None:
+    def make() -> MultiscaleSampler:
+        return sampler(Scenes(bad=(1, 3)), on_bad_image="skip")
+
+    with pytest.warns(UserWarning, match="skipped"):
+        whole = [digest(batch) for batch in make()]
+    for stop in (0, 3, 5, 11):
+        first, second = make(), make()
+        stream = iter(first)
+        seen = [digest(next(stream)) for _ in range(stop)]
+        second.load_state_dict(first.state_dict())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert seen + [digest(batch) for batch in second] == whole
+
+
+def test_when_every_image_is_bad() -> None:
+    with pytest.raises(DataError, match="no image can be used; the first: OSError: scene"):
+        list(sampler(Scenes(2, bad=(0, 1)), on_bad_image="skip"))
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (SimpleNamespace(image=torch.zeros(3, 4, 4)), "has no boxes and no classes; an adapter"),
+        (
+            replace(Scenes()[0], image=torch.zeros(3, 40, 40)),
+            r"image must be a \(3, H, W\) uint8 tensor, got .*float32",
+        ),
+        (replace(Scenes()[0], classes=torch.tensor([1])), "there are 2 objects, but classes"),
+    ],
+)
+def test_an_item_that_is_no_annotated_image(item: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        list(sampler([item]))
+
+
+def test_items_need_neither_difficult_nor_truncated() -> None:
+    item = Scenes()[0]
+    bare = SimpleNamespace(image=item.image, boxes=item.boxes, classes=item.classes)
+    assert patches(sampler([bare])) == patches(sampler([item]))
+
+
+def test_a_state_is_small_and_plain() -> None:
+    state = sampler(transforms=(RandomFlip(),), mix_images=2).state_dict()
+    assert all(value is None or isinstance(value, (str, int, float, bool)) for value in state.values())
+    assert len(repr(state)) < 1500
+
+
+def test_a_state_after_the_epoch_is_before_the_next() -> None:
+    first, second = sampler(), sampler()
+    list(first)
+    second.load_state_dict(first.state_dict())
+    assert second.epoch == 1
+    assert patches(second) == patches(first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 14}, "seed: 13 when it was saved, 14 now"),
+        ({"batch_size": 25}, "batch_size: 24 when it was saved, 25 now"),
+        ({"rule": IoURule()}, "rule: .*OverlapRule.* when it was saved, .*IoURule"),
+        ({"grid": PatchGrid(density=1)}, "grid: .*PatchGrid.*density=2.* when it was saved"),
+        ({"dataset": Scenes(6)}, "images: 5 when it was saved, 6 now"),
+        ({"world_size": 2, "rank": 0}, "world_size: 1 when it was saved, 2 now"),
+        ({"mode": "test"}, "mode: 'train' when it was saved, 'test' now"),
+    ],
+)
+def test_a_state_of_other_data_or_settings_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(StateError, match=message):
+        sampler(**changes).load_state_dict(sampler().state_dict())
+
+
+def test_a_state_knows_the_names_of_its_images() -> None:
+    class Named(Scenes):
+        def __init__(self, ids: list[str]) -> None:
+            super().__init__(len(ids))
+            self.ids = ids
+
+    sampler(Named(["a", "b"])).load_state_dict(sampler(Named(["a", "b"])).state_dict())
+    with pytest.raises(StateError, match="ids: '.*' when it was saved, '.*' now"):
+        sampler(Named(["a", "c"])).load_state_dict(sampler(Named(["a", "b"])).state_dict())
+
+
+def test_what_does_not_change_the_patches_may_change() -> None:
+    sampler(num_workers=2, prefetch=1, on_bad_image="skip").load_state_dict(sampler().state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": None}, "patches must come from somewhere"),
+        ({"mode": "validate"}, "mode must be"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"patches_per_image": 0}, "patches_per_image must be 1 or more"),
+        ({"mix_images": 0}, "mix_images must be 1 or more"),
+        ({"num_workers": -1}, "num_workers must be 0 or more"),
+        ({"on_bad_image": "warn"}, "on_bad_image must be"),
+        ({"rank": 2, "world_size": 2}, "rank must be from 0 to world_size - 1 = 1, got 2"),
+        ({"dataset": []}, "dataset must be not empty"),
+    ],
+)
+def test_arguments_are_checked(changes: dict[str, Any], message: str) -> None:
+    settings = {"dataset": Scenes(), **changes}
+    with pytest.raises(ArgumentError, match=message):
+        MultiscaleSampler(**settings)
+
+
+def test_on_any_device(device: torch.device) -> None:
+    for mix_images in (1, 2):
+        alone = [batch.labels.tolist() for batch in sampler(mix_images=mix_images)]
+        there = list(sampler(mix_images=mix_images, device=device, transforms=(RandomFlip(), ColourJitter())))
+        assert all(batch.pixels.device.type == batch.labels.device.type == device.type for batch in there)
+        assert [batch.labels.tolist() for batch in there] == alone

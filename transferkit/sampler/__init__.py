@@ -14,6 +14,7 @@ from transferkit.sampler.balance import (
 )
 from transferkit.sampler.batch import PatchBatch
 from transferkit.sampler.crop import crop_and_resize
+from transferkit.sampler.draw import draw_patches
 from transferkit.sampler.grid import NEON_SCALES, PatchGrid
 from transferkit.sampler.item import AnnotatedImage
 from transferkit.sampler.multiscale import MultiscaleSampler
@@ -36,5 +37,6 @@ __all__ = [
     "RandomFlip",
     "RandomSubset",
     "crop_and_resize",
+    "draw_patches",
     "generator",
 ]
