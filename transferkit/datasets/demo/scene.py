@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from transferkit.datasets.demo.backdrop import contrasting_colour, cut_backdrop
+from transferkit.datasets.demo.backdrop import brighter_colour, cut_backdrop
 from transferkit.datasets.demo.ink import Digits, draw_digit
 from transferkit.sampler.item import AnnotatedImage
 
@@ -100,7 +100,7 @@ def place_digits(digits: Digits, size: tuple[int, int], rng: np.random.Generator
 
 
 def paint(placed: list[PlacedDigit], background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Paint digits over a background, each in a shaded colour that stands out where it lies.
+    """Paint digits over a background, each in a shaded colour brighter than what it lies on.
 
     Args:
         placed: In the order of painting.
@@ -114,7 +114,7 @@ def paint(placed: list[PlacedDigit], background: np.ndarray, rng: np.random.Gene
     shade = np.linspace(-1, 1, background.shape[0])[:, None, None]
     for digit in placed:
         xmin, ymin, xmax, ymax = digit.box()
-        colour = contrasting_colour(pixels[ymin:ymax, xmin:xmax], rng) + shade * rng.uniform(-20, 20)
+        colour = brighter_colour(pixels[ymin:ymax, xmin:xmax], rng) + shade * rng.uniform(-20, 20)
         cover = digit.ink[:, :, None]
         pixels = pixels * (1 - cover) + colour * cover
     return (pixels + rng.normal(0, 3, pixels.shape)).clip(0, 255)

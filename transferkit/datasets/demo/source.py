@@ -32,7 +32,7 @@ def demo_source_digits(seed: int = 13, *, num_images: int = 6000, size: int = 32
     labels = np.arange(num_images) % 10
     for row, label in enumerate(labels):
         number = rng.choice(np.flatnonzero(digits.labels == label))
-        drawn = draw_digit(digits.images[number], round(size * rng.uniform(0.6, 0.95)), rng)[:, :size]
+        drawn = draw_digit(digits.images[number], round(size * rng.uniform(0.5, 0.95)), rng)[:, :size]
         top, left = (int(rng.integers(0, size - own + 1)) for own in drawn.shape)
         ink = np.zeros((size, size))
         ink[top : top + drawn.shape[0], left : left + drawn.shape[1]] = drawn
