@@ -36,6 +36,7 @@ class Checkpoint(Sequence[Layer]):
         source: The file or folder, or ``None`` where there is none.
         notes: What the reader decided that its user may want to know, one sentence each.
         metadata: The plain values found beside the tensors (``"epoch"``, ``"neon_version"``).
+        files: The files that were read; more than one for shards.
 
     Example:
         >>> state_dict = {"conv.weight": torch.zeros(8, 3, 3, 3), "fc.weight": torch.zeros(2, 8)}
@@ -57,19 +58,28 @@ class Checkpoint(Sequence[Layer]):
         source: Path | None = None,
         notes: Sequence[str] = (),
         metadata: Mapping[str, Any] = MappingProxyType({}),
+        files: Sequence[Path] = (),
     ) -> None:
         self.layers = tuple(layers)
         self.format = format
         self.source = source
         self.notes = tuple(notes)
         self.metadata = metadata
+        self.files = tuple(files)
         self._by_name = {layer.name: layer for layer in self.layers}
 
     @classmethod
     def from_contents(cls, contents: Contents, *, format: str, source: Path | None = None) -> Checkpoint:
         """Group what a reader found into layers."""
         layers = layers_from_tensors(contents.tensors, contents.states, contents.raw_index)
-        return cls(layers, format=format, source=source, notes=contents.notes, metadata=contents.metadata)
+        return cls(
+            layers,
+            format=format,
+            source=source,
+            notes=contents.notes,
+            metadata=contents.metadata,
+            files=contents.files or ([source] if source else []),
+        )
 
     @classmethod
     def from_state_dict(
@@ -122,16 +132,13 @@ class Checkpoint(Sequence[Layer]):
 
     @cached_property
     def sha256(self) -> str | None:
-        """Hexadecimal SHA-256 of the file; of all files and their names for a folder; ``None`` without a file.
+        """Hexadecimal SHA-256 of the file; of the shards' digests and names for several; ``None`` without a file.
 
-        Computed on first use, since it reads the whole file, in steps of 4 MiB.
+        Computed on first use, since it reads everything, in steps of 4 MiB.
         """
-        if self.source is None:
-            return None
-        if self.source.is_file():
-            return _digest(self.source)
-        files = sorted(path for path in self.source.iterdir() if path.is_file())
-        listing = "".join(f"{_digest(path)}  {path.name}\n" for path in files)
+        if len(self.files) < 2:
+            return _digest(self.files[0]) if self.files else None
+        listing = "".join(f"{_digest(path)}  {path.name}\n" for path in sorted(self.files))
         return hashlib.sha256(listing.encode()).hexdigest()
 
     def to(self, device: torch.device | str | None) -> Checkpoint:
@@ -148,7 +155,12 @@ class Checkpoint(Sequence[Layer]):
             for layer in self.layers
         ]
         return Checkpoint(
-            layers, format=self.format, source=self.source, notes=self.notes, metadata=self.metadata
+            layers,
+            format=self.format,
+            source=self.source,
+            notes=self.notes,
+            metadata=self.metadata,
+            files=self.files,
         )
 
     def state_dict(self) -> dict[str, Tensor]:

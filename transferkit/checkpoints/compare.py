@@ -118,7 +118,9 @@ def value_difference(key: str, a: Tensor, b: Tensor) -> ValueDifference:
         unequal = ~((left == right) | (left.isnan() & right.isnan()))
         count = int(unequal.sum())
         if count:
-            gaps = (left - right)[unequal].abs().nan_to_num(nan=math.inf)
+            gaps = (
+                (_wide(left[unequal]) - _wide(right[unequal])).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+            )
             differing, total, largest = (
                 differing + count,
                 total + float(gaps.sum()),
@@ -128,15 +130,15 @@ def value_difference(key: str, a: Tensor, b: Tensor) -> ValueDifference:
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the elements in order, a bounded number at a time, as float64 or complex128."""
-    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    """Yield the elements in order, flat, a bounded number at a time."""
     if tensor.numel() <= _CHUNK or tensor.ndim == 0:
-        yield tensor.reshape(-1).to(wide)
+        # eight bits are too few for torch to compare
+        flat = tensor.reshape(-1)
+        yield flat.float() if flat.is_floating_point() and flat.itemsize == 1 else flat
         return
-    rows = max(1, _CHUNK * tensor.shape[0] // tensor.numel())
-    for part in torch.split(tensor, rows):
-        if part.numel() > _CHUNK and part.ndim > 1:
-            for row in part:
-                yield from _chunks(row)
-        else:
-            yield part.reshape(-1).to(wide)
+    for part in torch.split(tensor, max(1, _CHUNK * tensor.shape[0] // tensor.numel())):
+        yield from _chunks(part[0] if len(part) == 1 else part)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -40,6 +41,7 @@ class Contents:
         metadata: The plain values found beside the tensors (``"epoch"``, ``"neon_version"``).
         raw_index: Each layer's number in the file's own count, where the file has one.
         format: What the content turned out to be, where the reader serves more than one format.
+        files: The files that were read, where that is not just the file asked for.
     """
 
     tensors: Mapping[str, Tensor]
@@ -48,3 +50,4 @@ class Contents:
     metadata: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     raw_index: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
     format: str = ""
+    files: tuple[Path, ...] = ()

@@ -26,7 +26,7 @@ def describe(checkpoint: Checkpoint, *, match: str = "*", digest: bool | None = 
         match: Glob of the layer names to list.
         digest: Whether to compute the file's SHA-256, which reads the whole file; ``None`` does so up to 256 MiB.
     """
-    size = _size(checkpoint.source)
+    size = _size(checkpoint.files)
     digest = size is not None and size <= _LARGEST_UNASKED if digest is None else digest
     layers = [layer for layer in checkpoint if fnmatch.fnmatchcase(layer.name, match)]
     return {
@@ -151,12 +151,8 @@ def _wrap(line: str, width: int | None) -> list[str]:
     return [line] if width is None else textwrap.wrap(line, width, subsequent_indent="  ")
 
 
-def _size(source: Path | None) -> int | None:
-    if source is None:
-        return None
-    if source.is_file():
-        return source.stat().st_size
-    return sum(path.stat().st_size for path in source.iterdir() if path.is_file())
+def _size(files: Sequence[Path]) -> int | None:
+    return sum(path.stat().st_size for path in files) if files else None
 
 
 def _bytes(count: int) -> str:

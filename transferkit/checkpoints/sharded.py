@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def read_sharded(path: Path, options: ReadOptions) -> Contents:
         )
     tensors = {key: tensor for shard in shards.values() for key, tensor in shard.items() if key in weight_map}
     if any(name.endswith(".safetensors") for name in files):
-        return _named(safetensors_contents(tensors, {}), index)
-    return _named(contents_of(tensors), index)
+        return _by_way_of(index, safetensors_contents(tensors, {}), [index, *files.values()])
+    return _by_way_of(index, contents_of(tensors), [index, *files.values()])
 
 
 def _read_shard(file: Path, options: ReadOptions) -> dict[str, Tensor]:
@@ -64,7 +65,7 @@ def _read_single(folder: Path, options: ReadOptions) -> Contents:
                 f"a folder with {len(found)} files of weights and no index; name one: {names}"
             )
         if found:
-            return _named(find_format(found[0]).read(found[0], options), found[0])
+            return _by_way_of(found[0], find_format(found[0]).read(found[0], options), found)
     raise CheckpointError(f"a folder without weights (no *{_INDEX} and none of {', '.join(_SINGLE_FILES)})")
 
 
@@ -93,8 +94,6 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _named(contents: Contents, file: Path) -> Contents:
+def _by_way_of(file: Path, contents: Contents, files: list[Path]) -> Contents:
     note = f"read by way of {file.name}"
-    return Contents(
-        contents.tensors, contents.states, (note, *contents.notes), contents.metadata, contents.raw_index
-    )
+    return replace(contents, notes=(note, *contents.notes), files=tuple(files))

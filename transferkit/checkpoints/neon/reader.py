@@ -19,7 +19,7 @@ from transferkit.checkpoints.neon.optimizer import optimizer_of, torch_states
 from transferkit.checkpoints.neon.records import Array, Container, Record, Steps, tree_of
 from transferkit.errors import CheckpointError
 
-_BIAS_OF = frozenset(["Convolution", "Deconvolution", "Linear"])
+_BIAS_OF = frozenset(["Convolution", "Deconvolution", "Linear", ""])  # "" where a file does not name types
 
 
 def is_neon(saved: object) -> bool:

@@ -73,7 +73,9 @@ def tree_of(model: Any) -> Steps:
     Raises:
         CheckpointError: Something in it is not what neon writes.
     """
-    steps = _Tree().branch(_dict(model, "model"), prefix="")
+    entry = _dict(model, "model")
+    is_sequence = _type(entry) in ("", *_SEQUENTIAL)
+    steps = _Tree().branch(entry, "") if is_sequence else (_Tree().container(entry, ""),)
     counts = Counter(record.name for record in records_of(steps))
     return with_unique_names(steps, {name for name, count in counts.items() if count > 1})
 
@@ -106,21 +108,28 @@ class _Tree:
         return tuple(self.step(_dict(layer, "layer"), prefix) for layer in layers)
 
     def step(self, entry: Mapping[str, Any], prefix: str) -> Record | Container:
-        type_ = str(entry.get("type", "")).rpartition(".")[2]
+        type_ = _type(entry)
         config = _dict(entry.get("config", {}), "config")
         name = _plain(config.get("name", ""), f"{type_}_{self.count}")
         if "layers" not in config:
             return self.record(entry, type_, f"{prefix}{name}", config)
         if type_ in _SEQUENTIAL:
             return Container(type_, (self.branch(entry, f"{prefix}{name}."),))
-        branches = []
-        for place, inner in enumerate(_dict(child, "branch") for child in config["layers"]):
-            inner_name = _plain(_dict(inner.get("config", {}), "config").get("name", ""), str(place))
-            if "layers" in _dict(inner.get("config", {}), "config"):
-                branches.append(self.branch(inner, f"{prefix}{name}.{inner_name}."))
+        return self.container(entry, f"{prefix}{name}.")
+
+    def container(self, entry: Mapping[str, Any], prefix: str) -> Container:
+        """Return a container of branches, each a sequence or a single layer."""
+        inner_layers = _dict(entry.get("config"), "config").get("layers")
+        if not isinstance(inner_layers, list | tuple):
+            raise CheckpointError("not a neon model: a container without a list of layers")
+        branches: list[Steps] = []
+        for place, inner in enumerate(_dict(layer, "layer") for layer in inner_layers):
+            config = _dict(inner.get("config", {}), "config")
+            if "layers" in config:
+                branches.append(self.branch(inner, f"{prefix}{_plain(config.get('name', ''), str(place))}."))
             else:
-                branches.append((self.step(inner, f"{prefix}{name}."),))
-        return Container(type_, tuple(branches))
+                branches.append((self.step(inner, prefix),))
+        return Container(_type(entry), tuple(branches))
 
     def record(self, entry: Mapping[str, Any], type_: str, name: str, config: Mapping[str, Any]) -> Record:
         number, self.count = self.count, self.count + 1
@@ -152,6 +161,11 @@ def states_of(params: Mapping[str, Array], states: Any) -> dict[str, tuple[Array
         if arrays and all(array.shape == params[key].shape for array in arrays):
             result[key] = arrays
     return result
+
+
+def _type(entry: Mapping[str, Any]) -> str:
+    """Return neon's class without its module."""
+    return str(entry.get("type", "")).rpartition(".")[2]
 
 
 def _plain(name: Any, otherwise: str) -> str:
