@@ -1,0 +1,85 @@
+"""Photos of every mode and orientation, against Pillow's own pixels; damaged ones are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from transferkit.datasets.photo import photo_size, read_photo
+from transferkit.errors import DataError
+
+
+@pytest.fixture
+def colours() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8))
+
+
+def _pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def test_colours_are_as_stored(tmp_path: Path, colours: Image.Image) -> None:
+    colours.save(tmp_path / "photo.png")
+    photo = read_photo(tmp_path / "photo.png")
+    assert photo.dtype == torch.uint8 and photo.is_contiguous() and torch.equal(photo, _pixels(colours))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr"])
+def test_other_modes_become_rgb(tmp_path: Path, colours: Image.Image, mode: str) -> None:
+    path = tmp_path / "photo.tif"
+    colours.convert(mode).save(path)
+    assert torch.equal(read_photo(path), _pixels(Image.open(path).convert("RGB")))
+
+
+def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
+    levels = np.array([[0, 257, 65535], [128 * 257, 100, 200]], dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / "grey.png")
+    expected = torch.tensor([[0, 1, 255], [128, 0, 1]], dtype=torch.uint8)
+    assert torch.equal(read_photo(tmp_path / "grey.png"), expected.expand(3, 2, 3))
+
+
+def test_transparency_shows_white(tmp_path: Path, colours: Image.Image) -> None:
+    clear = colours.convert("RGBA")
+    clear.putalpha(Image.new("L", clear.size, 0))
+    clear.save(tmp_path / "clear.png")
+    assert (read_photo(tmp_path / "clear.png") == 255).all()
+    palette = colours.convert("P")
+    palette.info["transparency"] = palette.getpixel((0, 0))
+    palette.save(tmp_path / "palette.png")
+    assert (read_photo(tmp_path / "palette.png")[:, 0, 0] == 255).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_followed_when_asked(tmp_path: Path, colours: Image.Image, orientation: int) -> None:
+    path = tmp_path / "photo.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    colours.save(path, exif=exif)
+    assert torch.equal(read_photo(path), _pixels(colours)) and photo_size(path) == (5, 7)
+    with Image.open(path) as image:
+        shown = _pixels(ImageOps.exif_transpose(image))
+    assert torch.equal(read_photo(path, upright=True), shown)
+    assert photo_size(path, upright=True) == tuple(shown.shape[1:])
+
+
+@pytest.mark.parametrize("kept", [0, 2, 100, 0.5, -2])
+def test_a_cut_photo_is_named_or_whole(tmp_path: Path, kept: float) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    with pytest.raises(DataError, match=r"photo\.jpg (is damaged|is not a readable image)"):
+        read_photo(path)
+
+
+def test_what_is_no_photo_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("hello")
+    with pytest.raises(DataError, match=r"text\.jpg is not a readable image"):
+        read_photo(tmp_path / "text.jpg")
+    for call in (read_photo, photo_size):
+        with pytest.raises(DataError, match=r"none\.jpg is missing"):
+            call(tmp_path / "none.jpg")
