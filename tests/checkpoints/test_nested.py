@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -81,3 +82,25 @@ def test_quantised_and_packed_tensors_are_refused_by_name() -> None:
 
 def test_a_module_inside_a_dict_is_its_state_dict() -> None:
     assert read_checkpoint({"model": nn.Sequential(nn.Linear(2, 2)), "epoch": 1}).names == ("0",)
+
+
+def test_states_of_other_things_are_no_second_choice() -> None:
+    saved = {"model": PLAIN, "sampler": {"generator": torch.zeros(5)}, "history": {"loss": torch.ones(3)}}
+    checkpoint = read_checkpoint(saved)
+    assert checkpoint.names == ("fc",) and checkpoint.notes == ()
+
+
+def test_a_single_layers_state_dict_is_one() -> None:
+    assert read_checkpoint({"model": {"weight": torch.ones(2, 2)}, "epoch": 1}).names == ("",)
+    assert read_checkpoint({"weight": torch.ones(2, 2)}).names == ("",)
+
+
+def test_arrays_in_a_dict_become_tensors_over_the_same_memory() -> None:
+    array = np.ones((2, 3), "f4")
+    constant = np.arange(3, dtype=">f4")
+    constant.flags.writeable = False
+    tensors = read_checkpoint({"fc.weight": array, "fc.bias": constant, "fc.scale": np.array(2.0)})
+    array[0, 0] = 5
+    assert tensors["fc"].tensors["weight"][0, 0] == 5
+    assert tensors["fc"].tensors["bias"].tolist() == [0, 1, 2]
+    assert tensors["fc"].shapes["scale"] == ()

@@ -17,13 +17,12 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from transferkit.checkpoints.byte_reader import ByteReader
 from transferkit.checkpoints.pickle_values import Call, Global, Persistent, check_graph
 from transferkit.errors import CheckpointError
 
 MAX_INSTRUCTIONS = 2_000_000
 MAX_CONTAINERS = 500_000
-_LONGEST_NUMBER = 64  # characters of a number written as text, bytes of one in binary
-_VIEWED = 4096  # bytes from this length on are left where they are
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,11 @@ class _Mark:
 _MARK = _Mark()
 
 
-class _Machine:
+class _Machine(ByteReader):
     """The stack machine. One method for each family of instructions, in a table by instruction."""
 
     def __init__(self, buffer: memoryview, start: int) -> None:
-        self.buffer = buffer
-        self.place = start
+        super().__init__(buffer, start)
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -88,47 +86,6 @@ class _Machine:
                 raise CheckpointError(f"refused: the pickle uses {_REFUSED[code]} at byte {self.place - 1}")
             _STEPS[code](self)
         raise CheckpointError(f"refused: the pickle has more than {MAX_INSTRUCTIONS:,} instructions")
-
-    # Reading
-
-    def read(self, count: int) -> memoryview:
-        if not 0 <= count <= len(self.buffer) - self.place:
-            raise ValueError(f"{count} bytes are announced, {len(self.buffer) - self.place} are left")
-        self.place += count
-        return self.buffer[self.place - count : self.place]
-
-    def number(self, format: str) -> Any:
-        return struct.unpack(format, self.read(struct.calcsize(format)))[0]
-
-    def data(self, format: str) -> Any:
-        """Return a length's worth of bytes; many of them as a view of the buffer."""
-        found = self.read(self.number(format))
-        return found if len(found) >= _VIEWED else bytes(found)
-
-    def line(self) -> bytes:
-        """Return the text up to the next line break."""
-        begin = self.place
-        for end in range(begin, len(self.buffer), 256):
-            found = bytes(self.buffer[end : end + 256]).find(b"\n")
-            if found >= 0:
-                self.place = end + found + 1
-                return bytes(self.buffer[begin : end + found])
-        raise ValueError("a line without an end")
-
-    def text(self, format: str) -> str:
-        return str(self.read(self.number(format)), "utf-8", "surrogatepass")
-
-    def decimal(self) -> str:
-        line = self.line()
-        if len(line) > _LONGEST_NUMBER:
-            raise ValueError(f"a number of {len(line)} digits")
-        return line.decode("ascii")
-
-    def integer(self, format: str) -> int:
-        length = self.number(format)
-        if not 0 <= length <= _LONGEST_NUMBER:
-            raise ValueError(f"a number of {length} bytes")
-        return int.from_bytes(self.read(length), "little", signed=True)
 
     # The stack
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from transferkit.checkpoints.pickle_values import Call, Global, Persistent
-from transferkit.checkpoints.torch_pickle import key_of
+from transferkit.checkpoints.torch_pickle import allowed_by_user, key_of
 from transferkit.errors import CheckpointError
 
 _KNOWN = frozenset(
@@ -33,13 +33,14 @@ class Builder:
         self.storages: dict[str, Tensor] = {}
         self.tensors: dict[str, Tensor] = {}
         self.done: dict[int, Any] = {}
+        self.allowed = allowed_by_user()
 
     def knows(self, name: Global) -> bool:
         """Whether a pickle that mentions this name can be built."""
         is_torch = name.module in ("torch", "torch.cuda", "torch.storage")
         if is_torch and name.name.endswith(("Storage", "Tensor")):
             return True
-        return str(name) in _KNOWN
+        return str(name) in _KNOWN or str(name) in self.allowed
 
     def build(self, value: Any) -> Any:
         """Return a value with its tensors; what occurs twice is one object."""
@@ -80,6 +81,8 @@ class Builder:
             return self.build(arguments[0])
         if name == "torch.device":
             return ":".join(str(part) for part in arguments)
+        if name in self.allowed:
+            return None  # harmless, and no tensor
         raise CheckpointError(f"refused: the pickle calls {name}")
 
     def _storage(self, reference: Any) -> Tensor:

@@ -48,8 +48,9 @@ def refusal_of(blocked: list[str]) -> str:
     shown = ", ".join(blocked[:8]) + (f" and {len(blocked) - 8} more" if len(blocked) > 8 else "")
     return (
         f"refused, since reading it would import {shown}. Ask for a file with the plain state dict "
-        "(torch.save(model.state_dict(), ...), or safetensors). trusted=True reads this one all the same and "
-        "lets it run any program as you: only for a file that you made yourself."
+        "(torch.save(model.state_dict(), ...), or safetensors). Names that you know to be harmless, such as "
+        "argparse.Namespace, can be allowed with torch.serialization.add_safe_globals. trusted=True reads this "
+        "file all the same and lets it run any program as you: only for a file that you made yourself."
     )
 
 
@@ -63,7 +64,7 @@ def check_torch_pickle(found: Pickle, storage_bytes: Mapping[str, int]) -> None:
     Raises:
         CheckpointError: With what is wrong.
     """
-    allowed = {_full_name(item) for item in torch.serialization.get_safe_globals()}
+    allowed = allowed_by_user()
     for value in _walk(found.value):
         if isinstance(value, Persistent):
             check_storage(value, storage_bytes)
@@ -161,6 +162,7 @@ def _walk(root: Any) -> Iterator[Any]:
             pending += children_of(value)
 
 
-def _full_name(item: Any) -> str:
-    """Return the name under which an allowed global is mentioned."""
-    return item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}"
+def allowed_by_user() -> set[str]:
+    """Return the names that the user has declared safe with ``torch.serialization.add_safe_globals``."""
+    items = torch.serialization.get_safe_globals()
+    return {item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}" for item in items}
