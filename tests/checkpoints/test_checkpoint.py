@@ -22,6 +22,7 @@ def test_layers_are_found_by_index_name_and_slice() -> None:
     assert checkpoint[2] is checkpoint["3"] is checkpoint[-1] is checkpoint[1:][1]
     assert [layer.kind for layer in checkpoint] == ["conv", "norm", "linear"]
     assert "3" in checkpoint and "4" not in checkpoint and checkpoint[0] in checkpoint
+    assert checkpoint.index(checkpoint["3"]) == 2 and checkpoint.count(checkpoint[0]) == 1
     assert list(reversed(checkpoint)) == list(checkpoint)[::-1]
 
 

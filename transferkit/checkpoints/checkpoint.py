@@ -191,6 +191,10 @@ class Checkpoint(Sequence[Layer]):
     def __contains__(self, which: object) -> bool:
         return which in self._by_name if isinstance(which, str) else which in self.layers
 
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        """Return the place of a layer, as ``list.index`` does."""
+        return self.layers.index(value, start, len(self) if stop is None else stop)
+
     def __repr__(self) -> str:
         elements = sum(layer.elements for layer in self.layers)
         return f"Checkpoint({self._where}, {self.format}: {len(self)} layers, {elements:,} elements)"
