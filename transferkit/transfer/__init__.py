@@ -9,9 +9,11 @@ from transferkit.transfer.handlers import Handler, register_handler
 from transferkit.transfer.plan import TransferPlan
 from transferkit.transfer.report import TransferReport
 from transferkit.transfer.select import Predicate, Rule, after, before, by_index, by_kind, by_name, every
+from transferkit.transfer.structure import ByStructure
 from transferkit.transfer.weight_transfer import WeightTransfer, transfer_layer
 
 __all__ = [
+    "ByStructure",
     "Handler",
     "Predicate",
     "Rule",

@@ -12,7 +12,7 @@ import torch
 
 from transferkit.transfer.entry import MOVED, Entry, StateLine
 from transferkit.transfer.origin import Origin
-from transferkit.transfer.table import render_text
+from transferkit.transfer.table import render_html, render_text
 
 SomeAccount = TypeVar("SomeAccount", bound="Account")
 
@@ -43,6 +43,7 @@ class Account:
         notes: What a reader of the account may want to know, one sentence each.
         versions: Of transferkit, torch and Python.
         states: What became of the optimizer state of the transferred parameters, if that was asked for.
+        advice: Next steps, in a plan that has problems.
     """
 
     entries: tuple[Entry, ...]
@@ -53,6 +54,7 @@ class Account:
     notes: tuple[str, ...]
     versions: Mapping[str, str]
     states: tuple[StateLine, ...] = ()
+    advice: tuple[str, ...] = ()
 
     def bucket(self, name: str) -> tuple[str, ...]:
         """Return the keys in a bucket: the target's, and the source's in ``unexpected``."""
@@ -131,11 +133,15 @@ class Account:
             "origin": Origin.from_dict(values["origin"]),
             "rules": tuple((text, count) for text, count in values["rules"]),
             "notes": tuple(values["notes"]),
+            "advice": tuple(values["advice"]),
         }
         return cls(**{**values, **read})
 
     def __str__(self) -> str:
         return render_text(self)
+
+    def _repr_html_(self) -> str:
+        return render_html(self)
 
 
 def versions() -> dict[str, str]:

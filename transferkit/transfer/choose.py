@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from transferkit.errors import ArgumentError, HandlerError, TransferError
 from transferkit.layers import Layer
@@ -81,16 +81,14 @@ class Chooser:
                 return attempt
         return plain
 
-    def would_fit(self, source: Layer, target: Layer) -> tuple[str, ...]:
-        """Return the names of the handlers that would make a source layer fit, for advice."""
-        names = []
+    def would_fit(self, source: Layer, target: Layer) -> Iterator[str]:
+        """Yield the names of the handlers that would make a source layer fit, for advice."""
         for name, handler in automatic_handlers().items():
             try:
                 if self._fits(Conversion(source, target, handler, name)):
-                    names.append(name)
+                    yield name
             except (HandlerError, ArgumentError):
                 continue
-        return tuple(names)
 
     def check_all_ran(self) -> None:
         """Raise if a handler was named and had nothing to do, since its author thought otherwise.

@@ -107,15 +107,14 @@ def _with_leftovers(entries: list[Entry], left: list[Side], layer: Layer) -> lis
 
 def _advised(entries: list[Entry], conversion: Conversion, choose: Chooser) -> list[Entry]:
     """Name the handlers that would make a layer fit, where it does not."""
-    if not any(_is_problem(entry) for entry in entries):
+    if not any(entry.is_problem for entry in entries):
         return entries
-    names = choose.would_fit(conversion.source, conversion.target)
-    advice = "".join(f", handler {name!r} would fit it" for name in names[:1])
-    return [replace(entry, reason=entry.reason + advice) if _is_problem(entry) else entry for entry in entries]
-
-
-def _is_problem(entry: Entry) -> bool:
-    return entry.bucket == "mismatched" or (entry.bucket == "missing" and not entry.allowed)
+    name = next(choose.would_fit(conversion.source, conversion.target), "")
+    reason = f", handler {name!r} would make it fit" if name else ""
+    return [
+        replace(entry, handler=name, reason=entry.reason + reason) if entry.is_problem else entry
+        for entry in entries
+    ]
 
 
 def _unfilled(layer: Layer, short: str, derived: frozenset[str], allow: Allow, reason: str) -> Entry:

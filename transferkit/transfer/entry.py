@@ -43,7 +43,7 @@ class Entry:
         target: The target tensor, or ``None`` where the entry is about a source tensor alone.
         sources: The source tensors that it is made of, or that stand opposite.
         elements: Number of elements of the target tensor, or of the source tensors where there is no target.
-        handler: Name of the handler that adapts it.
+        handler: Name of the handler that adapts it, or, where the tensor does not fit, of one that would.
         reason: Why, where the bucket does not say it.
         allowed: The rule that allows a missing tensor to be missing.
         tied_to: The key through which a tied tensor is written.
@@ -57,6 +57,11 @@ class Entry:
     reason: str = ""
     allowed: str = ""
     tied_to: str = ""
+
+    @property
+    def is_problem(self) -> bool:
+        """Whether no rule explains it: mismatched, or missing without being allowed to."""
+        return self.bucket == "mismatched" or (self.bucket == "missing" and not self.allowed)
 
     @property
     def key(self) -> str:

@@ -25,14 +25,14 @@ class Pairing:
         sources: The source's layers, with tensors under the target's short names where these differ.
         source_of: Place of the source layer by place of the target layer, where there is one.
         absent: Why there is none, by place of the target layer.
-        notes: What a reader of the report may want to know, one sentence each.
+        advice: What would find more, to be said where a layer is missing.
     """
 
     text: str
     sources: Sequence[Layer]
     source_of: Mapping[int, int]
     absent: Mapping[int, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
 
 def map_by_order(selected: Sequence[int], sources: Sequence[Layer]) -> Pairing:
@@ -135,15 +135,13 @@ def _prefix_advice(lost: Sequence[str], free: set[str]) -> tuple[str, ...]:
     """Tell which rule would find the layers that were not found, where one prefix makes the difference."""
     if not lost:
         return ()
-    for name in free:
+    for name in sorted(free):
         prefix = name.removesuffix(lost[0])
         if prefix not in ("", name) and all(prefix + other in free for other in lost):
-            return (
-                f"the source names them with {prefix!r} in front: mapping={{'*': '{prefix}*'}} would find them",
-            )
+            return (f"find them under the source's {prefix!r}: mapping={{'*': '{prefix}*'}}",)
     prefix = f"{lost[0].partition('.')[0]}."
-    if all(other.removeprefix(prefix) in free for other in lost):
-        return (f"the source names them without {prefix!r}: mapping={{'{prefix}*': '*'}} would find them",)
+    if all(other.startswith(prefix) and other.removeprefix(prefix) in free for other in lost):
+        return (f"find them without the target's {prefix!r}: mapping={{'{prefix}*': '*'}}",)
     return ()
 
 

@@ -8,7 +8,10 @@ the pairs are left open.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import combinations
 
 _ROLES = {
     word: role
@@ -33,6 +36,10 @@ _ORDINALS = {
 def doubtful(targets: Sequence[str], sources: Sequence[str], looks: Sequence[Hashable]) -> dict[int, set[int]]:
     """Return the pairs that could as well be paired with each other's source, by place.
 
+    Any two pairs that look the same are, if their names share more words the other way round. Children of one module,
+    on both sides, are even if names are silent, since an author may define them in this order or that; unless their
+    names differ in ascending numbers alone.
+
     Args:
         targets: Names of the paired target layers, in order.
         sources: Names of the source layers that they are paired with.
@@ -44,26 +51,28 @@ def doubtful(targets: Sequence[str], sources: Sequence[str], looks: Sequence[Has
     Example:
         >>> doubtful(["attn.k", "attn.q"], ["self.query", "self.key"], ["4x4", "4x4"])
         {0: {1}, 1: {0}}
+        >>> doubtful(["attn.left", "attn.right"], ["self.query", "self.key"], ["4x4", "4x4"])
+        {0: {1}, 1: {0}}
         >>> doubtful(["attn.q", "attn.k"], ["self.query", "self.key"], ["4x4", "4x4"])
         {}
         >>> doubtful(["block.conv1", "block.conv2"], ["0.body.0", "0.body.3"], ["4x4", "4x4"])
         {}
     """
-    doubts: dict[int, set[int]] = {}
-    for first, second, length in _neighbours(looks):
-        here, there = range(first, first + length), range(second, second + length)
-        if all(_numbered(names, here, there) for names in (targets, sources)):
-            continue
-        straight = sum(_shared(targets[place], sources[place]) for place in (*here, *there))
-        crossed = sum(
-            _shared(targets[a], sources[b]) + _shared(targets[b], sources[a])
-            for a, b in zip(here, there, strict=True)
+    words = [[_words(name) for name in names] for names in (targets, sources)]
+    sizes = [_sizes(names) for names in (targets, sources)]
+    doubted = [(range(a, a + 1), range(b, b + 1)) for a, b in _look_alikes(looks) if _gain(words, [(a, b)]) > 0]
+    for here, there in (*_neighbours(targets, sources, looks), *_children(targets, sources, looks)):
+        siblings = _are_siblings(targets, here, there, sizes[0]) and _are_siblings(
+            sources, here, there, sizes[1]
         )
-        if straight <= crossed:
-            for a, b in zip(here, there, strict=True):
-                doubts.setdefault(a, set()).add(b)
-                doubts.setdefault(b, set()).add(a)
-    return dict(sorted(doubts.items()))
+        if siblings and _gain(words, zip(here, there, strict=True)) >= 0:
+            doubted.append((here, there))
+    others: dict[int, set[int]] = {}
+    for here, there in doubted:
+        for a, b in zip(here, there, strict=True):
+            others.setdefault(a, set()).add(b)
+            others.setdefault(b, set()).add(a)
+    return dict(sorted(others.items()))
 
 
 def shifted(targets: Sequence[str], sources: Sequence[str]) -> set[int]:
@@ -100,47 +109,106 @@ def _tangled(target: str, source: str, partners: Mapping[tuple[int, str], set[st
     ) or any(len(partners[0, other]) > 1 for other in partners[1, source] if len(partners[1, source]) > 1)
 
 
-def _neighbours(looks: Sequence[Hashable]) -> Iterator[tuple[int, int, int]]:
-    """Yield every two neighbouring stretches that look the same: both starts, and their length."""
-    count = len(looks)
-    for length in range(1, count // 2 + 1):
-        run = 0
-        for place in range(count - length):
-            run = run + 1 if looks[place] == looks[place + length] else 0
-            if run >= length:
-                start = place - length + 1
-                yield start, start + length, length
+def _look_alikes(looks: Sequence[Hashable]) -> Iterator[tuple[int, int]]:
+    """Yield every two places that look the same."""
+    places: dict[Hashable, list[int]] = {}
+    for place, look in enumerate(looks):
+        places.setdefault(look, []).append(place)
+    for alike in places.values():
+        yield from combinations(alike, 2)
 
 
-def _numbered(names: Sequence[str], here: range, there: range) -> bool:
-    """Tell whether two stretches of names differ in numbers alone, which ascend."""
-    pairs = [(_parts(names[a]), _parts(names[b])) for a, b in zip(here, there, strict=True)]
-    return all(
-        [part if not part.isdigit() else "#" for part in one]
-        == [part if not part.isdigit() else "#" for part in two]
-        and _numbers(one) < _numbers(two)
-        for one, two in pairs
+def _gain(words: Sequence[Sequence[frozenset[str]]], pairs: Iterable[tuple[int, int]]) -> int:
+    """Return how many more words names share if the sources of each two places are exchanged."""
+    targets, sources = words
+    return sum(
+        _shared(targets[a], sources[b])
+        + _shared(targets[b], sources[a])
+        - _shared(targets[a], sources[a])
+        - _shared(targets[b], sources[b])
+        for a, b in pairs
     )
 
 
-def _numbers(parts: Sequence[str]) -> list[int]:
-    return [int(part) for part in parts if part.isdigit()]
+def _neighbours(
+    targets: Sequence[str], sources: Sequence[str], looks: Sequence[Hashable]
+) -> Iterator[tuple[range, range]]:
+    """Yield every two stretches that follow each other and look the same, unless numbers order them."""
+    parts = [[_parts(name) for name in names] for names in (targets, sources)]
+    for length in range(1, len(looks) // 2 + 1):
+        alike = ordered = 0  # how many places up to here look like, and are numbered before, those further on
+        for place in range(len(looks) - length):
+            after = place + length
+            alike = alike + 1 if looks[place] == looks[after] else 0
+            ordered = ordered + 1 if all(_is_before(names[place], names[after]) for names in parts) else 0
+            if alike >= length > ordered:
+                start = place - length + 1
+                yield range(start, start + length), range(start + length, start + 2 * length)
 
 
-def _parts(name: str) -> list[str]:
-    """Split a name into words and numbers: ``"layer1.conv_a" -> ["layer", "1", "conv", "1"]``."""
+def _children(
+    targets: Sequence[str], sources: Sequence[str], looks: Sequence[Hashable]
+) -> Iterator[tuple[range, range]]:
+    """Yield every two children of one target module that look the same, unless numbers order them."""
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(targets):
+        path = name.split(".")
+        for depth in range(len(path)):
+            places.setdefault(".".join(path[: depth + 1]), []).append(place)
+    alike: dict[Hashable, list[range]] = {}
+    for child, found in places.items():
+        whole = range(found[0], found[-1] + 1)
+        alike.setdefault((child.rpartition(".")[0], tuple(looks[place] for place in whole)), []).append(whole)
+    for ranges in alike.values():
+        for here, there in combinations(ranges, 2):
+            pairs = list(zip(here, there, strict=True))
+            if not all(_is_before(_parts(n[a]), _parts(n[b])) for n in (targets, sources) for a, b in pairs):
+                yield here, there
+
+
+def _is_before(one: Sequence[str], two: Sequence[str]) -> bool:
+    """Tell whether two names differ in numbers alone, and those of the first come first."""
+    words = [[part if not part.isdigit() else "#" for part in parts] for parts in (one, two)]
+    numbers = [[int(part) for part in parts if part.isdigit()] for parts in (one, two)]
+    return words[0] == words[1] and numbers[0] < numbers[1]
+
+
+def _are_siblings(names: Sequence[str], here: range, there: range, sizes: Mapping[str, int]) -> bool:
+    """Tell whether two stretches are whole children, each of them some, of one module."""
+    paths = [[names[place].split(".") for place in places] for places in (here, there)]
+    shared = 0
+    while len({tuple(path[: shared + 1]) for path in paths[0] + paths[1]}) == 1:
+        shared += 1
+    children = [Counter(".".join(path[: shared + 1]) for path in side) for side in paths]
+    whole = all(sizes[child] == count for side in children for child, count in side.items())
+    return whole and not children[0].keys() & children[1].keys()
+
+
+def _sizes(names: Sequence[str]) -> Counter[str]:
+    """Return how many layers there are in every module, by its name."""
+    sizes: Counter[str] = Counter()
+    for name in names:
+        path = name.split(".")
+        sizes.update(".".join(path[: depth + 1]) for depth in range(len(path)))
+    return sizes
+
+
+@lru_cache(maxsize=4096)
+def _parts(name: str) -> tuple[str, ...]:
+    """Split a name into words and numbers: ``"layer1.conv_a" -> ("layer", "1", "conv", "1")``."""
     found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
-    return [_ORDINALS.get(part.lower(), part.lower()) for part in found]
+    return tuple(_ORDINALS.get(part.lower(), part.lower()) for part in found)
 
 
-def _shared(target: str, source: str) -> int:
+@lru_cache(maxsize=4096)
+def _shared(target: frozenset[str], source: frozenset[str]) -> int:
     """Return how many words of one name have a counterpart in the other."""
-    words = [_words(target), _words(source)]
-    return sum(any(_alike(word, other) for other in words[1]) for word in words[0])
+    return sum(any(_alike(word, other) for other in source) for word in target)
 
 
-def _words(name: str) -> set[str]:
-    return {_ROLES.get(part, part) for part in _parts(name) if not part.isdigit()}
+@lru_cache(maxsize=4096)
+def _words(name: str) -> frozenset[str]:
+    return frozenset(_ROLES.get(part, part) for part in _parts(name) if not part.isdigit())
 
 
 def _alike(word: str, other: str) -> bool:

@@ -127,8 +127,6 @@ def _advice(
         return ()
     place = places[0]
     candidate = next(sources[choice].name for choice in options[place] if choice is not None)
-    count = f"{len(places)} layer{'s are' if len(places) > 1 else ' is'}"
-    return (
-        f"{count} ambiguous by structure; settle them with mapping=ByStructure({{{targets[place].name!r}: "
-        f"{candidate!r}, ...}}), which also takes globs",
-    )
+    count = f"{len(places)} layer{'s are' if len(places) > 1 else ' is'} ambiguous"
+    known = f"{{{targets[place].name!r}: {candidate!r}, ...}}"
+    return (f"say which is which, {count}: mapping=ByStructure({known}), globs welcome",)

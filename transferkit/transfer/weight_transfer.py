@@ -149,16 +149,18 @@ class WeightTransfer:
         pairing = self._pair(target, selection.indices, choose.join(self.source))
         allow = allowance(self.allow_missing, target.layers)
         decision = decide(target, pairing, frozenset(selection.indices), choose, allow)
-        choose.check_all_ran()
         plan = TransferPlan(
             entries=tuple(settle_ties(decision.entries, tie_groups(target.layers))),
             rules=selection.counts,
             mapping=pairing.text,
             origin=Origin.of(self.source),
             target=type(model).__name__,
-            notes=(*pairing.notes, *target.notes),
+            notes=target.notes,
             versions=versions(),
+            advice=pairing.advice,
         )
+        if not plan.problems:
+            choose.check_all_ran()
         return _Prepared(target, plan, decision.conversions)
 
     def _pair(self, target: Target, selected: Sequence[int], sources: Sequence[Layer]) -> Pairing:

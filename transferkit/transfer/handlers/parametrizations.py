@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import cast
 
@@ -64,21 +65,35 @@ def _take_apart(weight: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_right_inverse(whole: Mapping[str, Tensor], target: Layer) -> dict[str, Tensor]:
-    """Return the parts from which the target's own parametrizations make these weights."""
+    """Return the parts, and buffers, with which the target's own parametrizations make these weights.
+
+    Raises:
+        ValueError: They cannot make such a weight.
+    """
     tensors: dict[str, Tensor] = {}
     lists = cast("Mapping[str, nn.ModuleList]", getattr(target.module, "parametrizations", {}))
     for name, steps in lists.items():
-        stored = {
-            short: own for short, own in target.tensors.items() if short.startswith(f"{_OWN}{name}.original")
-        }
+        prefix = f"{_OWN}{name}."
+        stored = {short: own for short, own in target.tensors.items() if short.startswith(prefix)}
         if name not in whole or not all(hasattr(step, "right_inverse") for step in steps):
             continue
         if whole[name].is_meta:  # the plan needs shapes, and a right inverse may not work without values
             tensors |= {short: torch.empty_like(own, device="meta") for short, own in stored.items()}
             continue
-        value = whole[name]
-        for step in reversed(list(steps)):
-            value = step.right_inverse(value)  # type: ignore[operator]
-        parts = [value] if isinstance(value, Tensor) else list(value)
-        tensors |= dict(zip(stored, parts, strict=True))
+        # A right inverse may change its module's buffers; the target's are not to be touched yet.
+        made = copy.deepcopy(steps)
+        parts = value = whole[name].to(next(iter(stored.values())))
+        for step in reversed(list(made)):
+            parts = step.right_inverse(parts)  # type: ignore[operator]
+        several = [parts] if isinstance(parts, Tensor) else list(parts)
+        first, *others = made
+        again = first(*several)
+        for step in others:
+            again = step(again)
+        if not torch.allclose(again, value, rtol=1e-3, atol=1e-5):
+            raise ValueError(f"the target's parametrization of {name} cannot represent this weight")
+        originals = [short for short in stored if short.startswith(f"{prefix}original")]
+        tensors |= dict(zip(originals, several, strict=True))
+        buffers = {f"{prefix}{key}": buffer for key, buffer in made.named_buffers()}
+        tensors |= {short: buffer for short, buffer in buffers.items() if short in stored}
     return tensors

@@ -1,0 +1,114 @@
+"""What a refused transfer says: all problems at once, both sides of each, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transferkit.layers import split_key
+from transferkit.transfer.account import Account
+from transferkit.transfer.entry import WRITTEN, Entry
+from transferkit.transfer.rows import Row, folded, rows_of
+from transferkit.transfer.table import columns
+
+UNTOUCHED = "the model is bit for bit as it was"
+_SHOWN = 40  # rows of each kind; a wall of text hides the first line, which is usually the cause
+
+
+def refusal(plan: Account, problems: Sequence[Entry]) -> str:
+    """Return the message for a transfer that has problems.
+
+    Args:
+        plan: The plan.
+        problems: Its entries that no rule explains.
+    """
+    missing = [entry for entry in problems if entry.bucket == "missing"]
+    mismatched = [entry for entry in problems if entry.bucket == "mismatched"]
+    fit = sum(entry.bucket in WRITTEN for entry in plan.entries)
+    lines = [f"The transfer from {plan.origin.name} to {plan.target} was refused; {UNTOUCHED}."]
+    if mismatched:
+        rows = [_mismatch(entry) for entry in mismatched]
+        lines += [f"mismatched: {_count(mismatched)} ({fit} tensors fit)", *_table(folded(rows))]
+    if missing:
+        what = f"missing: {_count(missing)}, selected in the target and absent in the source"
+        lines += [what, *_table(rows_of(missing)), *_unused(plan)]
+    steps = [*plan.advice, *_ways_for_missing(missing), *_ways_for_mismatched(mismatched)]
+    return "\n".join(
+        [*lines, "Next step:" if len(steps) == 1 else "Next step, one of:", *(f"  {s}" for s in steps)]
+    )
+
+
+def nothing_moves(plan: Account) -> str:
+    """Return the message for a transfer that would move nothing, every missing tensor being allowed to be."""
+    selected = plan.coverage.tensors[1]
+    return "\n".join(
+        [
+            f"Nothing would be moved from {plan.origin.name} to {plan.target}; {UNTOUCHED}.",
+            f"{selected} tensors are selected, and all of them are missing in the source and allowed to be.",
+            *_unused(plan),
+            "Next step, one of:",
+            *(f"  {step}" for step in plan.advice),
+            "  say how names correspond: mapping={'target name': 'source name'}, or mapping='structure'",
+            "  look at what would happen: print(WeightTransfer(...).plan(model))",
+        ]
+    )
+
+
+def _mismatch(entry: Entry) -> Row:
+    target = str(entry.target and list(entry.target.shape))
+    source = f"{entry.sources[0].key} {list(entry.sources[0].shape)}" if entry.sources else "no source"
+    if entry.target and entry.sources and entry.target.shape == entry.sources[0].shape:
+        target, source = f"{target} {entry.target.dtype}", f"{source} {entry.sources[0].dtype}"
+    return Row("mismatched", entry.key, f"target {target}", f"source {source}", entry.reason)
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    cells = [("", row.layer, row.tensors, "; ".join(filter(None, (row.source, row.why)))) for row in rows]
+    more = [f"  ... and {len(rows) - _SHOWN} more"] if len(rows) > _SHOWN else []
+    return [*columns(cells[:_SHOWN]), *more]
+
+
+def _unused(plan: Account) -> list[str]:
+    names = list(dict.fromkeys(split_key(key)[0] for key in plan.unexpected))
+    if not names:
+        return []
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    layers = f"{len(names)} layer{'s' * (len(names) > 1)} of the source"
+    return [f"unexpected: {layers} that nothing uses, {', '.join(map(repr, names[:4]))}{more}"]
+
+
+def _ways_for_missing(entries: Sequence[Entry]) -> list[str]:
+    if not entries:
+        return []
+    globs = _globs(entries)
+    python = repr(globs[0] if len(globs) == 1 else globs)
+    return [
+        f"leave what is missing as it is: allow_missing={python} (--allow_missing {' '.join(map(repr, globs))})"
+    ]
+
+
+def _ways_for_mismatched(entries: Sequence[Entry]) -> list[str]:
+    if not entries:
+        return []
+    names = list(dict.fromkeys(split_key(entry.key)[0] for entry in entries))
+    shown = ", ".join(map(repr, names[:3])) + ", ..." * (len(names) > 3)
+    handlers = list(dict.fromkeys(entry.handler for entry in entries if entry.handler))
+    convert = f"convert it: handlers={handlers!r}" if handlers else "convert it: handlers=[...]"
+    leave = f"leave what does not fit as it is: select=... & ~by_name({shown})"
+    return [convert, leave] if names != [""] else [convert]
+
+
+def _globs(entries: Sequence[Entry]) -> list[str]:
+    """Return a few globs for what is missing: the container that all share, or the layers, or the containers."""
+    layers = list(dict.fromkeys(split_key(entry.key)[0] for entry in entries))
+    first = layers[0].partition(".")[0]
+    if len(layers) > 1 and all(name.startswith(f"{first}.") for name in layers):
+        return [f"{first}.*"]
+    if len(layers) <= 4:
+        return layers
+    return list(dict.fromkeys(f"{name.partition('.')[0]}*" for name in layers))[:6]
+
+
+def _count(entries: Sequence[Entry]) -> str:
+    layers = len({split_key(entry.key)[0] for entry in entries})
+    tensors = f"{len(entries)} tensor{'s' * (len(entries) > 1)}"
+    return f"{tensors} of {layers} layer{'s' * (layers > 1)}"

@@ -1,0 +1,107 @@
+"""The entries of an account as rows of a table: one a layer, repeated blocks folded into one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from transferkit.layers import split_key
+from transferkit.transfer.entry import Entry
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer of the account, or the same layer of several blocks.
+
+    Attributes:
+        bucket: The bucket of its tensors.
+        layer: Its name; ``"blocks.{0-11}.conv"`` for twelve of them.
+        tensors: Short names and shapes.
+        source: The source layers that they come from.
+        why: What the bucket does not say.
+    """
+
+    bucket: str
+    layer: str
+    tensors: str
+    source: str
+    why: str
+
+
+def rows_of(entries: Iterable[Entry]) -> list[Row]:
+    """Return one row per layer and bucket, with the layers of repeated blocks folded."""
+    return folded([_row(members) for _, members in groupby(entries, key=_layer_and_bucket)])
+
+
+def folded(rows: Sequence[Row]) -> list[Row]:
+    """Return rows with those made one whose names differ in one number and all else is the same.
+
+    Which of a name's numbers counts the blocks is found by trying: the one that leaves the fewest rows.
+    """
+    return min([list(rows), *(_fold(rows, position) for position in range(3))], key=len)
+
+
+def _layer_and_bucket(entry: Entry) -> tuple[str, str]:
+    return split_key(entry.key)[0], entry.bucket
+
+
+def _row(members: Iterable[Entry]) -> Row:
+    entries = list(members)
+    sides = [entry.target or entry.sources[0] for entry in entries]
+    tensors = ", ".join(f"{split_key(side.key)[1]} {list(side.shape)}" for side in sides)
+    sources = dict.fromkeys(split_key(s.key)[0] for e in entries for s in e.sources if e.target)
+    why = dict.fromkeys(word for entry in entries for word in _why(entry))
+    return Row(entries[0].bucket, _layer_and_bucket(entries[0])[0], tensors, ", ".join(sources), "; ".join(why))
+
+
+def _why(entry: Entry) -> list[str]:
+    words = [entry.reason] if entry.reason else []
+    words += [f"by {entry.handler}"] if entry.handler and not entry.is_problem else []
+    words += [f"allowed by {entry.allowed}"] if entry.allowed else []
+    words += [f"with {entry.tied_to}"] if entry.tied_to else []
+    return words
+
+
+def _fold(rows: Sequence[Row], position: int) -> list[Row]:
+    """Fold the rows whose layers' names differ in the number at ``position`` alone, into the first of them."""
+    groups: dict[object, list[Row]] = {}
+    for row in rows:
+        parts = _split(row.layer)
+        place = 2 * position + 1
+        masked = tuple(part for number, part in enumerate(parts) if number != place)
+        texts = (row.bucket, row.tensors, _without_numbers(row.source), _without_numbers(row.why))
+        groups.setdefault((masked, place < len(parts), *texts), []).append(row)
+    return [
+        replace(
+            group[0],
+            **{name: _label([getattr(row, name) for row in group]) for name in ("layer", "source", "why")},
+        )
+        for group in groups.values()
+    ]
+
+
+def _label(names: Sequence[str]) -> str:
+    """Return one text for several that differ in numbers: ``["b.0", "b.1", "b.2"] -> "b.{0-2}"``."""
+    columns = zip(*(_split(name) for name in names), strict=True)
+    return "".join(parts[0] if len(set(parts)) == 1 else f"{{{_ranges(parts)}}}" for parts in columns)
+
+
+def _ranges(numbers: Iterable[str]) -> str:
+    """Return numbers as ranges: ``["0", "1", "2", "5"] -> "0-2,5"``."""
+    runs: list[list[int]] = []
+    for number in sorted({int(number) for number in numbers}):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _split(name: str) -> list[str]:
+    return re.split(r"(\d+)", name)
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"\d+", "#", text)
