@@ -54,9 +54,7 @@ def download(url: str, path: Path, *, md5: str | None = None, progress: Progress
         found = _md5(part) if md5 else None
         if found != md5:
             _forget(part)
-            raise DownloadError(
-                f"{url} is not the expected file: its MD5 is {found}, not {md5}; nothing was kept"
-            )
+            raise DownloadError(f"{url} is not the file expected: MD5 {found}, not {md5}; nothing was kept")
         part.replace(path)
         _forget(part)
     return path
@@ -65,15 +63,13 @@ def download(url: str, path: Path, *, md5: str | None = None, progress: Progress
 def _fetch(url: str, part: Path, progress: Progress) -> None:
     """Go on asking for the rest for as long as each try brings something."""
     while True:
-        before = _size(part)
+        before, problem = _size(part), "the connection broke off"
         try:
             if _fetch_rest(url, part, progress):
                 return
-            problem = "the connection broke off"
         except urllib.error.HTTPError as error:
-            raise DownloadError(
-                f"{url} cannot be fetched: the server answers {error.code} {error.reason}"
-            ) from error
+            answer = f"{error.code} {error.reason}"
+            raise DownloadError(f"{url} cannot be fetched: the server answers {answer}") from error
         except _BREAKS as error:
             problem = str(getattr(error, "reason", error)) or type(error).__name__
         if _size(part) <= before:
@@ -89,27 +85,23 @@ def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
     except urllib.error.HTTPError as error:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
             raise
-        with error:
-            if _total(error.headers.get("Content-Range")) == start:
-                return True
-        _forget(part)
-        return _fetch_rest(url, part, progress)
+        with error:  # nothing follows what is here: it is whole, or longer than it should be
+            whole = _total(error.headers.get("Content-Range")) == start
+        if not whole:
+            _forget(part)
+        return whole or _fetch_rest(url, part, progress)
     with response:
-        if (
-            response.status != http.client.PARTIAL_CONTENT
-        ):  # a server that ignores ranges, or a file that changed
-            start = 0
-            total = int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
-            _tag_file(part).write_text(
-                response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-            )
-        else:
-            total = _total(response.headers.get("Content-Range"))
+        headers = response.headers
+        if response.status == http.client.PARTIAL_CONTENT:
+            total = _total(headers.get("Content-Range"))
+        else:  # the server ignores ranges, or its file has changed
+            start, total = 0, int(headers["Content-Length"]) if "Content-Length" in headers else None
+            part.write_bytes(b"")
+            _tag_file(part).write_text(headers.get("ETag") or headers.get("Last-Modified") or "")
         chunks = iter(lambda: response.read(_MIB), b"")
         count = None if total is None else -(-(total - start) // _MIB)
-        with part.open("r+b" if start else "wb") as file:
-            file.seek(start)
-            for chunk in track(chunks, progress, total=count, description=url.rsplit("/", 1)[-1], unit="MiB"):
+        with part.open("ab") as file:
+            for chunk in track(chunks, progress, total=count, description=part.stem, unit="MiB"):
                 file.write(chunk)
     return total is None or _size(part) == total
 
