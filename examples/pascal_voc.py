@@ -52,7 +52,7 @@ from transferkit.finetune import (
 )
 from transferkit.preprocessing import IMAGENET
 from transferkit.protocols import PROTOCOLS as PUBLISHED
-from transferkit.protocols import Protocol
+from transferkit.protocols import Optimization, Protocol
 from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog
 from transferkit.scorer.pictures import require_matplotlib
 from transferkit.transfer import TransferReport
@@ -60,21 +60,31 @@ from transferkit.transfer import TransferReport
 # The layer of AlexNet that tells ImageNet's classes apart; the adaptation layers take its place.
 CLASSIFICATION_LAYER = "classifier.6"
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "alexnet": {},
-    "alexnet-small": {"channels": (32, 64, 96, 64, 64), "hidden": 256, "stem": (5, 1, 2), "pooled": 3},
+    "alexnet-small": {
+        "channels": (16, 32, 48, 48, 32),
+        "hidden": 128,
+        "stem": (5, 1, 2),
+        "pooled": 3,
+        "drop_rate": 0.1,
+        "kaiming": True,
+    },
 }
 
-# The neon recipe for pictures of a hundred pixels: small patches, and few of them.
+# The neon recipe for pictures of a hundred pixels: small patches, a small head, and few epochs.
 DEMO = dataclasses.replace(
     tk.NEON2016,
     name="demo",
     patch_size=32,
     patches_per_image=64,
-    hidden=(256,),
-    pretrained=dataclasses.replace(tk.NEON2016.pretrained, learning_rate=1e-2, steps=(4,), factors=(0.1,)),
-    scratch=dataclasses.replace(tk.NEON2016.scratch, momentum=0.9, steps=(4,), factors=(0.1,)),
-    epochs=6,
+    mix_images=8,
+    hidden=(128,),
+    hidden_std=0.05,
+    head_std=0.05,
+    pretrained=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, steps=(3,), factors=(0.1,)),
+    scratch=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, steps=(3,), factors=(0.1,)),
+    epochs=4,
 )
 PROTOCOLS = {**PUBLISHED, "demo": DEMO}
 
@@ -90,10 +100,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run(args: argparse.Namespace, others: dict[str, Any] | None = None) -> dict[str, Any]:
+def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train and test as ``args`` say; return the metrics, which are also written to ``args.results``.
 
-    The report compares the training with the metrics of ``others``.
+    ``compared_with`` holds the metrics of other runs by name, for the report.
     """
     stopwatch = Stopwatch()
     device = choose_device(args.backend)
@@ -107,62 +117,48 @@ def run(args: argparse.Namespace, others: dict[str, Any] | None = None) -> dict[
     print(protocol)
 
     # Training set and test set: photos, and how their patches are laid out, labeled, chosen and cut.
-    shared = {"seed": args.rng_seed, "num_workers": args.num_workers, "device": device}
+    streaming = {"seed": args.rng_seed, "num_workers": args.num_workers, "device": device}
     test_set = photos(args, protocol, args.test_set, args.max_test_imgs)
-    test_patches = protocol.sampler(test_set, mode="test", **shared)
+    test_patches = protocol.sampler(test_set, mode="test", **streaming)
+    print(f"test set: {len(test_set)} photos, {len(test_patches)} minibatches")
     if epochs:
         train_set = photos(args, protocol, args.image_set, args.max_train_imgs)
-        train_patches = protocol.sampler(train_set, mode="train", **shared)
+        train_patches = protocol.sampler(train_set, mode="train", **streaming)
         print(f"training set: {len(train_set)} photos, {len(train_patches)} minibatches")
-    print(f"test set: {len(test_set)} photos, {len(test_patches)} minibatches")
     stopwatch.lap("read data")
 
     # Model: AlexNet, its classification layer replaced by the adaptation layers.
     torch.manual_seed(args.rng_seed)
+    num_classes = len(test_set.class_names)
     model = AlexNet(**MODELS[args.model])
-    tk.replace_head(
-        model, lambda width: protocol.head(width, len(test_set.class_names)), name=CLASSIFICATION_LAYER
-    )
+    tk.replace_head(model, lambda width: protocol.head(width, num_classes), name=CLASSIFICATION_LAYER)
     model.to(device)
 
-    # Transfer: every layer before the adaptation layers comes from the pretrained network, or the saved run.
-    report = saved["transfer"] if saved else None if args.from_scratch else transfer(args, model)
+    # Transfer: every layer before the adaptation layers comes from the pretrained network, or all from a saved run.
+    moved = saved["transfer"] if saved else None if args.from_scratch else transfer(args, model)
     frozen = freeze(args, protocol, model)
-    optimization = protocol.optimization(from_scratch=not trains_transferred(model, report))
+    optimization = protocol.optimization(from_scratch=not trains_transferred(model, moved))
     optimizer = build_optimizer(model.parameters(), optimization)
     schedule = build_schedule(optimizer, optimization)
-    state = Run(model, optimizer, schedule, IMAGENET, settings_of(args), frozen, report)
-    print(
-        f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters to train: {optimization}"
-    )
+    state = Run(model, optimizer, schedule, IMAGENET, settings_of(args), frozen, moved)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    print(f"{trained:,} parameters to train: {optimization}")
     if saved:
         state.restore(saved)
         print(f"{args.model_file}: {state.epoch} epochs done")
     stopwatch.lap("build model")
 
-    # Test: the score of a photo for a class is the sum over its patches of probability^exponent.
-    def test(scorer: ImageScorer | PatchLog, bootstrap: int = 0) -> ClassificationResult:
-        scores = score_images(model, test_patches, scorer, IMAGENET, amp=args.amp, progress=True)
-        truth = test_set.presence()
-        return tk.evaluate(
-            scores.cpu(),
-            truth.present,
-            truth.difficult_only,
-            class_names=test_set.class_names,
-            rule=protocol.ap_rule,
-            bootstrap=bootstrap,
-        )
-
+    # Train, and save what a later call can go on from.
     def new_scorer() -> ImageScorer:
-        return protocol.scorer(len(test_set), len(test_set.class_names), device=device)
+        return protocol.scorer(len(test_set), num_classes, device=device)
 
-    # Train.
     def after_epoch(state: Run) -> None:
         if args.eval_freq and state.epoch % args.eval_freq == 0:
-            state.history[-1] = dataclasses.replace(state.history[-1], mean_ap=test(new_scorer()).mean_ap())
+            mean_ap = test(args, state, protocol, test_set, test_patches, new_scorer()).mean_ap()
+            state.history[-1] = dataclasses.replace(state.history[-1], mean_ap=mean_ap)
         if args.serialize and (state.epoch % args.serialize == 0 or state.epoch == epochs):
             state.save(save_path, keep=args.history)
-        print(state.history[-1])
+        print(state.history[-1], flush=True)
 
     if state.epoch < epochs:
         if state.sampler_state:
@@ -170,27 +166,49 @@ def run(args: argparse.Namespace, others: dict[str, Any] | None = None) -> dict[
         fit(state, train_patches, epochs, amp=args.amp, after_epoch=after_epoch, progress=True)
     stopwatch.lap("train")
 
-    # A report shows where in the photos the classes are seen, for which it needs every patch's probabilities.
-    log = PatchLog(len(test_set), len(test_set.class_names), protocol.exponent, protocol.reduction)
-    result = test(log if args.report else new_scorer(), bootstrap=1000 if args.report else 0)
-    print(result)
+    # Test. A report shows where in the photos the classes are seen: it needs every patch's probabilities.
+    log = PatchLog(len(test_set), num_classes, protocol.exponent, protocol.reduction)
+    result = test(args, state, protocol, test_set, test_patches, log if args.report else new_scorer())
     stopwatch.lap("test")
+    print(result)
     metrics = write_results(args.results, state, result, seconds=stopwatch.laps)
     if args.report:
-        compared = {"from scratch" if args.from_scratch else "pretrained": metrics, **(others or {})}
+        name = "from scratch" if args.from_scratch else "pretrained"
+        runs = {name: metrics, **(compared_with or {})}
         report = RunReport.of(
             state,
             f"{args.model}, {protocol.name}, VOC{args.year} {args.test_set}",
             result,
             log,
             test_set,
-            histories={name: other["history"] for name, other in compared.items()},
+            histories={name: metrics["history"] for name, metrics in runs.items()},
             seconds=stopwatch.laps,
             patches=look_at_patches(train_patches, train_set) if epochs else None,
         )
         build_report(report, progress=True).write(args.results / "report.html")
     print(f"mAP {result.mean_ap():.2%} ({result.rule}); results are in {args.results}")
     return metrics
+
+
+def test(
+    args: argparse.Namespace,
+    state: Run,
+    protocol: Protocol,
+    test_set: VOCDataset,
+    patches: tk.MultiscaleSampler,
+    scorer: ImageScorer | PatchLog,
+) -> ClassificationResult:
+    """Score every photo for every class by the sum over its patches of probability^exponent, and rank them."""
+    scores = score_images(state.model, patches, scorer, state.preprocessing, amp=args.amp, progress=True)
+    truth = test_set.presence()
+    return tk.evaluate(
+        scores.cpu(),
+        truth.present,
+        truth.difficult_only,
+        class_names=test_set.class_names,
+        rule=protocol.ap_rule,
+        bootstrap=1000 if args.report else 0,
+    )
 
 
 def photos(args: argparse.Namespace, protocol: Protocol, image_set: str, max_images: int | None) -> VOCDataset:
@@ -257,26 +275,28 @@ def train_on_single_digits(path: Path, args: argparse.Namespace) -> Path:
     images, labels = images.to(device), labels.to(device)
     model = AlexNet(10, **MODELS["alexnet-small"]).to(device)
     epochs, batch_size = 8, 64
-    steps = epochs * (len(images) // batch_size)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
+    batches = len(images) // batch_size
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=epochs * batches)
     for epoch in range(epochs):
-        order = torch.randperm(len(images), device=device)
-        for chosen in order[: len(order) // batch_size * batch_size].split(batch_size):
+        order = torch.randperm(len(images))
+        for chosen in order[: batches * batch_size].split(batch_size):
             loss = torch.nn.functional.cross_entropy(model(IMAGENET(images[chosen])), labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-        print(f"single digits: epoch {epoch + 1}/{epochs}  loss {loss.item():.3f}")
+        print(f"single digits: epoch {epoch + 1}/{epochs}, loss {loss.item():.3f}", flush=True)
     torch.save(model.state_dict(), path)
     return path
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what a resumed run takes from its checkpoint unless the command line says otherwise."""
-    left_out = {"demo", "model_file", "backend", "num_workers", "amp", "results", "save_path", "epochs"}
-    left_out.add("report")
+    left_out = {
+        *("demo", "model_file", "epochs", "backend", "num_workers", "amp"),
+        *("results", "save_path", "report"),
+    }
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(args).items()

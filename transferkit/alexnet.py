@@ -22,6 +22,8 @@ class AlexNet(nn.Module):
         stem: Kernel size, stride and padding of the first convolution.
         pooled: Side of the feature map that the classifier sees, whatever the input's size.
         drop_rate: Dropout before each hidden layer.
+        kaiming: Draw the first weights as He et al. do, instead of by torch's defaults. A narrow network, which
+            has no normalisation to help it, then learns from the first steps on.
 
     Shape:
         Input (B, 3, H, W), normalised; H and W at least 63 by default. Output: logits (B, num_classes).
@@ -40,6 +42,7 @@ class AlexNet(nn.Module):
         stem: tuple[int, int, int] = (11, 4, 2),
         pooled: int = 6,
         drop_rate: float = 0.5,
+        kaiming: bool = False,
     ) -> None:
         super().__init__()
         c1, c2, c3, c4, c5 = channels
@@ -69,9 +72,18 @@ class AlexNet(nn.Module):
             nn.ReLU(inplace=True),
             nn.Linear(hidden, num_classes),
         )
+        if kaiming:
+            self.apply(_draw_as_he)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map normalised pixels (B, 3, H, W) to logits (B, num_classes)."""
         maps = self.avgpool(self.features(pixels))
         logits: Tensor = self.classifier(torch.flatten(maps, 1))
         return logits
+
+
+def _draw_as_he(module: nn.Module) -> None:
+    """Draw a layer's weights from N(0, 2 / fan_in), biases 0 (He et al., ICCV 2015, section 2.2)."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        nn.init.zeros_(module.bias)

@@ -94,7 +94,10 @@ class Protocol:
         whole_pixels: Whether a patch's box is truncated to whole pixels before it is cut.
         antialias: Whether shrinking filters out what the result cannot show.
         hidden: Widths of the adaptation layers.
+        hidden_std: Standard deviation of their first Gaussian weights.
+        hidden_bias: Start of their biases.
         drop_rate: Dropout after each of them.
+        head_std: Standard deviation of the last layer's first weights, whose biases start at 0.
         train_trunk: Whether the transferred layers are trained too.
         pretrained: Optimization where transferred layers are trained on.
         scratch: Optimization where all that is trained starts from nothing.
@@ -117,7 +120,10 @@ class Protocol:
     whole_pixels: bool
     antialias: bool
     hidden: tuple[int, ...]
+    hidden_std: float
+    hidden_bias: float
     drop_rate: float
+    head_std: float
     train_trunk: bool
     pretrained: Optimization
     scratch: Optimization
@@ -139,7 +145,15 @@ class Protocol:
 
     def head(self, in_features: int, num_classes: int) -> nn.Sequential:
         """Build the adaptation layers, (B, in_features) -> (B, num_classes) logits."""
-        return adaptation_head(in_features, num_classes, self.hidden, self.drop_rate)
+        return adaptation_head(
+            in_features,
+            num_classes,
+            self.hidden,
+            self.drop_rate,
+            hidden_std=self.hidden_std,
+            hidden_bias=self.hidden_bias,
+            weight_std=self.head_std,
+        )
 
     def sampler(self, dataset: Any, *, mode: Literal["train", "test"], **settings: Any) -> MultiscaleSampler:
         """Return the recipe's stream of minibatches over a data set.
@@ -181,7 +195,11 @@ class Protocol:
             ("pretrained", self.pretrained),
             ("from scratch", self.scratch),
             ("epochs", self.epochs),
-            ("head", f"Linear {', Linear '.join(map(str, self.hidden))}, Linear to the classes{dropout}"),
+            (
+                "head",
+                f"Linear {', Linear '.join(map(str, self.hidden))} (Gaussian {self.hidden_std:g}, bias "
+                f"{self.hidden_bias:g}){dropout}, Linear to the classes (Gaussian {self.head_std:g}, bias 0)",
+            ),
             ("grid", self.grid),
             ("label", self.rule),
             ("train on", f"{self.train_balance}, {self.patches_per_image} patches per image"),
@@ -208,7 +226,10 @@ NEON2016 = Protocol(
     whole_pixels=True,
     antialias=True,
     hidden=(4096,),
+    hidden_std=0.005,
+    hidden_bias=0.1,
     drop_rate=0.5,
+    head_std=0.01,
     train_trunk=True,
     pretrained=Optimization(1e-4, momentum=0.9, weight_decay=5e-4, steps=(15, 20), factors=(0.5, 0.1)),
     scratch=Optimization(
@@ -239,7 +260,10 @@ OQUAB2014 = Protocol(
     whole_pixels=False,
     antialias=True,
     hidden=(2048,),
+    hidden_std=0.005,
+    hidden_bias=0.1,
     drop_rate=0.0,
+    head_std=0.01,
     train_trunk=False,
     pretrained=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, steps=(10, 15), factors=(0.1, 0.01)),
     scratch=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, steps=(10, 15), factors=(0.1, 0.01)),
@@ -252,8 +276,8 @@ OQUAB2014 = Protocol(
 
 From memory of the paper, so less certain: that any second object in a patch makes it background
 (``max_other_fraction=0``), the 10 % of background, no dropout between the adaptation layers, and the mean over
-patches. Not known, and chosen here: the minibatch (64 patches of 16 images) and all of ``Optimization``, which
-is Krizhevsky's usual setting with a step schedule.
+patches. Not known, and chosen here: the minibatch (64 patches of 16 images), the head's first weights (NEON2016's),
+and all of ``Optimization``, which is Krizhevsky's usual setting with a step schedule.
 """
 
 PROTOCOLS = {protocol.name: protocol for protocol in (NEON2016, OQUAB2014)}
