@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,9 @@ from transferkit.datasets import (
     find_class_names,
     write_demo_devkit,
 )
-from transferkit.datasets.demo.ink import load_digits
+from transferkit.datasets.demo.backdrop import load_photographs
+from transferkit.datasets.demo.ink import draw_digit, load_digits
+from transferkit.datasets.demo.scene import make_scene
 from transferkit.errors import ArgumentError
 
 
@@ -91,6 +94,29 @@ def test_the_two_parts_share_no_digit() -> None:
     assert not images & {image.tobytes() for image in second.images}
     for part in (first, second):
         assert set(part.labels) == set(range(10))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("size", [(48, 48), (48, 200), (130, 96)])
+def test_scenes_of_any_size_hold_their_digits(seed: int, size: tuple[int, int]) -> None:
+    digits, _ = load_digits(seed)
+    photographs = load_photographs()
+    rng = np.random.default_rng(seed)
+    for number in range(10):
+        item = make_scene(digits, photographs, size, rng, str(number))
+        xmin, ymin, xmax, ymax = item.boxes.unbind(1)
+        assert item.image.shape == (3, *size) and 1 <= len(item.classes) <= 5
+        assert (xmin >= 0).all() and (ymin >= 0).all() and (xmax <= size[1]).all() and (ymax <= size[0]).all()
+        assert (xmax - xmin >= 2).all() and (ymax - ymin >= 4).all()
+        assert ((item.classes >= 1) & (item.classes <= 10)).all()
+
+
+def test_every_digit_can_be_drawn() -> None:
+    rng = np.random.default_rng(0)
+    for part in load_digits(0):
+        for image in part.images[::5]:
+            ink = draw_digit(image, 20, rng)
+            assert ink.shape[0] == 20 and ink.min() >= 0 and ink.max() <= 1 and ink.mean() > 0.1
 
 
 def test_source_digits_are_balanced_and_repeat() -> None:

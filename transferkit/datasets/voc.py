@@ -68,6 +68,18 @@ class VOCDataset(Dataset[AnnotatedImage]):
         DataError: Half a VOC folder, or annotations and photos that are missing, damaged, or contradict each
             other; names the files.
         ArgumentError: An argument out of range.
+
+    Example:
+        >>> import tempfile
+        >>> from transferkit.datasets import DEMO_CLASSES, write_demo_devkit
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = write_demo_devkit(folder, num_train=4, num_test=2)
+        ...     data = VOCDataset(folder, image_set="test", class_names=DEMO_CLASSES)
+        ...     item = data[1]
+        >>> data.ids, item.image.shape
+        (('000005', '000006'), torch.Size([3, 144, 112]))
+        >>> data.class_names[:3], item.boxes.shape == (len(item.classes), 4)
+        (('background', 'digit0', 'digit1'), True)
     """
 
     def __init__(
