@@ -203,6 +203,8 @@ def test_trees_and_repeated_or_missing_names(tmp_path: Path) -> None:
     assert read(saved, tmp_path).names == ("0.Linear_0", "0.Linear_2", "1.aux_fc")
     twice = read(model(layer("Linear", "fc", **linear), layer("Linear", "fc", **linear)), tmp_path)
     assert twice.names == ("fc_0", "fc_1")
+    clash = read(model(*(layer("Linear", name, **linear) for name in ("fc", "fc", "fc_0"))), tmp_path)
+    assert len(set(clash.names)) == 3
 
 
 def test_the_first_versions_layout_is_told_from_its_shapes(shared: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from typing import Any
 
 from transferkit.checkpoints.neon.records import (
@@ -43,8 +42,7 @@ def records_of_first_version(entries: Any) -> tuple[Record, ...]:
         config, channels = _described(type_, own, channels)
         name = (given or type_ or "layer").replace(".", "_")
         records.append(Record(number, name, type_, config, own, states_of(own, entry.get("states", []))))
-    repeated = {name for name, count in Counter(record.name for record in records).items() if count > 1}
-    return tuple(records_of(with_unique_names(tuple(records), repeated)))
+    return tuple(records_of(with_unique_names(tuple(records))))
 
 
 def _type_of(own: dict[str, Array], following: dict[str, Array], name: str, before: list[str]) -> str:

@@ -42,10 +42,8 @@ def neon_contents(saved: Mapping[str, Any], options: ReadOptions) -> Contents:
     found = [
         _converted(pair, scales.get(pair.weights.name, 1.0), saved.get("optimizer")) for pair in _pairs(steps)
     ]
-    layers, problems = (
-        [layer for layer in found if not layer.problem],
-        [layer.problem for layer in found if layer.problem],
-    )
+    layers = [layer for layer in found if not layer.problem]
+    problems = [layer.problem for layer in found if layer.problem]
     if not layers:
         raise CheckpointError(
             f"no layer of this neon model has a counterpart in torch: {'; '.join(problems[:3])}"

@@ -76,16 +76,21 @@ def tree_of(model: Any) -> Steps:
     entry = _dict(model, "model")
     is_sequence = _type(entry) in ("", *_SEQUENTIAL)
     steps = _Tree().branch(entry, "") if is_sequence else (_Tree().container(entry, ""),)
-    counts = Counter(record.name for record in records_of(steps))
-    return with_unique_names(steps, {name for name, count in counts.items() if count > 1})
+    return with_unique_names(steps)
 
 
-def with_unique_names(steps: Steps, repeated: set[str]) -> Steps:
-    """Return the tree with each repeated name followed by the layer's number."""
+def with_unique_names(steps: Steps) -> Steps:
+    """Return the tree with each repeated name followed by the layer's number, until none is repeated."""
+    while repeated := {name for name, count in Counter(r.name for r in records_of(steps)).items() if count > 1}:
+        steps = _with_numbers(steps, repeated)
+    return steps
+
+
+def _with_numbers(steps: Steps, repeated: set[str]) -> Steps:
     result: list[Record | Container] = []
     for step in steps:
         if isinstance(step, Container):
-            branches = tuple(with_unique_names(branch, repeated) for branch in step.branches)
+            branches = tuple(_with_numbers(branch, repeated) for branch in step.branches)
             result.append(replace(step, branches=branches))
         elif step.name in repeated:
             result.append(replace(step, name=f"{step.name}_{step.number}"))
@@ -125,7 +130,7 @@ class _Tree:
         branches: list[Steps] = []
         for place, inner in enumerate(_dict(layer, "layer") for layer in inner_layers):
             config = _dict(inner.get("config", {}), "config")
-            if "layers" in config:
+            if "layers" in config and _type(inner) in _SEQUENTIAL:
                 branches.append(self.branch(inner, f"{prefix}{_plain(config.get('name', ''), str(place))}."))
             else:
                 branches.append((self.step(inner, prefix),))
