@@ -68,7 +68,7 @@ def test_prints_as_table_markdown_and_json(case):
     scores, present, difficult = case
     result = evaluate(scores, present, difficult, class_names=NAMES, rule=VOC2007, bootstrap=50)
     lines = str(result).splitlines()
-    assert lines[0].split()[:6] == ["class", "images", "difficult", "all-points", "11-point", "none"]
+    assert lines[0].split()[:6] == ["class", "images", "difficult", "11-point", "all-points", "none"]
     assert lines[0].endswith("95% interval")
     assert lines[2].split()[0] == "cat"
     assert f"{100 * result.mean_ap(VOC2007):.2f}" in lines[6]

@@ -100,6 +100,23 @@ def test_any_order_split_and_merge_is_one_pass(seed, exponent, reduction, cuts, 
     torch.testing.assert_close(scorers[0].best_boxes, whole.best_boxes, rtol=0, atol=0, equal_nan=True)
 
 
+def test_many_patches_in_any_split_against_long_double():
+    """Show: the largest relative error over exponents, reductions and batch sizes, for 4,000 patches."""
+    probs, image_index, _ = random_patches(0, 4000, 20, 4)
+    worst = {}
+    for exponent in EXPONENTS:
+        for reduction in ("sum", "mean"):
+            expected = loop(probs, image_index, 20, exponent, reduction)
+            for size in (7, 64, 4000):
+                scorer = ImageScorer(20, 4, exponent, reduction)
+                for rows in torch.arange(4000).split(size):
+                    scorer.add_batch(probs[rows], image_index[rows])
+                error = relative_error(scorer.compute(), expected)
+                worst[exponent] = max(worst.get(exponent, 0.0), error)
+    print({exponent: f"{error:.1e}" for exponent, error in worst.items()})
+    assert max(worst.values()) < 1e-12
+
+
 def test_tiny_probabilities_survive_large_exponents():
     scorer = ImageScorer(2, 1, exponent=100)
     scorer.add_batch(torch.tensor([[1e-12], [2e-12]], dtype=torch.float64), torch.tensor([0, 1]))

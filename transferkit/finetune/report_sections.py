@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,7 +80,11 @@ def average_precision(
 
 
 def exponents(page: Page, rule: APRule, log: PatchLog, truth: Presence) -> None:
-    """Add how the mean AP depends on the exponent of the score."""
+    """Add how the mean AP depends on the exponent of the score.
+
+    A rule's minimum score is left out: it was meant for one exponent and would rule out whole others.
+    """
+    rule = replace(rule, minimum_score=-math.inf)
     mean_ap = {}
     for exponent in sorted({*_EXPONENTS, log.exponent}):
         ap = rule.average_precision(log.compute(exponent), truth.present, truth.difficult_only)
@@ -89,11 +94,11 @@ def exponents(page: Page, rule: APRule, log: PatchLog, truth: Presence) -> None:
     page.section("Exponent of the score")
     page.text(
         f"A photo's score for a class is the {log.reduction} over its patches of probability to a power. "
-        f"This run uses {log.exponent:g}; the same patches scored otherwise:"
+        f"This run uses {log.exponent:g}; the same patches scored otherwise, AP by {rule}:"
     )
     best = max(mean_ap, key=lambda e: mean_ap[e])
     page.figure(
-        plot_exponents({log.reduction: mean_ap}, rule=str(rule)),
+        plot_exponents({log.reduction: mean_ap}),
         alt="Mean AP by exponent: "
         + ", ".join(f"{_power(e)} {_percent(ap)}" for e, ap in mean_ap.items())
         + ".",

@@ -39,7 +39,7 @@ def evaluate(
         image_ids: N distinct names of the images, to speak of in errors.
         rule: The rule that the result means where none is named.
         bootstrap: Number of resampled image sets for the intervals under ``rule``; 0 for no intervals.
-        level: The share of resampled sets inside an interval.
+        level: The share of intervals that shall hold the true value.
         seed: Of the resampling.
 
     Raises:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from transferkit.errors import require
-from transferkit.scorer.ap_rule import APRule, Difficult
-from transferkit.scorer.average_precision import INTERPOLATIONS, Interpolation
+from transferkit.scorer.ap_rule import APRule
+from transferkit.scorer.average_precision import INTERPOLATIONS
 from transferkit.scorer.table import markdown_table, number_or_none, percent, plain_table
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A bootstrap interval: the given share of resampled image sets had a value from ``low`` to ``high``."""
+    """A bootstrap interval; see :func:`transferkit.scorer.bootstrap.bootstrap_intervals`."""
 
     low: float
     high: float
@@ -35,7 +35,7 @@ class ClassificationResult:
         rule: The rule that is meant where none is named.
         intervals: Per class, the bootstrap interval of its AP under ``rule``; empty where none was asked for.
         mean_interval: The same for the mean.
-        level: The share of resampled sets inside an interval.
+        level: Of the intervals.
     """
 
     class_names: tuple[str, ...]
@@ -68,11 +68,9 @@ class ClassificationResult:
 
     def table(self) -> list[list[str]]:
         """Return header and rows of the per-class table as text, AP in percent."""
-        rules = [self._variant(i, self.rule.difficult) for i in INTERPOLATIONS]
-        rules = [rule for rule in rules if rule in self.ap]
-        rules = rules if self.rule in rules else [self.rule, *rules]
+        rules = self._shown_rules()
         interval = [f"{self.level:.0%} interval"] if self.intervals else []
-        rows = [["class", "images", "difficult", *(rule.interpolation for rule in rules), *interval]]
+        rows = [["class", "images", "difficult", *map(_column, rules), *interval]]
         for c, name in enumerate(self.class_names):
             values = [percent(self.ap[rule][c]) for rule in rules]
             spread = [_range(self.intervals[c])] if self.intervals else []
@@ -89,7 +87,7 @@ class ClassificationResult:
             lines.append(f"no positives, left out of the mean: {', '.join(self.without_positives)}")
         others: dict[str, list[str]] = {}
         for rule in self.ap:
-            if (rule.difficult, rule.minimum_score) != (self.rule.difficult, self.rule.minimum_score):
+            if rule not in self._shown_rules():
                 family = str(rule).removeprefix(f"{rule.interpolation}, ")
                 others.setdefault(family, []).append(f"{rule.interpolation} {percent(self.mean_ap(rule))}")
         return lines + [f"mean with {family}: {', '.join(means)}" for family, means in others.items()]
@@ -130,8 +128,15 @@ class ClassificationResult:
         """Return :meth:`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
-    def _variant(self, interpolation: Interpolation, difficult: Difficult) -> APRule:
-        return APRule(interpolation, difficult, self.rule.minimum_score)
+    def _shown_rules(self) -> list[APRule]:
+        """The leading rule, then all interpolations that treat difficult objects as it does."""
+        variants = [APRule(interpolation, self.rule.difficult) for interpolation in INTERPOLATIONS]
+        return list(dict.fromkeys([self.rule, *(rule for rule in variants if rule in self.ap)]))
+
+
+def _column(rule: APRule) -> str:
+    ending = f" from {rule.minimum_score:g}" if rule.minimum_score > -math.inf else ""
+    return rule.interpolation + ending
 
 
 def _range(interval: Interval) -> str:

@@ -37,8 +37,8 @@ def plot_class_ap(result: ClassificationResult) -> Figure:
     axes.axvline(mean, color=color(1), linestyle="--", linewidth=1)
     top = axes.get_xaxis_transform()  # x in AP, y as a share of the height
     axes.text(mean, 1.01, f"mean {mean:.1f}", transform=top, fontsize=SMALL_TEXT, ha="center", color=color(1))
-    interval = f"; bars: {result.level:.0%} interval" if result.intervals else ""
-    dress(axes, f"AP (%), {result.rule}{interval}", "")
+    interval = f"; bar: {result.level:.0%} interval" if result.intervals else ""
+    dress(axes, f"AP (%){interval}\n{result.rule}", "")
     axes.set_yticks(range(len(order)), [f"{result.class_names[c]} ({result.positives[c]})" for c in order])
     axes.set(xlim=(0, 100), ylim=(-0.7, len(order) + 0.1))
     axes.tick_params(axis="y", length=0, labelsize=TEXT_SIZE - 1)
