@@ -150,7 +150,7 @@ def _merge(source: Path, target: Path) -> None:
         source.replace(target)
         return
     files = [path for path in source.rglob("*") if path.is_file()]
-    for file in sorted(files, key=lambda path: "ImageSets" in path.parts):
+    for file in sorted(files, key=lambda path: ("ImageSets" in path.parts, "_" not in path.stem)):
         place = target / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         file.replace(place)

@@ -151,5 +151,5 @@ def _box(thing: VOCObject, image_size: tuple[int, int], offset: Box, image_id: s
 
 def _unknown_class(name: str, ids: Sequence[str], class_names: Sequence[str]) -> str:
     where = f"Annotations/{ids[0]}.xml" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "")
-    near = did_you_mean(name, class_names)
+    near = did_you_mean(name, class_names[1:])
     return f"class {name!r} in {where} is not one of {len(class_names) - 1} classes{near}"
