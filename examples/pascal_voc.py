@@ -73,17 +73,17 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 # The neon recipe for pictures of a hundred pixels: small patches, a small head, and few epochs.
+SMALL_STEPS = Optimization(3e-3, momentum=0.9, weight_decay=5e-4, steps=(3,), factors=(0.1,))
 DEMO = dataclasses.replace(
     tk.NEON2016,
     name="demo",
     patch_size=32,
     patches_per_image=64,
-    mix_images=8,
     hidden=(128,),
     hidden_std=0.05,
     head_std=0.05,
-    pretrained=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, steps=(3,), factors=(0.1,)),
-    scratch=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, steps=(3,), factors=(0.1,)),
+    pretrained=SMALL_STEPS,
+    scratch=SMALL_STEPS,
     epochs=4,
 )
 PROTOCOLS = {**PUBLISHED, "demo": DEMO}
@@ -274,10 +274,12 @@ def train_on_single_digits(path: Path, args: argparse.Namespace) -> Path:
     images, labels = demo_source_digits(seed=args.rng_seed)  # (N, 3, 32, 32) uint8, (N,)
     images, labels = images.to(device), labels.to(device)
     model = AlexNet(10, **MODELS["alexnet-small"]).to(device)
-    epochs, batch_size = 8, 64
+    epochs, batch_size = 8, 32
     batches = len(images) // batch_size
     optimizer = torch.optim.AdamW(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=epochs * batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.5e-3, total_steps=epochs * batches, pct_start=0.2
+    )
     for epoch in range(epochs):
         order = torch.randperm(len(images))
         for chosen in order[: batches * batch_size].split(batch_size):
