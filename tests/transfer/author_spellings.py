@@ -1,4 +1,4 @@
-"""How different authors spell the networks of ``spellings.py``: ``role=name`` in the order in which they define them."""
+"""How different authors spell the networks of ``spellings.py``: ``role=name`` in the order of definition."""
 
 from __future__ import annotations
 
@@ -78,7 +78,10 @@ SPELLINGS |= {
     ),
 }
 
-PARTS = "depthwise={0}.depthwise.conv depthwise_bn={0}.depthwise.norm project={0}.project.conv project_bn={0}.project.norm"
+PARTS = (
+    "depthwise={0}.depthwise.conv depthwise_bn={0}.depthwise.norm "
+    "project={0}.project.conv project_bn={0}.project.norm"
+)
 SPELLINGS |= {
     "mobilenet, torchvision": mobilenet(
         "stem=features.0.0 stem_bn=features.0.1",
@@ -147,7 +150,8 @@ SPELLINGS |= {
     "bert, short": transformer(
         OWN,
         "h.{n}.",
-        "q=attn.q_proj k=attn.k_proj v=attn.v_proj out=attn.o_proj norm1=ln_1 up=mlp.fc_in down=mlp.fc_out norm2=ln_2",
+        "q=attn.q_proj k=attn.k_proj v=attn.v_proj out=attn.o_proj "
+        "norm1=ln_1 up=mlp.fc_in down=mlp.fc_out norm2=ln_2",
         "norm=ln_f fc=score",
     ),
     "bert, key first": transformer(
@@ -198,7 +202,8 @@ SPELLINGS |= {
     "gated, up first": transformer(
         OWN,
         "layers.{n}.",
-        "q=attn.q k=attn.k v=attn.v out=attn.out up=mlp.up gate=mlp.gate down=mlp.down norm1=norm_attn norm2=norm_mlp",
+        "q=attn.q k=attn.k v=attn.v out=attn.out up=mlp.up gate=mlp.gate down=mlp.down "
+        "norm1=norm_attn norm2=norm_mlp",
         "norm=norm fc=score",
     ),
 }

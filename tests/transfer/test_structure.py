@@ -106,8 +106,22 @@ def test_right_or_open_but_never_wrong(source, target):
 @pytest.mark.parametrize(
     ("source", "target", "known"),
     [
-        ("resnet50, torchvision", "resnet50, words", {"*.wide": "*.conv3", "*.other": "*.downsample.0", "*.wide_bn": "*.bn3", "*.narrow_bn": "*.bn1", "*.middle_bn": "*.bn2"}),
-        ("resnet50, torchvision", "resnet50, shortcut first", {"*.proj": "*.downsample.0", "*.proj_bn": "*.downsample.1"}),
+        (
+            "resnet50, torchvision",
+            "resnet50, words",
+            {
+                "*.wide": "*.conv3",
+                "*.other": "*.downsample.0",
+                "*.wide_bn": "*.bn3",
+                "*.narrow_bn": "*.bn1",
+                "*.middle_bn": "*.bn2",
+            },
+        ),
+        (
+            "resnet50, torchvision",
+            "resnet50, shortcut first",
+            {"*.proj": "*.downsample.0", "*.proj_bn": "*.downsample.1"},
+        ),
         ("bert, huggingface", "bert, key first", {"h.*.attn.key": "encoder.layer.*.attention.self.key"}),
         ("gated, llama", "gated, up first", {"*.mlp.up": "*.mlp.up_proj", "*.norm_attn": "*.input_layernorm"}),
     ],

@@ -82,10 +82,13 @@ class Chooser:
         return plain
 
     def would_fit(self, source: Layer, target: Layer) -> Iterator[str]:
-        """Yield the names of the handlers that would make a source layer fit, for advice."""
+        """Yield the names of the handlers that would make a source layer fit, for advice.
+
+        Slices are no advice: they fit most, and make nonsense of a classification layer.
+        """
         for name, handler in automatic_handlers().items():
             try:
-                if self._fits(Conversion(source, target, handler, name)):
+                if name != "slices" and self._fits(Conversion(source, target, handler, name)):
                     yield name
             except (HandlerError, ArgumentError):
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,16 +59,23 @@ class Conversion:
             raise HandlerError(f"{self._place} raised {type(error).__name__}: {error}") from error
         if made is None:
             return None
+        problems = list(self._problems(made))
+        if problems:
+            raise HandlerError(f"{self._place} returned {', '.join(problems)}")
+        return {short: value for short, value in made.items() if short in self.target.tensors}
+
+    def _problems(self, made: object) -> Iterator[str]:
+        """Say what is wrong with a handler's result. A source tensor left as it is may fit or not, as in a copy."""
+        if not isinstance(made, Mapping):
+            yield f"a {type(made).__name__}; it must return tensors by name, or None where it does not apply"
+            return
         shapes = self.target.shapes
-        changed = {short: value for short, value in made.items() if value is not self.source.tensors.get(short)}
-        wrong = [
-            f"{short} {list(value.shape)} where the target has {list(shapes[short]) if short in shapes else 'none'}"
-            for short, value in changed.items()
-            if shapes.get(short) != tuple(value.shape)
-        ]
-        if wrong:
-            raise HandlerError(f"{self._place} returned {', '.join(wrong)}")
-        return {short: value for short, value in made.items() if short in shapes}
+        for short, value in made.items():
+            if not isinstance(value, Tensor):
+                yield f"{value!r} for {short}"
+            elif value is not self.source.tensors.get(short) and shapes.get(short) != tuple(value.shape):
+                wanted = list(shapes[short]) if short in shapes else "none"
+                yield f"{short} {list(value.shape)} where the target has {wanted}"
 
     def preview(self) -> Preview | None:
         """Return what the conversion would make, from shapes alone; ``None`` where it does not apply."""

@@ -110,9 +110,9 @@ def _advised(entries: list[Entry], conversion: Conversion, choose: Chooser) -> l
     if not any(entry.is_problem for entry in entries):
         return entries
     name = next(choose.would_fit(conversion.source, conversion.target), "")
-    reason = f", handler {name!r} would make it fit" if name else ""
+    advice = f", handler {name!r} would make it fit" if name else ""
     return [
-        replace(entry, handler=name, reason=entry.reason + reason) if entry.is_problem else entry
+        replace(entry, handler=name, reason=entry.reason + advice) if entry.is_problem else entry
         for entry in entries
     ]
 

@@ -28,8 +28,13 @@ class Side:
         """Describe a tensor."""
         return cls(key, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
+    @property
+    def shape_text(self) -> str:
+        """The shape as messages show it: ``"[64, 3, 11, 11]"``."""
+        return str(list(self.shape))
+
     def __str__(self) -> str:
-        return f"{self.key} {list(self.shape)}"
+        return f"{self.key} {self.shape_text}"
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def unfreeze(model: nn.Module, select: Predicate | None = None) -> tuple[str, ..
 
 
 def frozen_layers(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the layers that learn nothing: no gradient, and no statistics that move."""
+    """Return the names of the layers that could learn and do not: no gradient, and no statistics that move."""
     return tuple(layer.name for layer in Target.of(model).layers if _is_frozen(layer))
 
 
@@ -96,7 +96,8 @@ def _is_frozen(layer: Layer) -> bool:
     if module is not None and _has_statistics(module) and "train" not in module.__dict__:
         return False
     parameters = [tensor for tensor in layer.tensors.values() if isinstance(tensor, nn.Parameter)]
-    return not any(parameter.requires_grad for parameter in parameters)
+    learns = bool(parameters) or (module is not None and _has_statistics(module))
+    return learns and not any(parameter.requires_grad for parameter in parameters)
 
 
 def _stay_in_evaluation(module: nn.Module, mode: bool = True) -> nn.Module:

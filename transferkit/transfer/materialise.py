@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from transferkit.errors import ArgumentError, TransferError
 from transferkit.transfer.entry import MOVED, Entry
@@ -65,6 +66,18 @@ def materialise(
 
     transaction.step(fill, undo=empty_again)
     return made
+
+
+def require_real(optimizer: Optimizer) -> None:
+    """Refuse an optimizer of meta parameters: it would go on holding them after they were replaced.
+
+    Raises:
+        ArgumentError: It holds one.
+    """
+    if any(parameter.is_meta for group in optimizer.param_groups for parameter in group["params"]):
+        raise ArgumentError(
+            "the optimizer holds parameters on the meta device; build the optimizer after the transfer"
+        )
 
 
 def _meta_places(model: nn.Module) -> Iterator[_Place]:

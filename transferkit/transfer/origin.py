@@ -48,6 +48,10 @@ class Origin:
         """Return the origin as plain values, the digest among them."""
         return {"name": self.name, "format": self.format, "notes": self.notes, "sha256": self.sha256}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy the values, not the checkpoint that the digest would be read from."""
+        return Origin.from_dict, (self.to_dict(),)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Origin:
         """Return the origin that :meth:`to_dict` wrote."""

@@ -54,11 +54,13 @@ def nothing_moves(plan: Account) -> str:
 
 
 def _mismatch(entry: Entry) -> Row:
-    target = str(entry.target and list(entry.target.shape))
-    source = f"{entry.sources[0].key} {list(entry.sources[0].shape)}" if entry.sources else "no source"
-    if entry.target and entry.sources and entry.target.shape == entry.sources[0].shape:
-        target, source = f"{target} {entry.target.dtype}", f"{source} {entry.sources[0].dtype}"
-    return Row("mismatched", entry.key, f"target {target}", f"source {source}", entry.reason)
+    """Return a row with both shapes, and both dtypes where the shapes agree."""
+    target, source = entry.target, entry.sources[0] if entry.sources else None
+    dtypes = target is not None and source is not None and target.shape == source.shape
+    here = f"target {target.shape_text}{' ' + target.dtype if dtypes else ''}" if target else ""
+    there = f"source {source}{' ' + source.dtype if dtypes else ''}" if source else "no source"
+    why = entry.reason if dtypes else f"handler {entry.handler!r} would make it fit" if entry.handler else ""
+    return Row("mismatched", entry.key, here, there, why)
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
@@ -71,9 +73,9 @@ def _unused(plan: Account) -> list[str]:
     names = list(dict.fromkeys(split_key(key)[0] for key in plan.unexpected))
     if not names:
         return []
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     layers = f"{len(names)} layer{'s' * (len(names) > 1)} of the source"
-    return [f"unexpected: {layers} that nothing uses, {', '.join(map(repr, names[:4]))}{more}"]
+    return [f"unexpected: {layers} that nothing uses, {', '.join(map(repr, names[:3]))}{more}"]
 
 
 def _ways_for_missing(entries: Sequence[Entry]) -> list[str]:
@@ -92,9 +94,10 @@ def _ways_for_mismatched(entries: Sequence[Entry]) -> list[str]:
     names = list(dict.fromkeys(split_key(entry.key)[0] for entry in entries))
     shown = ", ".join(map(repr, names[:3])) + ", ..." * (len(names) > 3)
     handlers = list(dict.fromkeys(entry.handler for entry in entries if entry.handler))
-    convert = f"convert it: handlers={handlers!r}" if handlers else "convert it: handlers=[...]"
-    leave = f"leave what does not fit as it is: select=... & ~by_name({shown})"
-    return [convert, leave] if names != [""] else [convert]
+    leave = [f"leave what does not fit as it is: select=... & ~by_name({shown})"] if names != [""] else []
+    if handlers:
+        return [f"convert it: handlers={handlers!r}", *leave]
+    return [*leave, "convert it: handlers=[...], of those in transferkit.transfer.handlers or your own"]
 
 
 def _globs(entries: Sequence[Entry]) -> list[str]:

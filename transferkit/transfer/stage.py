@@ -40,6 +40,7 @@ def stage(
             if key in written or key in tied_to:
                 results[key] = Write(key, layer.tensors[short], value.detach())
     _check_sources(results, tied_to)
+    _check_destinations(results)
     return _without_overlap([write for key, write in results.items() if key in written])
 
 
@@ -115,6 +116,26 @@ def _check_sources(results: Mapping[str, Write], tied_to: Mapping[str, str]) -> 
                 f"the target ties {key} to {first}, and the source has different values for them; the model is "
                 f"bit for bit as it was. Next step: leave one out, select=... & ~by_name({key.rpartition('.')[0]!r})"
             )
+
+
+def _check_destinations(results: Mapping[str, Write]) -> None:
+    """Refuse what torch would refuse to write to, since that must not come up in the middle of it."""
+    problems = []
+    for key, write in results.items():
+        tensor = write.destination
+        if tensor.is_inference():
+            problems.append(
+                f"  {key}: made under torch.inference_mode, where nothing may write to it afterwards"
+            )
+        elif tensor.layout != torch.strided:
+            problems.append(f"  {key}: of layout {tensor.layout}")
+        elif any(step == 0 and length > 1 for step, length in zip(tensor.stride(), tensor.shape, strict=True)):
+            problems.append(f"  {key}: an expanded view, several elements in one place of memory")
+    if problems:
+        raise TransferError(
+            "these tensors of the target cannot be written to; the model is bit for bit as it was:\n"
+            + "\n".join(problems)
+        )
 
 
 def _without_overlap(writes: Sequence[Write]) -> list[Write]:

@@ -22,7 +22,7 @@ from transferkit.transfer.conversion import Conversion
 from transferkit.transfer.decide import decide
 from transferkit.transfer.entry import WRITTEN
 from transferkit.transfer.mapping import Pairing, map_by_name, map_by_order, renaming
-from transferkit.transfer.materialise import materialise
+from transferkit.transfer.materialise import materialise, require_real
 from transferkit.transfer.origin import Origin
 from transferkit.transfer.plan import TransferPlan
 from transferkit.transfer.report import TransferReport
@@ -131,6 +131,8 @@ class WeightTransfer:
         writes = stage(conversions, written, {e.key: e.tied_to for e in plan.entries if e.tied_to})
         unread = unchecked(writes, {*plan.adapted, *plan.cast})
         moved = move_states(optimizer, conversions, written) if self.load_states and optimizer else NO_STATES
+        if optimizer is not None:
+            require_real(optimizer)
         with Transaction() as transaction:
             made = materialise(target, plan.entries, self.device, transaction)
             if optimizer is not None:

@@ -78,9 +78,10 @@ class Transaction:
 
 
 def _copy(writes: Sequence[Write]) -> None:
-    if writes:
-        with torch.no_grad():
-            torch._foreach_copy_([write.destination for write in writes], [write.value for write in writes])
+    """Copy in one call. Detached tensors are the same memory, and their writes count in the same version."""
+    destinations = [write.destination.detach() for write in writes]
+    if destinations:
+        torch._foreach_copy_(destinations, [write.value for write in writes])
 
 
 def _may_allocate(write: Write) -> bool:
