@@ -78,12 +78,11 @@ class ColourJitter:
     def apply(self, pixels: Tensor, draws: Tensor) -> Tensor:
         """Return the patches with other colours, within 0..255."""
         brightness, contrast, saturation = draws.float()[:, :, None, None, None].unbind(dim=1)  # (B, 1, 1, 1)
-        values = pixels.float() * brightness
-        values = torch.lerp(_grey(values).mean(dim=(2, 3), keepdim=True), values, contrast)
-        values = torch.lerp(_grey(values), values, saturation).clamp(0, 255)
-        return values.to(pixels.dtype) if pixels.is_floating_point() else (values + 0.5).to(pixels.dtype)
-
-
-def _grey(pixels: Tensor) -> Tensor:
-    weights = torch.tensor(_GREY, device=pixels.device)
-    return (pixels * weights[:, None, None]).sum(dim=1, keepdim=True)
+        values = pixels.float()
+        grey = torch.einsum("bchw,c->bhw", values, torch.tensor(_GREY, device=pixels.device))[:, None]
+        # All three are linear, so together they are a part of the pixel, a part of its grey, and a constant.
+        gain = brightness * contrast
+        mean = grey.mean(dim=(2, 3), keepdim=True)
+        offset = gain * (1 - saturation) * grey + brightness * (1 - contrast) * mean
+        values = (values * (gain * saturation)).add_(offset).clamp_(0, 255)
+        return values.to(pixels.dtype) if pixels.is_floating_point() else values.add_(0.5).to(pixels.dtype)
