@@ -4,11 +4,17 @@ The recipe of Oquab et al. (CVPR 2014), as Nervana's neon built it: take the lay
 adaptation layers on top, train on multiscale patches of Pascal VOC photos, and score a photo by the sum over its
 patches of probability^5.
 
-    python examples/pascal_voc.py --demo           no network, no files: digits in scenes, under two minutes
-    python examples/pascal_voc.py                  VOC2007 and AlexNet's weights are downloaded; hours on a GPU
-    python examples/pascal_voc.py --freeze features -e 3 --max_train_imgs 300 --patches_per_image 64
+    python examples/pascal_voc.py --demo           no network, no files: digits in scenes
+    python examples/pascal_voc.py                  VOC2007 and AlexNet's weights are downloaded; not measured
     python examples/pascal_voc.py --model_file results/run.pt          go on with a run that was stopped
     python examples/pascal_voc.py --model_file results/run.pt -e 0     only test it
+
+The demo ends, after a minute and a half on two cores, with
+
+    mAP: from scratch 34.5%, pretrained 68.2%
+
+and real photos, AlexNet's five convolutions, 300 photos for training and 150 for test, 64 patches each and 3 epochs with
+an mAP of 36.1 where the same from scratch has 12.5; docs/pascal_voc.md has the command, and what a run leaves behind.
 """
 
 from __future__ import annotations
