@@ -13,8 +13,8 @@ The demo ends, after a minute and a half on two cores, with
 
     mAP: from scratch 34.5%, pretrained 68.2%
 
-and real photos, AlexNet's five convolutions, 300 photos for training and 150 for test, 64 patches each and 3 epochs with
-an mAP of 36.1 where the same from scratch has 12.5; docs/pascal_voc.md has the command, and what a run leaves behind.
+Real photos, 300 for training and 150 for test, with AlexNet's five convolutions, 64 patches each and 3 epochs reach
+an mAP of 36.1 where the same from scratch reaches 12.5. docs/pascal_voc.md has the command, and what a run leaves.
 """
 
 from __future__ import annotations
