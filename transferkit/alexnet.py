@@ -86,4 +86,5 @@ def _draw_as_he(module: nn.Module) -> None:
     """Draw a layer's weights from N(0, 2 / fan_in), biases 0 (He et al., ICCV 2015, section 2.2)."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
