@@ -29,7 +29,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from transferkit.datasets import VOCDataset
 from transferkit.sampler import (
-    AllPatches,
     MultiscaleSampler,
     PatchGrid,
     RandomSubset,
