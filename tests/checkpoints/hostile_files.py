@@ -11,7 +11,7 @@ import json
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -576,21 +576,25 @@ def look_alikes() -> Iterator[File]:
     yield "a shell script", ".ckpt", b"#!/bin/sh\ntrue\n"
 
 
-def hostile_files(canary: str) -> Iterator[File]:
-    """Yield every hostile file."""
-    for label, (module, attribute, arguments) in dangerous_calls(canary).items():
-        yield from in_every_format(f"calls {label}", called(name(module, attribute), *arguments))
-    for label, value in mechanisms(canary):
-        yield from in_every_format(label, value)
-    for label, value in arrays():
-        yield from list(in_every_format(f"array: {label}", value))[:1]
-    for label, value in bombs():
-        yield from in_every_format(label, value)
-    yield from broken_programs()
-    yield from torch_tricks()
-    yield from archive_tricks(canary)
-    yield from header_tricks()
-    yield from look_alikes()
+def hostile_groups(canary: str) -> dict[str, Callable[[], Iterator[File]]]:
+    """Return what makes the hostile files, by what they try."""
+
+    def everywhere(values: Iterable[tuple[str, bytes]]) -> Iterator[File]:
+        for label, value in values:
+            yield from in_every_format(label, value)
+
+    calls = dangerous_calls(canary).items()
+    return {
+        "calls": lambda: everywhere((f"calls {k}", called(name(m, a), *given)) for k, (m, a, given) in calls),
+        "mechanisms": lambda: everywhere(mechanisms(canary)),
+        "arrays": lambda: (next(in_every_format(f"array: {label}", value)) for label, value in arrays()),
+        "bombs": lambda: everywhere(bombs()),
+        "broken programs": broken_programs,
+        "torch": torch_tricks,
+        "archives": lambda: archive_tricks(canary),
+        "headers": header_tricks,
+        "look-alikes": look_alikes,
+    }
 
 
 def _zip(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
