@@ -171,10 +171,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--patches", type=int, default=448, help="per image")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of this process, which the sampler cuts in")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    torch.set_num_threads(max(1, options.workers))
+    torch.set_num_threads(options.threads)
 
     data = VOCDataset(options.voc, max_images=options.images)
     paths = [data.folder / "JPEGImages" / f"{image_id}.jpg" for image_id in data.ids]

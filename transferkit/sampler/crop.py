@@ -20,7 +20,6 @@ from transferkit.boxes import as_boxes
 from transferkit.errors import ArgumentError, require
 from transferkit.sampler.cut_plan import CutPlan, plan_cut
 from transferkit.sampler.taps import Taps
-from transferkit.sampler.threads import for_each
 
 # How much is worked on at a time: on the cpu so little that it stays in the cache, on other devices so much that
 # each call is worth its launch.
@@ -89,8 +88,7 @@ def _cut(image: Tensor, plan: CutPlan, out: Tensor) -> None:
     window = _Window.of(image, plan, round_up=not out.is_floating_point())
     strips_at_once = 1 if on_cpu else max(1, _VALUES_AT_ONCE // (window.table.shape[1] * out.shape[3]))
     patches_at_once = max(1, (_VALUES_IN_CACHE if on_cpu else _VALUES_AT_ONCE) // out[0].numel())
-
-    def cut_strips(first: int) -> None:
+    for first in range(0, len(plan.ends), strips_at_once):
         last = min(first + strips_at_once, len(plan.ends))
         strips = window.strips(plan.across[first:last])
         start, stop = int(plan.ends[first - 1]) if first else 0, int(plan.ends[last - 1])
@@ -98,13 +96,6 @@ def _cut(image: Tensor, plan: CutPlan, out: Tensor) -> None:
             some = slice(begin, min(begin + patches_at_once, stop))
             values = window.patches(strips, plan.edges_of[some] - first, plan.down[plan.rows_of[some]])
             _store(values, plan.order[some], out)
-
-    firsts = range(0, len(plan.ends), strips_at_once)
-    if on_cpu:
-        for_each(cut_strips, firsts)
-    else:
-        for first in firsts:
-            cut_strips(first)
 
 
 @dataclass(frozen=True, eq=False)
