@@ -1,6 +1,7 @@
-"""The command line: look into a checkpoint, compare two of them.
+"""The command line: look into a checkpoint, compare two of them, plan a transfer.
 
-Exit status: 0, all is well (``diff``: nothing differs); 1, ``diff`` found a difference; 2, it could not be done.
+Exit status: 0, all is well (``diff``: nothing differs); 1, ``diff`` found a difference, or ``plan`` a reason to
+refuse; 2, it could not be done.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 from transferkit.checkpoints import Checkpoint, read_checkpoint
 from transferkit.checkpoints.compare import compare
 from transferkit.checkpoints.describe import compare_in_words, describe, describe_in_words
-from transferkit.errors import TransferKitError
+from transferkit.errors import TransferError, TransferKitError
+from transferkit.transfer.plan_command import PLAN_HELP, add_plan_arguments, plan_of
+from transferkit.transfer.table import render_text
 
 OK, DIFFERENT, FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -73,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     key = "the state dict to take; twice for A and B"
     diff.add_argument("--key", metavar="KEY", action="append", default=[], help=key)
     diff.add_argument("--json", action="store_true", help="print JSON")
+
+    add_plan_arguments(_command(commands, "plan", "show what a transfer onto a model would do", PLAN_HELP, _plan))
     return parser
 
 
@@ -102,6 +107,17 @@ def _diff(options: argparse.Namespace) -> int:
     words = compare_in_words(found, options.first, options.second, _width())
     _print(_json(found.to_dict()) if options.json else words)
     return DIFFERENT if found else OK
+
+
+def _plan(options: argparse.Namespace) -> int:
+    plan = plan_of(options)
+    _print(_json(plan.to_dict()) if options.json else render_text(plan, width=_width()))
+    try:
+        plan.check()
+    except TransferError as error:
+        print(f"transferkit: {error}", file=sys.stderr)
+        return DIFFERENT
+    return OK
 
 
 def _read(path: str, key: str | None) -> Checkpoint:
