@@ -128,6 +128,8 @@ def test_renaming(mapping):
 def test_a_mapping_rule_that_matches_nothing_is_an_error():
     with pytest.raises(TransferError, match="'hed': 'fc'"):
         WeightTransfer(mlp(2, 3), mapping={"hed": "fc"}).apply(mlp(2, 3))
+    with pytest.raises(ArgumentError, match=r"mapping\('0'\) must be the name of a source layer, got None"):
+        WeightTransfer(mlp(2, 3), mapping=lambda name: None).apply(mlp(2, 3))
     with pytest.raises(ArgumentError, match="mapping must be"):
         WeightTransfer(mlp(2, 3), mapping="names").apply(mlp(2, 3))
 

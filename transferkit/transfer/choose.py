@@ -10,7 +10,8 @@ from transferkit.layers import Layer
 from transferkit.transfer.conversion import Conversion
 from transferkit.transfer.fit import fills
 from transferkit.transfer.handlers import Handler, automatic_handlers, find_handler
-from transferkit.transfer.select import Rule, by_name, select_layers
+from transferkit.transfer.rules import by_name
+from transferkit.transfer.select import Rule, select_layers
 from transferkit.transfer.target import Target
 
 Named = str | Handler

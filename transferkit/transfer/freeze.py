@@ -11,7 +11,8 @@ from functools import partial
 from torch import nn
 
 from transferkit.layers import Layer
-from transferkit.transfer.select import Predicate, every, select_layers
+from transferkit.transfer.rules import every
+from transferkit.transfer.select import Predicate, select_layers
 from transferkit.transfer.target import Target
 
 
@@ -29,7 +30,7 @@ def freeze(model: nn.Module, select: Predicate | None = None) -> tuple[str, ...]
         SelectionError: A rule matches nothing.
 
     Example:
-        >>> from transferkit.transfer.select import by_kind
+        >>> from transferkit.transfer.rules import by_kind
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2))
         >>> freeze(net, by_kind("norm"))
         ('1',)

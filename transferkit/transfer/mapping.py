@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from transferkit.errors import ArgumentError, TransferError, did_you_mean
+from transferkit.errors import ArgumentError, TransferError, did_you_mean, require
 from transferkit.layers import Layer
-from transferkit.transfer.select import name_matches
+from transferkit.transfer.rules import name_matches
 
 Pattern = str | re.Pattern[str]
 
@@ -54,9 +54,15 @@ def map_by_name(
     rename: Callable[[str], str] = lambda name: name,
     text: str = "name",
 ) -> Pairing:
-    """Pair every target layer with the source layer whose name ``rename`` gives for it."""
+    """Pair every target layer with the source layer whose name ``rename`` gives for it.
+
+    Raises:
+        ArgumentError: ``rename`` returns something other than a name.
+    """
     places = {layer.name: place for place, layer in enumerate(sources)}
     wanted = {place: rename(layer.name) for place, layer in enumerate(targets)}
+    for place, name in wanted.items():
+        require(isinstance(name, str), f"mapping({targets[place].name!r})", "the name of a source layer", name)
     source_of = {place: places[name] for place, name in wanted.items() if name in places}
     lost = {place: wanted[place] for place in selected if place not in source_of}
     used = set(source_of.values())

@@ -10,7 +10,8 @@ from transferkit.checkpoints import read_checkpoint
 from transferkit.errors import ArgumentError
 from transferkit.transfer.model_factory import build_model
 from transferkit.transfer.plan import TransferPlan
-from transferkit.transfer.select import Rule, after, before, by_kind, by_name, every
+from transferkit.transfer.rules import after, before, by_kind, by_name, every
+from transferkit.transfer.select import Rule
 from transferkit.transfer.weight_transfer import MappingRule, WeightTransfer
 
 PLAN_HELP = """\

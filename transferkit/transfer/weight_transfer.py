@@ -26,7 +26,8 @@ from transferkit.transfer.materialise import materialise, require_real
 from transferkit.transfer.origin import Origin
 from transferkit.transfer.plan import TransferPlan
 from transferkit.transfer.report import TransferReport
-from transferkit.transfer.select import Predicate, every, select_layers
+from transferkit.transfer.rules import every
+from transferkit.transfer.select import Predicate, select_layers
 from transferkit.transfer.stage import stage, unchecked
 from transferkit.transfer.states import NO_STATES, install_states, move_states, optimizer_notes
 from transferkit.transfer.structure import ByStructure, map_by_structure
