@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("--key", metavar="KEY", action="append", default=[], help=key)
     diff.add_argument("--json", action="store_true", help="print JSON")
 
-    add_plan_arguments(_command(commands, "plan", "show what a transfer onto a model would do", PLAN_HELP, _plan))
+    add_plan_arguments(
+        _command(commands, "plan", "show what a transfer onto a model would do", PLAN_HELP, _plan)
+    )
     return parser
 
 
