@@ -84,18 +84,48 @@ def crop_and_resize(
 
 def _cut(image: Tensor, plan: CutPlan, out: Tensor) -> None:
     """Fill ``out``, (B, C, S, S), as planned: strip by strip, and for each the patches that are cut from it."""
-    on_cpu = image.device.type == "cpu"
     window = _Window.of(image, plan, round_up=not out.is_floating_point())
-    strips_at_once = 1 if on_cpu else max(1, _VALUES_AT_ONCE // (window.table.shape[1] * out.shape[3]))
-    patches_at_once = max(1, (_VALUES_IN_CACHE if on_cpu else _VALUES_AT_ONCE) // out[0].numel())
+    across = _Filter.of(plan.across, window.left, window.table)
+    down = _Filter.of(plan.down, window.top, window.table)
+    strip_values, patch_values = window.table[0].numel() * out.shape[3], out[0].numel()
+    if image.device.type == "cpu":
+        strips_at_once, patches_at_once = 1, max(1, _VALUES_IN_CACHE // patch_values)
+    else:
+        strips_at_once, patches_at_once = (max(1, _VALUES_AT_ONCE // n) for n in (strip_values, patch_values))
     for first in range(0, len(plan.ends), strips_at_once):
         last = min(first + strips_at_once, len(plan.ends))
-        strips = window.strips(plan.across[first:last])
+        strips = window.strips(across, np.arange(first, last))
         start, stop = int(plan.ends[first - 1]) if first else 0, int(plan.ends[last - 1])
         for begin in range(start, stop, patches_at_once):
             some = slice(begin, min(begin + patches_at_once, stop))
-            values = window.patches(strips, plan.edges_of[some] - first, plan.down[plan.rows_of[some]])
-            _store(values, plan.order[some], out)
+            rows = down(strips, plan.rows_of[some], (plan.edges_of[some] - first) * window.height)
+            _store(rows, plan.order[some], out)
+
+
+class _Filter:
+    """Taps on the device of a table, ready to be applied to it."""
+
+    def __init__(self, index: Tensor, weight: Tensor, needed: NDArray[np.int64]) -> None:
+        self._index, self._weight, self._needed = index, weight, needed
+
+    @staticmethod
+    def of(taps: Taps, start: int, table: Tensor) -> _Filter:
+        """Make ready the taps of an axis whose pixel ``start`` is the first of ``table``."""
+        index = torch.from_numpy(taps.index - np.int32(start)).to(table.device)
+        return _Filter(index, torch.from_numpy(taps.weight).to(table), taps.needed)
+
+    def __call__(self, table: Tensor, which: NDArray[np.int64], offset: NDArray[np.int64] | int = 0) -> Tensor:
+        """Return the weighted sums of rows of ``table``, (n * S, D), for n of the intervals, ``which``.
+
+        Rows are counted from ``offset``, one for all or (n,).
+        """
+        taps = int(self._needed[which].max())
+        some = torch.from_numpy(which).to(table.device)
+        index = self._index[some, :, :taps]
+        if isinstance(offset, np.ndarray) and offset.any():
+            index = index + torch.from_numpy(offset.astype(np.int32)).to(table.device)[:, None, None]
+        weight = self._weight[some, :, :taps].reshape(-1, taps)
+        return embedding_bag(index.reshape(-1, taps), table, mode="sum", per_sample_weights=weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,17 +133,15 @@ class _Window:
     """The part of an image that all boxes of a plan see.
 
     Attributes:
-        table: (w, C * h), one row for each column of pixels.
+        table: (w, h * C), one row for each column of pixels.
         left: The image's column that the window begins at.
         top: The image's row that it begins at.
-        channels: C.
         height: h.
     """
 
     table: Tensor
     left: int
     top: int
-    channels: int
     height: int
 
     @staticmethod
@@ -126,45 +154,34 @@ class _Window:
         left, right = int(plan.across.index.min()), int(plan.across.index.max()) + 1
         top, bottom = int(plan.down.index.min()), int(plan.down.index.max()) + 1
         working = torch.float64 if image.dtype == torch.float64 else torch.float32
-        part = image[:, top:bottom, left:right].reshape(-1, right - left)  # (C * h, w)
-        table = part.to(working).t().contiguous()
-        return _Window(table + 0.5 if round_up else table, left, top, image.shape[0], bottom - top)
+        part = image[:, top:bottom, left:right].permute(2, 1, 0).to(working)  # (w, h, C)
+        table = part.reshape(right - left, -1)
+        return _Window(table + 0.5 if round_up else table.contiguous(), left, top, bottom - top)
 
-    def strips(self, across: Taps) -> Tensor:
-        """Resample columns between E pairs of edges: (E * C * h, S)."""
-        columns = _weighted_rows(self.table, across.index - self.left, across.weight)
-        columns = columns.view(*across.index.shape[:2], -1)  # (E, S, C * h)
-        if len(columns) == 1:
-            return columns[0].t().contiguous()  # torch has a fast transpose for matrices
-        return columns.transpose(1, 2).flatten(0, 1)
-
-    def patches(self, strips: Tensor, strip: NDArray[np.int64], down: Taps) -> Tensor:
-        """Resample rows of strips: (B * C * S, S). ``strip``, (B,), says from which of them each patch is."""
-        plane = strip[:, None] * self.channels + np.arange(self.channels)  # (B, C)
-        first = (plane * self.height - self.top).astype(np.int32)
-        index = first[..., None, None] + down.index[:, None]  # (B, C, S, T)
-        return _weighted_rows(strips, index, np.broadcast_to(down.weight[:, None], index.shape))
+    def strips(self, across: _Filter, which: NDArray[np.int64]) -> Tensor:
+        """Resample columns between E pairs of edges: (E * h, C * S)."""
+        columns = across(self.table, which)
+        if len(which) == 1:
+            rows = columns.t().contiguous()  # torch has a fast transpose for matrices
+        else:
+            rows = columns.view(len(which), -1, self.table.shape[1]).transpose(1, 2).contiguous()
+        return rows.view(len(which) * self.height, -1)
 
 
-def _weighted_rows(table: Tensor, index: NDArray[np.int32], weight: NDArray[np.float64]) -> Tensor:
-    """Return the sums over T of ``weight`` times the rows of ``table`` at ``index``, both (..., T)."""
-    taps = index.shape[-1]
-    weight = weight.astype(np.float64 if table.dtype == torch.float64 else np.float32)
-    bags = torch.from_numpy(index.reshape(-1, taps)).to(table.device, non_blocking=True)
-    weights = torch.from_numpy(weight.reshape(-1, taps)).to(table.device, non_blocking=True)
-    return embedding_bag(bags, table, mode="sum", per_sample_weights=weights)
-
-
-def _store(values: Tensor, rows: NDArray[np.int64], out: Tensor) -> None:
-    """Write patches, (B * C * S, S), to the ``rows`` of ``out``."""
-    values = values.view(-1, *out.shape[1:])
+def _store(values: Tensor, places: NDArray[np.int64], out: Tensor) -> None:
+    """Write patches, (B * S, C * S), to their ``places`` in ``out``."""
+    count, channels, height, width = len(places), *out.shape[1:]
+    patches = values.view(count, height, channels, width).transpose(1, 2)
     if out.device.type != "cpu":
-        out[torch.from_numpy(rows).to(out.device)] = values.to(out.dtype)
+        out[torch.from_numpy(places).to(out.device)] = patches.to(out.dtype)
         return
-    if not out.is_floating_point():
-        values = values.to(torch.int16)  # torch converts fast from float to int16, and from there to uint8
-    for row, value in zip(rows.tolist(), values, strict=True):
-        out[row].copy_(value)
+    if out.dtype == torch.uint8:  # NumPy converts in one pass over memory where torch takes two
+        target, source = out.numpy(), patches.numpy()
+        for place, patch in zip(places.tolist(), source, strict=True):
+            np.copyto(target[place], patch, casting="unsafe")
+        return
+    for place, value in zip(places.tolist(), patches, strict=True):
+        out[place].copy_(value)
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
