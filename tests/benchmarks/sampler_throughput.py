@@ -2,12 +2,11 @@
 
     python tests/benchmarks/sampler_throughput.py ../shared/voc --images 16 --workers 2
 
-The recipe cut in the process that trained; it is run so, and in workers as well. Every way decodes the same photos
-and cuts the same 448 patches of each to 224 x 224 uint8. The sampler cuts in this
-process what its workers decoded; the others decode and cut in as many workers. All are run in turn, round by round,
-and the best round of each counts, so that other work on the machine touches all alike. The error is the difference
-from PIL's ``resize(box=...)`` in grey levels; a way that is more than 1 off on average, or 3 anywhere, cuts something
-else.
+Every way decodes the same photos and cuts the same 448 patches of each to 224 x 224. The sampler cuts in this process
+what its workers decoded; the others decode and cut in as many workers, except the recipe, which did all in the process
+that trained. All are run in turn, round by round, and the best round of each counts, so that other work on the machine
+touches all alike. The error is the difference from PIL's ``resize(box=...)`` in grey levels; a way that is more than 1
+off on average, or 3 anywhere, cuts something else.
 
 OpenCV and kornia are left out where they are not installed.
 """
@@ -42,8 +41,16 @@ Boxes = list[list[float]]
 
 
 def recipe(photo: Image.Image, boxes: Boxes) -> Tensor:
-    """The recipe's own way: crop, resize, copy into an array with the patch axis last."""
-    out = np.empty((3, SIDE, SIDE, len(boxes)), dtype=np.uint8)
+    """The recipe's own way: crop, resize, copy into an array with the patch axis last, float32 as neon's readers."""
+    return _patch_axis_last(photo, boxes, np.float32)
+
+
+def recipe_in_bytes(photo: Image.Image, boxes: Boxes) -> Tensor:
+    return _patch_axis_last(photo, boxes, np.uint8)
+
+
+def _patch_axis_last(photo: Image.Image, boxes: Boxes, dtype: type) -> Tensor:
+    out = np.empty((3, SIDE, SIDE, len(boxes)), dtype=dtype)
     for i, box in enumerate(boxes):
         patch = photo.crop(tuple(map(int, box))).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
         out[..., i] = np.asarray(patch).transpose(2, 0, 1)
@@ -138,7 +145,7 @@ def _tensor(photo: Image.Image) -> Tensor:
 
 
 WAYS: dict[str, Callable[[Image.Image, Boxes], Tensor]] = {
-    "the recipe's own way": recipe,
+    "the recipe's way, uint8, in workers": recipe_in_bytes,
     "PIL resize(box=...)": pil,
     "OpenCV resize, area": opencv_area,
     "OpenCV resize, linear": opencv_linear,
@@ -146,7 +153,7 @@ WAYS: dict[str, Callable[[Image.Image, Boxes], Tensor]] = {
     "kornia crop_and_resize": kornia,
     "grid_sample": grid_sample,
     "F.interpolate, antialias": interpolate,
-    "crop_and_resize (in workers)": ours,
+    "crop_and_resize, in workers": ours,
 }
 
 
@@ -187,13 +194,15 @@ def main() -> None:
     errors = {name: error(way, paths, boxes) for name, way in ways.items()}
     runs: dict[str, Callable[[], int]] = {
         "MultiscaleSampler": lambda: sampled(data, options),
+        "MultiscaleSampler, float32": lambda: sampled(data, options, dtype=torch.float32),
         **{
             name: (lambda way=way: in_workers(Cut(paths, boxes, way), options.workers))
             for name, way in ways.items()
         },
     }
-    runs["the recipe's own way, one process"] = lambda: in_workers(Cut(paths, boxes, recipe), 0)
-    errors["the recipe's own way, one process"] = errors["the recipe's own way"]
+    for name, way in (("the recipe's own way", recipe), ("the recipe's way, uint8", recipe_in_bytes)):
+        runs[name] = lambda way=way: in_workers(Cut(paths, boxes, way), 0)
+        errors[name] = errors["the recipe's way, uint8, in workers"]
     best = dict.fromkeys(runs, float("inf"))
     for number in range(options.rounds):
         for name, run in runs.items():
@@ -201,7 +210,8 @@ def main() -> None:
             patches = run()
             best[name] = min(best[name], (time.perf_counter() - started) / patches)
             print(f"round {number + 1} of {options.rounds}: {name}", end="\033[K\r", flush=True)
-    errors["MultiscaleSampler"] = errors["crop_and_resize (in workers)"]
+    for name in ("MultiscaleSampler", "MultiscaleSampler, float32"):
+        errors[name] = errors["crop_and_resize, in workers"]
     report(best, errors, options)
 
 
@@ -233,10 +243,9 @@ def error(
     return float(every.double().mean()), int(every.max())
 
 
-def sampled(data: VOCDataset, options: argparse.Namespace) -> int:
-    sampler = MultiscaleSampler(
-        data, patches_per_image=options.patches, mode="test", num_workers=options.workers, patch_size=SIDE
-    )
+def sampled(data: VOCDataset, options: argparse.Namespace, dtype: torch.dtype = torch.uint8) -> int:
+    settings = {"mode": "test", "num_workers": options.workers, "patch_size": SIDE, "dtype": dtype}
+    sampler = MultiscaleSampler(data, patches_per_image=options.patches, **settings)
     return sum(len(batch) for batch in sampler)
 
 
