@@ -23,10 +23,9 @@ import argparse
 import dataclasses
 import os
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -41,18 +40,20 @@ from transferkit.datasets import (
     fetch_voc,
     write_demo_devkit,
 )
-from transferkit.errors import ArgumentError
 from transferkit.finetune import (
     Run,
     RunReport,
+    Stopwatch,
     build_optimizer,
     build_report,
     build_schedule,
+    choose_device,
     fit,
     look_at_patches,
     read_run,
     require_writable,
     score_images,
+    trains_transferred,
     write_convergence,
     write_results,
 )
@@ -61,7 +62,6 @@ from transferkit.protocols import PROTOCOLS as PUBLISHED
 from transferkit.protocols import Optimization, Protocol
 from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog
 from transferkit.scorer.pictures import require_matplotlib
-from transferkit.transfer import TransferReport
 
 # The layer of AlexNet that tells ImageNet's classes apart; the adaptation layers take its place.
 CLASSIFICATION_LAYER = "classifier.6"
@@ -111,115 +111,90 @@ def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -
 
     ``compared_with`` holds the metrics of other runs by name, for the report.
     """
-    stopwatch = Stopwatch()
-    device = choose_device(args.backend)
-    protocol = adjusted(PROTOCOLS[args.protocol], args)
-    epochs = protocol.epochs if args.epochs is None else args.epochs
-    save_path = require_writable(args.save_path or args.results / "run.pt")
-    require_writable(args.results / "metrics.json")
-    if args.report:
-        require_matplotlib()
+    stopwatch, device = Stopwatch(), choose_device(args.backend)
+    protocol = PROTOCOLS[args.protocol].adjusted(
+        args.patches_per_image, args.batch_size, args.learning_rate, args.epochs
+    )
+    save_path = check_outputs(args)
     saved = read_run(args.model_file) if args.model_file else None
     print(protocol)
 
-    # Training set and test set: photos, and how their patches are laid out, labeled, chosen and cut.
-    streaming = {"seed": args.rng_seed, "num_workers": args.num_workers, "device": device}
-    test_set = photos(args, protocol, args.test_set, args.max_test_imgs)
-    test_patches = protocol.sampler(test_set, mode="test", **streaming)
-    print(f"test set: {len(test_set)} photos, {len(test_patches)} minibatches")
-    if epochs:
-        train_set = photos(args, protocol, args.image_set, args.max_train_imgs)
-        train_patches = protocol.sampler(train_set, mode="train", **streaming)
-        print(f"training set: {len(train_set)} photos, {len(train_patches)} minibatches")
+    # Data: photos, and how their patches are laid out, labeled, chosen and cut.
+    test_set, test_patches = patches_of(args, protocol, "test", device)
+    train_set, train_patches = patches_of(args, protocol, "train", device) if protocol.epochs else (None, None)
     stopwatch.lap("read data")
 
-    # Model: AlexNet, its classification layer replaced by the adaptation layers.
+    # Model: its classification layer is replaced by the adaptation layers.
     torch.manual_seed(args.rng_seed)
-    num_classes = len(test_set.class_names)
-    model = AlexNet(**MODELS[args.model])
-    tk.replace_head(model, lambda width: protocol.head(width, num_classes), name=CLASSIFICATION_LAYER)
-    model.to(device)
+    model = build_model(args, protocol, len(test_set.class_names)).to(device)
 
     # Transfer: every layer before the adaptation layers comes from the pretrained network, or all from a saved run.
     moved = saved["transfer"] if saved else None if args.from_scratch else transfer(args, model)
     frozen = freeze(args, protocol, model)
-    optimization = protocol.optimization(from_scratch=not trains_transferred(model, moved))
-    optimizer = build_optimizer(model.parameters(), optimization)
-    schedule = build_schedule(optimizer, optimization)
-    state = Run(model, optimizer, schedule, IMAGENET, settings_of(args), frozen, moved)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    print(f"{trained:,} parameters to train: {optimization}")
+    state = build_run(args, protocol, model, frozen, moved)
     if saved:
         state.restore(saved)
         print(f"{args.model_file}: {state.epoch} epochs done")
     stopwatch.lap("build model")
 
-    # Train, and save what a later call can go on from.
-    def new_scorer() -> ImageScorer:
-        return protocol.scorer(len(test_set), num_classes, device=device)
-
+    # Train, and save after each epoch what a later call can go on from.
     def after_epoch(state: Run) -> None:
         if args.eval_freq and state.epoch % args.eval_freq == 0:
-            mean_ap = test(args, state, protocol, test_set, test_patches, new_scorer()).mean_ap()
+            mean_ap = test(args, protocol, state, test_set, test_patches)[0].mean_ap()
             state.history[-1] = dataclasses.replace(state.history[-1], mean_ap=mean_ap)
-        if args.serialize and (state.epoch % args.serialize == 0 or state.epoch == epochs):
+        if args.serialize and (state.epoch % args.serialize == 0 or state.epoch == protocol.epochs):
             state.save(save_path, keep=args.history)
         print(state.history[-1], flush=True)
 
-    if state.epoch < epochs:
+    if state.epoch < protocol.epochs:
         if state.sampler_state:
             train_patches.load_state_dict(state.sampler_state)
-        fit(state, train_patches, epochs, amp=args.amp, after_epoch=after_epoch, progress=True)
+        fit(state, train_patches, protocol.epochs, amp=args.amp, after_epoch=after_epoch, progress=True)
     stopwatch.lap("train")
 
-    # Test. A report shows where in the photos the classes are seen: it needs every patch's probabilities.
-    log = PatchLog(len(test_set), num_classes, protocol.exponent, protocol.reduction)
-    result = test(args, state, protocol, test_set, test_patches, log if args.report else new_scorer())
+    # Test: score every photo for every class by the sum over its patches of probability^exponent, and rank them.
+    # A report shows where in the photos the classes are seen, for which it needs every patch's probabilities.
+    result, log = test(args, protocol, state, test_set, test_patches, keep_patches=args.report)
     stopwatch.lap("test")
     print(result)
+
+    # Report
     metrics = write_results(args.results, state, result, seconds=stopwatch.laps)
     if args.report:
-        name = "from scratch" if args.from_scratch else "pretrained"
-        runs = {name: metrics, **(compared_with or {})}
+        runs = {"from scratch" if args.from_scratch else "pretrained": metrics, **(compared_with or {})}
         report = RunReport.of(
             state,
             f"{args.model}, {protocol.name}, VOC{args.year} {args.test_set}",
             result,
             log,
             test_set,
-            histories={name: metrics["history"] for name, metrics in runs.items()},
+            histories={name: each["history"] for name, each in runs.items()},
             seconds=stopwatch.laps,
-            patches=look_at_patches(train_patches, train_set) if epochs else None,
+            patches=look_at_patches(train_patches, train_set) if train_patches else None,
         )
         build_report(report, progress=True).write(args.results / "report.html")
+    print(stopwatch)
     print(f"mAP {result.mean_ap():.2%} ({result.rule}); results are in {args.results}")
     return metrics
 
 
-def test(
-    args: argparse.Namespace,
-    state: Run,
-    protocol: Protocol,
-    test_set: VOCDataset,
-    patches: tk.MultiscaleSampler,
-    scorer: ImageScorer | PatchLog,
-) -> ClassificationResult:
-    """Score every photo for every class by the sum over its patches of probability^exponent, and rank them."""
-    scores = score_images(state.model, patches, scorer, state.preprocessing, amp=args.amp, progress=True)
-    truth = test_set.presence()
-    return tk.evaluate(
-        scores.cpu(),
-        truth.present,
-        truth.difficult_only,
-        class_names=test_set.class_names,
-        rule=protocol.ap_rule,
-        bootstrap=1000 if args.report else 0,
-    )
+def check_outputs(args: argparse.Namespace) -> Path:
+    """Make sure, before any long work, that the run and its results can be written; return the run's path."""
+    require_writable(args.results / "metrics.json")
+    if args.report:
+        require_matplotlib()
+    return require_writable(args.save_path or args.results / "run.pt")
 
 
-def photos(args: argparse.Namespace, protocol: Protocol, image_set: str, max_images: int | None) -> VOCDataset:
-    """Read one image set of a VOCdevkit, which is downloaded where there is none."""
-    return VOCDataset(
+def patches_of(
+    args: argparse.Namespace, protocol: Protocol, mode: Literal["train", "test"], device: torch.device
+) -> tuple[VOCDataset, tk.MultiscaleSampler]:
+    """Read the photos to train or test on, downloaded where there are none, and return them with their patches."""
+    image_set, max_images = {
+        "train": (args.image_set, args.max_train_imgs),
+        "test": (args.test_set, args.max_test_imgs),
+    }[mode]
+    photos = VOCDataset(
         args.data_dir or fetch_voc(args.year, (args.image_set, args.test_set), progress=True),
         args.year,
         image_set,
@@ -228,6 +203,18 @@ def photos(args: argparse.Namespace, protocol: Protocol, image_set: str, max_ima
         subtract_one=protocol.subtract_one,
         progress=True,
     )
+    patches = protocol.sampler(
+        photos, mode=mode, seed=args.rng_seed, num_workers=args.num_workers, device=device
+    )
+    print(f"{image_set}: {len(photos)} photos, {len(patches)} minibatches")
+    return photos, patches
+
+
+def build_model(args: argparse.Namespace, protocol: Protocol, num_classes: int) -> AlexNet:
+    """Build the network, with the protocol's adaptation layers in the place of its classification layer."""
+    model = AlexNet(**MODELS[args.model])
+    tk.replace_head(model, lambda width: protocol.head(width, num_classes), name=CLASSIFICATION_LAYER)
+    return model
 
 
 def transfer(args: argparse.Namespace, model: AlexNet) -> dict[str, Any]:
@@ -246,6 +233,50 @@ def freeze(args: argparse.Namespace, protocol: Protocol, model: AlexNet) -> tupl
     if args.freeze:
         return tk.freeze(model, ~tk.after(args.freeze))
     return () if protocol.train_trunk else tk.freeze(model, tk.before(CLASSIFICATION_LAYER))
+
+
+def build_run(
+    args: argparse.Namespace,
+    protocol: Protocol,
+    model: AlexNet,
+    frozen: tuple[str, ...],
+    moved: dict[str, Any] | None,
+) -> Run:
+    """Put the model together with its optimizer and schedule; low rates only where they protect something."""
+    optimization = protocol.optimization(from_scratch=not trains_transferred(model, moved))
+    optimizer = build_optimizer(model.parameters(), optimization)
+    schedule = build_schedule(optimizer, optimization)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    print(f"{trained:,} parameters to train: {optimization}")
+    return Run(model, optimizer, schedule, IMAGENET, settings_of(args), frozen, moved)
+
+
+def test(
+    args: argparse.Namespace,
+    protocol: Protocol,
+    state: Run,
+    test_set: VOCDataset,
+    patches: tk.MultiscaleSampler,
+    keep_patches: bool = False,
+) -> tuple[ClassificationResult, ImageScorer | PatchLog]:
+    """Score the photos and compare the scores with the annotations; return also what collected the patches."""
+    size = len(test_set), len(test_set.class_names)
+    scorer = (
+        PatchLog(*size, protocol.exponent, protocol.reduction)
+        if keep_patches
+        else protocol.scorer(*size, device=state.device)
+    )
+    scores = score_images(state.model, patches, scorer, state.preprocessing, amp=args.amp, progress=True)
+    truth = test_set.presence()
+    result = tk.evaluate(
+        scores.cpu(),
+        truth.present,
+        truth.difficult_only,
+        class_names=test_set.class_names,
+        rule=protocol.ap_rule,
+        bootstrap=1000 if keep_patches else 0,
+    )
+    return result, scorer
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -317,70 +348,59 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data_dir", type=Path, help="folder that holds VOCdevkit; downloaded and cached unless given"
+    add = parser.add_argument_group("data").add_argument
+    add("--data_dir", type=Path, help="folder that holds VOCdevkit; downloaded and cached unless given")
+    add("--year", default="2007", help="2007 or 2012 (default 2007)")
+    add("--image_set", default="trainval", help="photos to train on (default trainval)")
+    add("--test_set", default="test", help="photos to test on (default test)")
+    add(
+        "--classes",
+        dest="class_names",
+        type=class_list,
+        default=VOC_CLASSES,
+        metavar="A,B,C",
+        help="(default VOC's)",
     )
-    data.add_argument("--year", default="2007", help="2007 or 2012 (default 2007)")
-    data.add_argument("--image_set", default="trainval", help="photos to train on (default trainval)")
-    data.add_argument("--test_set", default="test", help="photos to test on (default test)")
-    data.add_argument("--classes", dest="class_names", type=class_list, default=VOC_CLASSES, metavar="A,B,C",
-                      help="class names of data of your own (default VOC's twenty)")  # fmt: skip
-    data.add_argument("--max_train_imgs", type=positive, metavar="N", help="train on the first N photos")
-    data.add_argument("--max_test_imgs", type=positive, metavar="N", help="test on the first N photos")
-    data.add_argument("--demo", action="store_true", help="use handwritten digits in scenes; needs no file")
+    add("--max_train_imgs", type=positive, metavar="N", help="train on the first N photos")
+    add("--max_test_imgs", type=positive, metavar="N", help="test on the first N photos")
+    add("--demo", action="store_true", help="use handwritten digits in scenes; needs no file")
 
-    recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--protocol", choices=PROTOCOLS, default="neon2016", help="(default neon2016)")
-    recipe.add_argument(
-        "-e", "--epochs", type=int, help="total number of epochs; 0 only tests (default the protocol's)"
-    )
-    recipe.add_argument("-z", "--batch_size", type=positive, help="patches per minibatch")
-    recipe.add_argument("--patches_per_image", type=positive, metavar="P", help="patches per photo")
-    recipe.add_argument("--learning_rate", type=float, help="at the start")
-    recipe.add_argument(
-        "-r", "--rng_seed", type=int, default=13, help="seed of every random choice (default 13)"
-    )
+    add = parser.add_argument_group("recipe").add_argument
+    add("--protocol", choices=PROTOCOLS, default="neon2016", help="(default neon2016)")
+    add("-e", "--epochs", type=int, help="total number of epochs; 0 only tests (default the protocol's)")
+    add("-z", "--batch_size", type=positive, help="patches per minibatch")
+    add("--patches_per_image", type=positive, metavar="P", help="patches per photo")
+    add("--learning_rate", type=float, help="at the start")
+    add("-r", "--rng_seed", type=int, default=13, help="seed of every random choice (default 13)")
 
-    network = parser.add_argument_group("network")
-    network.add_argument("--model", choices=MODELS, default="alexnet", help="(default alexnet)")
-    network.add_argument(
-        "--weights", type=Path, help="pretrained weights; AlexNet's are downloaded unless given"
+    add = parser.add_argument_group("network").add_argument
+    add("--model", choices=MODELS, default="alexnet", help="(default alexnet)")
+    add("--weights", type=Path, help="pretrained weights; AlexNet's are downloaded unless given")
+    add(
+        "--allow_missing",
+        nargs="*",
+        default=(),
+        metavar="LAYER",
+        help="what the weights may lack: 'classifier.*'",
     )
-    network.add_argument("--allow_missing", nargs="*", default=(), metavar="LAYER",
-                         help="layers that the weights may lack, such as 'classifier.*'")  # fmt: skip
-    network.add_argument("--from_scratch", action="store_true", help="transfer nothing, train everything")
-    network.add_argument("--freeze", metavar="LAYER", help="train only what comes after this layer")
+    add("--from_scratch", action="store_true", help="transfer nothing, train everything")
+    add("--freeze", metavar="LAYER", help="train only what comes after this layer")
 
-    files = parser.add_argument_group("run")
-    files.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="(default results)")
-    files.add_argument("--save_path", type=Path, help="where the run is saved (default DIR/run.pt)")
-    files.add_argument(
-        "--serialize", type=int, default=1, metavar="N", help="save every N epochs; 0: never (default 1)"
+    add = parser.add_argument_group("files").add_argument
+    add("--results", type=Path, default=Path("results"), metavar="DIR", help="(default results)")
+    add("--save_path", type=Path, help="where the run is saved (default DIR/run.pt)")
+    add("--serialize", type=int, default=1, metavar="N", help="save every N epochs; 0: never (default 1)")
+    add("--history", type=positive, default=1, metavar="N", help="keep the last N epochs (default 1)")
+    add("--model_file", type=Path, help="go on with this run; with -e 0 only test it")
+    add(
+        "--eval_freq", type=int, default=0, metavar="N", help="also test every N epochs (default 0: at the end)"
     )
-    files.add_argument(
-        "--report", action="store_true", help="also write report.html: tables, curves, maps, hits and misses"
-    )
-    files.add_argument(
-        "--eval_freq",
-        type=int,
-        default=0,
-        metavar="N",
-        help="also test after every N epochs (default 0: only at the end)",
-    )
-    files.add_argument(
-        "--history", type=positive, default=1, metavar="N", help="keep the last N epochs (default 1)"
-    )
-    files.add_argument("--model_file", type=Path, help="go on with this run; with -e 0 only test it")
-    files.add_argument(
-        "-b", "--backend", "--device", metavar="DEVICE", help="cpu, gpu or cuda:N (default gpu if any)"
-    )
-    files.add_argument(
-        "--amp", action=argparse.BooleanOptionalAction, help="mixed precision (default on a GPU only)"
-    )
-    files.add_argument(
-        "--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that decode photos"
-    )
+    add("--report", action="store_true", help="also write report.html: tables, curves, maps, hits and misses")
+
+    add = parser.add_argument_group("speed").add_argument
+    add("-b", "--backend", "--device", metavar="DEVICE", help="cpu, gpu or cuda:N (default gpu if any)")
+    add("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that decode photos")
+    add("--amp", action=argparse.BooleanOptionalAction, help="mixed precision (default on a GPU only)")
 
     args = parser.parse_args(argv)
     if args.model_file:
@@ -404,62 +424,6 @@ def class_list(text: str) -> tuple[str, ...]:
     """Read class names separated by commas, and put the background before them."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     return names if names[:1] == ("background",) else ("background", *names)
-
-
-def trains_transferred(model: AlexNet, report: dict[str, Any] | None) -> bool:
-    """Tell whether any tensor that is trained was transferred.
-
-    Only then is there something for the low learning rate of the pretrained regime to protect; new layers over
-    frozen ones start from nothing, and train like a network from scratch.
-    """
-    if report is None:
-        return False
-    transferred = TransferReport.from_dict(report)
-    moved = {*transferred.copied, *transferred.adapted, *transferred.cast}
-    return any(name in moved and parameter.requires_grad for name, parameter in model.named_parameters())
-
-
-def adjusted(protocol: Protocol, args: argparse.Namespace) -> Protocol:
-    """Return the protocol with the numbers that the command line changes."""
-    changes = {
-        name: getattr(args, name)
-        for name in ("patches_per_image", "batch_size")
-        if getattr(args, name) is not None
-    }
-    if args.learning_rate is not None:
-        for regime in ("pretrained", "scratch"):
-            changes[regime] = dataclasses.replace(getattr(protocol, regime), learning_rate=args.learning_rate)
-    return dataclasses.replace(protocol, **changes)
-
-
-def choose_device(backend: str | None) -> torch.device:
-    """Return the device for neon's words (cpu, gpu) and torch's (cuda:1); the fastest there is unless given."""
-    if backend is None:
-        backend = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device("cuda" if backend == "gpu" else backend)
-    except RuntimeError:
-        raise ArgumentError(f"--backend must be cpu, gpu or cuda:N, got {backend!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ArgumentError(
-            f"--backend {backend} asks for a CUDA device and torch sees {torch.cuda.device_count()}; "
-            "use -b cpu, or install a build of torch for your GPU"
-        )
-    return device
-
-
-class Stopwatch:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """Count the time since the last lap to ``phase``."""
-        now = time.perf_counter()
-        self.laps[phase] = now - self._last
-        self._last = now
 
 
 if __name__ == "__main__":

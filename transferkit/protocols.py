@@ -8,7 +8,7 @@ one ``dataclasses.replace`` away::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -142,6 +142,26 @@ class Protocol:
                 f"patches_per_image must be a multiple of batch_size {self.batch_size} in {self.name}, whose "
                 f"minibatches are each drawn from one image, got {self.patches_per_image}; the nearest: {near}"
             )
+
+    def adjusted(
+        self,
+        patches_per_image: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        epochs: int | None = None,
+    ) -> Protocol:
+        """Return the recipe with those numbers changed that are given; the learning rate in both regimes.
+
+        Example:
+            >>> NEON2016.adjusted(patches_per_image=64, learning_rate=1e-3).pretrained.learning_rate
+            0.001
+        """
+        given = {"patches_per_image": patches_per_image, "batch_size": batch_size, "epochs": epochs}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if learning_rate is not None:
+            for regime in ("pretrained", "scratch"):
+                changes[regime] = replace(getattr(self, regime), learning_rate=learning_rate)
+        return replace(self, **changes)
 
     def head(self, in_features: int, num_classes: int) -> nn.Sequential:
         """Build the adaptation layers, (B, in_features) -> (B, num_classes) logits."""

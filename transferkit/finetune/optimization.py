@@ -1,8 +1,9 @@
-"""Build the optimizer and its schedule from a protocol's settings."""
+"""The optimizer and its schedule from a protocol's settings, and which of the settings apply."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD
@@ -10,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from transferkit.errors import ArgumentError
 from transferkit.protocols import Optimization
+from transferkit.transfer import TransferReport
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], settings: Optimization) -> SGD:
@@ -34,3 +36,20 @@ def build_optimizer(parameters: Iterable[nn.Parameter], settings: Optimization) 
 def build_schedule(optimizer: SGD, settings: Optimization) -> LambdaLR:
     """Return the schedule, stepped once per epoch."""
     return LambdaLR(optimizer, settings.factor)
+
+
+def trains_transferred(model: nn.Module, transfer: Mapping[str, Any] | None) -> bool:
+    """Tell whether any tensor that is trained was transferred.
+
+    Only then is there something for the low learning rate of a pretrained regime to protect; new layers over
+    frozen ones start from nothing, and train like a network from scratch.
+
+    Args:
+        model: With its frozen layers frozen.
+        transfer: ``TransferReport.to_dict()``; ``None`` where nothing was transferred.
+    """
+    if transfer is None:
+        return False
+    report = TransferReport.from_dict(dict(transfer))
+    moved = {*report.copied, *report.adapted, *report.cast}
+    return any(name in moved and parameter.requires_grad for name, parameter in model.named_parameters())

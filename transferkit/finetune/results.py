@@ -85,7 +85,7 @@ def write_convergence(path: Path, histories: Mapping[str, Sequence[Mapping[str, 
 
 def versions(run: Run) -> dict[str, str]:
     """Return what the figures depend on besides the settings."""
-    device = next(run.model.parameters()).device
+    device = run.device
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),

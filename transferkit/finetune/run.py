@@ -80,6 +80,11 @@ class Run:
     history: list[EpochRecord] = field(default_factory=list)
     sampler_state: dict[str, Any] | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
     def state_dict(self) -> dict[str, Any]:
         """Return the run as plain containers and tensors, which load with ``weights_only=True``."""
         return {

@@ -47,7 +47,7 @@ def train_epoch(
         DivergedError: The loss became infinite or NaN. The run on disk is that of the last good epoch.
     """
     started = time.perf_counter()
-    device = next(run.model.parameters()).device
+    device = run.device
     scaler = _gradient_scaler(device, amp)
     totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, patches right, patches
     learning_rate = run.optimizer.param_groups[0]["lr"]
