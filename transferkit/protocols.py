@@ -268,7 +268,7 @@ shrinking filters, as PIL's bilinear resize does.
 
 OQUAB2014 = Protocol(
     name="oquab2014",
-    grid=PatchGrid(),
+    grid=PatchGrid(min_overlap=0.5, target=500),
     subtract_one="starts",
     rule=OverlapRule(patch_fraction=0.2, object_fraction=0.6, several="background", max_other_fraction=0.0),
     train_balance=BackgroundFraction(0.1),
@@ -294,10 +294,10 @@ OQUAB2014 = Protocol(
 )
 """The paper's recipe: Oquab et al., CVPR 2014, sections 3 and 4.
 
-From memory of the paper, so less certain: that any second object in a patch makes it background
-(``max_other_fraction=0``), the 10 % of background, no dropout between the adaptation layers, and the mean over
-patches. Not known, and chosen here: the minibatch (64 patches of 16 images), the head's first weights (NEON2016's),
-and all of ``Optimization``, which is Krizhevsky's usual setting with a step schedule.
+From memory of the paper, so less certain: that the grid stops at about 500 patches, that any second object in a patch
+makes it background (``max_other_fraction=0``), the 10 % of background, no dropout between the adaptation layers, and
+the mean over patches. Not known, and chosen here: the minibatch (64 patches of 16 images), the head's first weights
+(NEON2016's), and all of ``Optimization``, which is Krizhevsky's usual setting with a step schedule.
 """
 
 PROTOCOLS = {protocol.name: protocol for protocol in (NEON2016, OQUAB2014)}

@@ -17,9 +17,14 @@ from hypothesis import strategies as st
 
 from transferkit.errors import ArgumentError
 from transferkit.labeling import OverlapRule, label_patches
+from transferkit.protocols import OQUAB2014
 from transferkit.sampler import NEON_SCALES, PatchGrid
 
-sizes = st.tuples(st.integers(1, 700), st.integers(1, 700)).filter(lambda size: max(size) < 60 * min(size))
+photos = st.tuples(st.integers(1, 700), st.integers(1, 700)).filter(lambda size: max(size) < 60 * min(size))
+slivers = st.tuples(st.integers(1, 3), st.integers(1, 1500)) | st.tuples(
+    st.integers(1, 1500), st.integers(1, 3)
+)
+sizes = photos | slivers  # down to one pixel, and of any aspect ratio
 fractions = st.sampled_from([0, 0.1, 0.25, 0.3, 0.5, 0.6, 0.75, Fraction(1, 3)])
 scale_lists = st.lists(
     st.sampled_from([*NEON_SCALES, Fraction(7, 3), 1.7]), min_size=1, max_size=4, unique=True
@@ -51,10 +56,48 @@ def test_neon_patches_and_labels_to_the_last_digit(shared: Path) -> None:
         np.testing.assert_array_equal(matched.numpy(), golden[f"{image}_match"])
 
 
+def slow_axis(extent: Fraction, side: Fraction, density: int) -> list[tuple[Fraction, Fraction]]:
+    """One axis as the recipe words it: as many patches as cover it, twice as many if several, evenly by their centres."""
+    count = 1
+    while count * side < extent:
+        count += 1
+    if count == 1:
+        return [((extent - side) / 2, (extent + side) / 2)]
+    count *= density
+    first, last = side / 2, extent - side / 2
+    centres = [first + (last - first) * index / (count - 1) for index in range(count)]
+    return [(centre - side / 2, centre + side / 2) for centre in centres]
+
+
+@settings(deadline=None, max_examples=60)
+@given(photos.filter(lambda size: max(size) < 12 * min(size)), scale_lists, st.integers(1, 3))
+def test_a_slow_loop_from_the_definition_agrees(size: tuple[int, int], scales: list[Any], density: int) -> None:
+    height, width = (Fraction(max(dim - 1, 1)) for dim in size)
+    expected = []
+    for scale in scales:
+        side = min(height, width) / (scale if isinstance(scale, Fraction) else Fraction(str(scale)))
+        for left, right in slow_axis(width, side, density):
+            for top, bottom in slow_axis(height, side, density):
+                expected.append([float(edge) for edge in (left, top, right, bottom)])
+    assert PatchGrid(tuple(scales), density, target=None)(size).tolist() == expected
+
+
+@pytest.mark.parametrize("size", [(375, 500), (500, 375), (500, 500), (281, 500), (1000, 1500)])
+def test_the_papers_grid_has_about_500_patches_that_overlap_by_half(size: tuple[int, int]) -> None:
+    grid = OQUAB2014.grid
+    boxes, counts = grid(size), grid.counts(size)
+    assert 440 <= len(boxes) <= 580
+    for start, count in zip(np.cumsum([0, *counts]), counts, strict=False):
+        for axis in (0, 1):
+            edges = sorted(set(map(tuple, boxes[start : start + count, [axis, axis + 2]].tolist())))
+            assert all(a[1] - b[0] >= (1 - 1e-9) * (a[1] - a[0]) / 2 for a, b in pairwise(edges))
+
+
 @settings(deadline=None, max_examples=150)
 @given(grids, sizes)
 @example(PatchGrid(), (1, 1))
 @example(PatchGrid(), (1, 37))
+@example(PatchGrid(), (4000, 1))
 @example(PatchGrid(reach="edge", min_overlap=0.5), (50, 1))
 def test_patches_are_squares_inside_the_image_and_counted_beforehand(
     grid: PatchGrid, size: tuple[int, int]
@@ -140,7 +183,9 @@ def test_a_grid_is_a_plain_value() -> None:
     [
         (lambda: PatchGrid(scales=()), "scales must be at least one number"),
         (lambda: PatchGrid(scales=(0.5,)), "scales must be 1 or more"),
-        (lambda: PatchGrid(density=0), "density must be 1 or more"),
+        (lambda: PatchGrid(scales=(1, math.inf)), "scales must be 1 or more"),
+        (lambda: PatchGrid(density=0), "density must be a whole number, 1 or more"),
+        (lambda: PatchGrid(density=1.5), "density must be a whole number"),  # type: ignore[arg-type]
         (lambda: PatchGrid(target=0), "target must be 1 or more, or None"),
         (lambda: PatchGrid(min_scales=0), "min_scales"),
         (lambda: PatchGrid(min_overlap=1), "min_overlap must be from 0 to below 1"),

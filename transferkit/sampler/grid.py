@@ -42,13 +42,19 @@ class PatchGrid:
     one; or, with ``min_overlap``, as few as overlap their neighbours by that much. All of it is rational
     arithmetic: a float would tip ``ceil`` for some sizes and add a row of patches.
 
-    Attributes: scales: Larger is finer; used in this order. 1.3 means 13/10. density: Multiplies the number of
-        patches along an axis, where one is not enough. min_overlap: Least part of its side by which a patch
-        overlaps the next, 0 to below 1; replaces ``density``. target: After the first ``min_scales`` scales,
-        stop once there are so many patches; ``None`` for all scales. min_scales: How many scales are used in
-        any case. reach: Whether patches reach to the ``"last_pixel"``'s index (extent ``dim - 1``, as neon had
-        it: its last row
-            and column are reached, not covered) or to the ``"edge"`` of the image (extent ``dim``).
+    Attributes:
+        scales: Larger is finer; used in this order. 1.3 means 13/10.
+        density: Multiplies the number of patches along an axis, where one is not enough.
+        target: After the first ``min_scales`` scales, stop once there are so many patches; ``None`` for all scales.
+        min_scales: How many scales are used in any case.
+        min_overlap: Least part of its side by which a patch overlaps the next, 0 to below 1; replaces ``density``.
+        reach: Whether patches reach to the ``"last_pixel"``'s index (extent ``dim - 1``, as neon had it: its last
+            row and column are reached, not covered) or to the ``"edge"`` of the image (extent ``dim``).
+
+    References:
+        The defaults are the recipe's of 2016. ``PatchGrid(min_overlap=0.5, target=500)`` is the paper's: Oquab,
+        Bottou, Laptev, Sivic: Learning and transferring mid-level image representations using convolutional neural
+        networks, CVPR 2014, section 3.2, about 500 patches that overlap their neighbours by half or more.
 
     Example:
         >>> grid = PatchGrid()
@@ -68,10 +74,10 @@ class PatchGrid:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
         require(bool(self.scales), "scales", "at least one number", self.scales)
-        require(all(scale >= 1 for scale in self.scales), "scales", "1 or more", self.scales)
-        require(self.density >= 1, "density", "1 or more", self.density)
+        require(all(1 <= scale < math.inf for scale in self.scales), "scales", "1 or more", self.scales)
+        require(_whole(self.density), "density", "a whole number, 1 or more", self.density)
         require(self.target is None or self.target >= 1, "target", "1 or more, or None", self.target)
-        require(self.min_scales >= 1, "min_scales", "1 or more", self.min_scales)
+        require(_whole(self.min_scales), "min_scales", "a whole number, 1 or more", self.min_scales)
         overlap = self.min_overlap
         require(overlap is None or 0 <= overlap < 1, "min_overlap", "from 0 to below 1, or None", overlap)
         require(self.reach in ("last_pixel", "edge"), "reach", "'last_pixel' or 'edge'", self.reach)
@@ -135,3 +141,7 @@ class PatchGrid:
             return 1 + math.ceil((extent - side) / (side * (1 - exact(self.min_overlap))))
         fewest = math.ceil(extent / side)
         return fewest * self.density if fewest > 1 else 1
+
+
+def _whole(number: object) -> bool:
+    return isinstance(number, int) and number >= 1
