@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,48 +27,61 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import transferkit as tk
+from tests.benchmarks.rounds import ratios, say
+from tests.benchmarks.table import Table, write_tables
 from transferkit.cli import main as command_line
 
-WIDTH = 4096  # a layer of this width squared is 67 MB
 ONE = "32"
 
 
-def network(gigabytes: float) -> nn.Sequential:
+@dataclass(frozen=True)
+class Size:
+    """How large a network is: about so many GB, in layers of so many rows and columns (4096: 67 MB)."""
+
+    gigabytes: float
+    width: int
+
+    @property
+    def layers(self) -> int:
+        return max(33, round(self.gigabytes * 1e9 / (4 * self.width**2)))
+
+
+def network(size: Size) -> nn.Sequential:
     """Return an uninitialised network whose parameters take so much memory once they are written."""
-    count = max(33, round(gigabytes * 1e9 / (4 * WIDTH * WIDTH)))
     with torch.device("meta"):
-        layers = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(count)))
+        layers = nn.Sequential(*(nn.Linear(size.width, size.width, bias=False) for _ in range(size.layers)))
     return layers.to_empty(device="cpu")
 
 
-def inspect(path: Path, gigabytes: float) -> None:
+def inspect(path: Path, size: Size) -> None:
     command_line(["inspect", str(path), "--match", ONE])
 
 
-def one_layer(path: Path, gigabytes: float) -> None:
-    layer = nn.utils.skip_init(nn.Linear, WIDTH, WIDTH, bias=False)
+def one_layer(path: Path, size: Size) -> None:
+    layer = nn.utils.skip_init(nn.Linear, size.width, size.width, bias=False)
     tk.transfer_layer(layer, tk.read_checkpoint(path)[ONE])
 
 
-def transferkit_all(path: Path, gigabytes: float) -> None:
-    tk.WeightTransfer(tk.read_checkpoint(path)).apply(network(gigabytes))
+def transferkit_all(path: Path, size: Size) -> None:
+    tk.WeightTransfer(tk.read_checkpoint(path)).apply(network(size))
 
 
-def torch_all(path: Path, gigabytes: float) -> None:
+def torch_all(path: Path, size: Size) -> None:
     is_torch = path.suffix == ".pt"
     state = torch.load(path, weights_only=True) if is_torch else load_file(path)
-    network(gigabytes).load_state_dict(state)
+    network(size).load_state_dict(state)
 
 
-def torch_all_mapped(path: Path, gigabytes: float) -> None:
-    network(gigabytes).load_state_dict(torch.load(path, weights_only=True, mmap=True))
+def torch_all_mapped(path: Path, size: Size) -> None:
+    network(size).load_state_dict(torch.load(path, weights_only=True, mmap=True))
 
 
-TASKS: dict[str, Callable[[Path, float], None]] = {
+YARDSTICK = "torch.load + load_state_dict"
+TASKS: dict[str, Callable[[Path, Size], None]] = {
     "inspect": inspect,
     "one layer": one_layer,
     "transferkit, all": transferkit_all,
-    "torch.load + load_state_dict": torch_all,
+    YARDSTICK: torch_all,
     "torch.load(mmap) + load_state_dict": torch_all_mapped,
 }
 
@@ -97,17 +111,29 @@ def memory_watch() -> Iterator[dict[str, float]]:
         thread.join()
 
 
-def measure(task: str, path: Path, gigabytes: float) -> dict[str, float]:
-    """Run one task in a process of its own and return its figures."""
+def figures_of(task: str, path: Path, size: Size) -> dict[str, float]:
+    """Run one task and return its figures."""
+    with memory_watch() as peak:
+        begun, begun_cpu = time.perf_counter(), time.process_time()
+        TASKS[task](path, size)
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - begun_cpu
+    return {"seconds": seconds, "cpu": cpu, **peak}
+
+
+def measure(task: str, path: Path, size: Size, in_process: bool) -> dict[str, float]:
+    """Run one task, in a process of its own unless told otherwise, and return its figures."""
+    if in_process:
+        return figures_of(task, path, size) | {"process": 0.0}
     command = [sys.executable, "-m", "tests.benchmarks.large_checkpoints", "--task", task, "--path", str(path)]
+    command += ["--gigabytes", str(size.gigabytes), "--width", str(size.width)]
     begun = time.perf_counter()
-    done = subprocess.run([*command, "--gigabytes", str(gigabytes)], capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures | {"process": time.perf_counter() - begun}
 
 
-def write_files(folder: Path, gigabytes: float) -> list[Path]:
-    model = network(gigabytes)
+def write_files(folder: Path, size: Size) -> list[Path]:
+    model = network(size)
     for number, parameter in enumerate(model.parameters()):
         parameter.data.fill_(number)
     save_file(model.state_dict(), folder / "large.safetensors")
@@ -115,36 +141,48 @@ def write_files(folder: Path, gigabytes: float) -> list[Path]:
     return [folder / "large.safetensors", folder / "large.pt"]
 
 
-def run(gigabytes: float, folder: Path) -> None:
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {gigabytes} GB")
-    print(f"{'file':14}{'task':36}{'seconds':>9}{'cpu s':>9}{'process s':>11}{'peak MB':>9}{'own MB':>9}")
-    for path in write_files(folder, gigabytes):
-        for task in TASKS:
-            if path.suffix != ".pt" and "mmap" in task:
-                continue
-            found = measure(task, path, gigabytes)
+def run(size: Size, folder: Path, rounds: int, in_process: bool) -> Table:
+    table = Table(
+        f"{size.layers} layers of {size.width} x {size.width}, {rounds} rounds",
+        {"file": "", "task": "", "seconds": ".2f", "of torch's time": ".2f", "cpu s": ".2f", "process s": ".2f",
+         "peak MB": ",.0f", "own MB": ",.0f"},
+    )  # fmt: skip
+    for path in write_files(folder, size):
+        tasks = [task for task in TASKS if path.suffix == ".pt" or "mmap" not in task]
+        found: dict[str, list[dict[str, float]]] = {task: [] for task in tasks}
+        for number in range(rounds):
+            for task in tasks:
+                say(f"round {number + 1} of {rounds}: {path.suffix}, {task}")
+                found[task].append(measure(task, path, size, in_process))
+        yardstick = [figures["seconds"] for figures in found[YARDSTICK]]
+        for task, figures in found.items():
             name = task.replace("torch.load", "load_file") if path.suffix != ".pt" else task
-            times = f"{found['seconds']:9.2f}{found['cpu']:9.2f}{found['process']:11.2f}"
-            print(f"{path.suffix:14}{name:36}{times}{found['resident']:9.0f}{found['own']:9.0f}", flush=True)
+            columns = [[f[key] for f in figures] for key in ("seconds", "cpu", "process", "resident", "own")]
+            table.add(path.suffix, name, columns[0], ratios(columns[0], yardstick), *columns[1:])
         path.unlink()
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=4)
+    parser.add_argument("--width", type=int, default=4096, help="rows and columns of a layer")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to write, a temporary folder if not given")
+    parser.add_argument("--in_process", action="store_true", help="quicker to try; memory then tells nothing")
+    parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    size = Size(options.gigabytes, options.width)
     if options.task:
-        with memory_watch() as peak:
-            begun, begun_cpu = time.perf_counter(), time.process_time()
-            TASKS[options.task](options.path, options.gigabytes)
-            seconds, cpu = time.perf_counter() - begun, time.process_time() - begun_cpu
-        print(json.dumps({"seconds": seconds, "cpu": cpu, **peak}))
+        print(json.dumps(figures_of(options.task, options.path, size)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        run(options.gigabytes, Path(folder))
+        table = run(size, Path(folder), options.rounds, options.in_process)
+    print(table.markdown())
+    if options.json:
+        write_tables(options.json, [table])
 
 
 if __name__ == "__main__":

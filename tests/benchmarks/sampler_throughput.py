@@ -1,11 +1,11 @@
 """How fast are patches cut, and how exactly, against other ways of doing it?
 
-    python tests/benchmarks/sampler_throughput.py ../shared/voc --images 16 --workers 2
+    python -m tests.benchmarks.sampler_throughput ../shared/voc --images 16 --workers 2
 
 Every way decodes the same photos and cuts the same 448 patches of each to 224 x 224. The sampler cuts in this process
 what its workers decoded; the others decode and cut in as many workers, except the recipe, which did all in the process
-that trained. All are run in turn, round by round, and the best round of each counts, so that other work on the machine
-touches all alike. The error is the difference from PIL's ``resize(box=...)`` in grey levels; a way that is more than 1
+that trained. All are run in turn, round by round, so that other work on the machine touches all alike, and the ratios are
+those of each round. The error is the difference from PIL's ``resize(box=...)`` in grey levels; a way that is more than 1
 off on average, or 3 anywhere, cuts something else.
 
 OpenCV and kornia are left out where they are not installed.
@@ -14,9 +14,7 @@ OpenCV and kornia are left out where they are not installed.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +25,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tests.benchmarks.rounds import in_turn, ratios
+from tests.benchmarks.table import Table, write_tables
 from transferkit.datasets import VOCDataset
 from transferkit.sampler import (
     MultiscaleSampler,
@@ -203,16 +203,14 @@ def main() -> None:
     for name, way in (("the recipe's own way", recipe), ("the recipe's way, uint8", recipe_in_bytes)):
         runs[name] = lambda way=way: in_workers(Cut(paths, boxes, way), 0)
         errors[name] = errors["the recipe's way, uint8, in workers"]
-    best = dict.fromkeys(runs, float("inf"))
-    for number in range(options.rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            patches = run()
-            best[name] = min(best[name], (time.perf_counter() - started) / patches)
-            print(f"round {number + 1} of {options.rounds}: {name}", end="\033[K\r", flush=True)
+    patches = sum(map(len, boxes))
+    seconds = in_turn({name: lambda _, run=run: run() for name, run in runs.items()}, options.rounds)
     for name in ("MultiscaleSampler", "MultiscaleSampler, float32"):
         errors[name] = errors["crop_and_resize, in workers"]
-    report(best, errors, options)
+    table = report(seconds, errors, patches, options)
+    print(table.markdown())
+    if options.json:
+        write_tables(options.json, [table])
 
 
 def chosen(data: VOCDataset, index: int, count: int) -> Boxes:
@@ -254,26 +252,30 @@ def in_workers(cut: Cut, workers: int) -> int:
     return sum(len(patches) for patches in loader)
 
 
-def report(best: dict[str, float], errors: dict[str, tuple[float, int]], options: argparse.Namespace) -> None:
-    reference = best["MultiscaleSampler"]
-    print(
-        f"{options.images} photos, {options.patches} patches of {SIDE} x {SIDE} each, {options.workers} workers, ",
-        end="",
+def report(
+    seconds: dict[str, list[float]],
+    errors: dict[str, tuple[float, int]],
+    patches: int,
+    options: argparse.Namespace,
+) -> Table:
+    reference = seconds["MultiscaleSampler"]
+    table = Table(
+        f"{options.images} photos, {options.patches} patches of {SIDE} x {SIDE} each, {options.workers} workers, "
+        f"{options.rounds} rounds",
+        {
+            "way": "",
+            "patches/s": ",.0f",
+            "the sampler is faster by": ".2f",
+            "mean error, grey levels": ".2f",
+            "largest": ".0f",
+            "exact enough": "",
+        },
     )
-    print(f"{os.cpu_count()} cores, torch {torch.__version__}, best of {options.rounds} rounds\033[K\n")
-    print("| way | patches/s | the sampler is faster by | mean error | largest | exact enough |")
-    print("|---|---:|---:|---:|---:|:-:|")
-    rows = []
-    for name, seconds in sorted(best.items(), key=lambda pair: pair[1]):
+    for name, found in sorted(seconds.items(), key=lambda pair: min(pair[1])):
         mean, largest = errors[name]
-        exact = mean <= 1 and largest <= 3
-        speed = f"{1 / seconds:,.0f} | {seconds / reference:.2f}"
-        print(f"| {name} | {speed} | {mean:.2f} | {largest} | {'yes' if exact else 'no'} |")
-        rows.append(
-            {"way": name, "patches_per_second": 1 / seconds, "mean": mean, "largest": largest, "exact": exact}
-        )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+        exact = "yes" if mean <= 1 and largest <= 3 else "no"
+        table.add(name, [patches / s for s in found], ratios(found, reference), mean, largest, exact)
+    return table
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 import transferkit as tk
+from tests.benchmarks.table import Table, write_tables
 from transferkit.alexnet import AlexNet
 from transferkit.datasets import VOCDataset
 from transferkit.finetune import RunReport, build_report
@@ -114,6 +115,17 @@ def main() -> None:
     numbers = {"exponents": {str(k): v for k, v in by_exponent.items()}, "crops": crops, "seconds": seconds,
                "result": result.to_dict(), "localisation": located.to_dict()}  # fmt: skip
     (args.out / "scores_on_photos.json").write_text(json.dumps(numbers, indent=2))
+    if args.json:
+        table = Table(
+            f"Mean AP on {len(test_set)} photos with {args.test_patches} patches each; "
+            f"{len(train_set)} for training with {args.train_patches} patches each",
+            {"way": "", "mean AP": ".2f"},
+            [[f"patches, exponent {exponent:g}", 100 * value] for exponent, value in by_exponent.items()],
+            [f"Patches (exponent 5) minus the crop with its own head, and its 95 % interval: {difference}."],
+        )
+        for name, value in crops.items():
+            table.add(name, 100 * value)
+        write_tables(args.json, [table])
     report = RunReport("AlexNet's convolutions, frozen, on VOC photos", result, log, test_set, seconds=seconds,
                        settings={k: str(v) for k, v in vars(args).items()})  # fmt: skip
     build_report(report).write(args.out / "report.html")
@@ -251,6 +263,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--json", type=Path, help="also write a table here")
     parser.add_argument("--train_photos", type=int, default=1000)
     parser.add_argument("--test_photos", type=int, default=500)
     parser.add_argument("--train_patches", type=int, default=64)

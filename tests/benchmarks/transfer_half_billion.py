@@ -10,7 +10,6 @@ above that before it; where the system does not let it be reset, it is sampled e
 from __future__ import annotations
 
 import argparse
-import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -19,15 +18,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tests.benchmarks.rounds import ratios
+from tests.benchmarks.table import Table, write_tables
 from transferkit.transfer import WeightTransfer
 
-WIDTH = 4096
-LAYER = WIDTH * WIDTH * 4
 
-
-def network(layers: int) -> nn.Sequential:
+def network(layers: int, width: int) -> nn.Sequential:
     with torch.device("meta"):
-        model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)))
+        model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
     return model.to_empty(device="cpu")
 
 
@@ -57,11 +55,13 @@ def measured(call: Callable[[], object]) -> tuple[float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--width", type=int, default=4096, help="rows and columns of a layer")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="also write the table here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model, other = network(options.layers), network(options.layers)
+    model, other = (network(options.layers, options.width) for _ in range(2))
     with torch.no_grad():
         for a, b in zip(model.parameters(), other.parameters(), strict=True):
             a.fill_(0.0)
@@ -69,7 +69,6 @@ def main() -> None:
     source = {key: tensor.clone() for key, tensor in other.state_dict().items()}
     del other
     count = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{count:,} parameters, {options.threads} thread(s), torch {torch.__version__}")
     runs: dict[str, Callable[[], object]] = {
         "load_state_dict": lambda: model.load_state_dict(source),
         "apply": lambda: WeightTransfer(source).apply(model),
@@ -84,17 +83,26 @@ def main() -> None:
     for _ in range(options.repeats):
         for name, run in runs.items():
             results[name].append(measured(run))
+    table = Table(
+        f"{count:,} parameters, {options.threads} thread(s), {options.repeats} rounds",
+        {
+            "way": "",
+            "seconds": ".3f",
+            "of load_state_dict's time": ".3f",
+            "best of best": ".3f",
+            "memory, MB more": ".1f",
+        },
+    )
+    seconds = {name: [second for second, _ in found] for name, found in results.items()}
+    yardstick = seconds["load_state_dict"]
     for name, found in results.items():
-        seconds = [second for second, _ in found]
-        memory = max(extra for _, extra in found)
-        print(
-            f"{name:16s} median {statistics.median(seconds):.3f} s, best {min(seconds):.3f} s, +{memory / 1e6:.1f} MB"
-        )
-    pairs = zip(results["apply"], results["load_state_dict"], strict=True)
-    ratios = sorted(a[0] / b[0] for a, b in pairs)
-    best = min(s for s, _ in results["apply"]) / min(s for s, _ in results["load_state_dict"])
-    print(f"apply / load_state_dict: median of pairs {statistics.median(ratios):.3f}, best to best {best:.3f}")
-    print(f"one layer is {LAYER / 1e6:.1f} MB")
+        best = min(seconds[name]) / min(yardstick)
+        memory = max(extra for _, extra in found) / 1e6
+        table.add(name, seconds[name], ratios(seconds[name], yardstick), best, memory)
+    table.notes.append(f"One layer is {options.width**2 * 4 / 1e6:.1f} MB.")
+    print(table.markdown())
+    if options.json:
+        write_tables(options.json, [table])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""The suite's results as one page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.machine import machine_line
+from tests.benchmarks.table import Table, tables_of
+
+PREFACE = """\
+# Benchmarks
+
+Written by the suite itself; run it on a machine of your own with
+
+    {command}
+
+Every comparison is made within one run, the ways in turn, round by round; compare figures within a table, not
+between tables. Where a cell shows several numbers they are the median of the rounds and, in brackets, the lowest and the
+highest. `DIR` is a folder with `VOCdevkit`, `FILE` holds AlexNet's five ImageNet-trained convolutions, `OUT` is where
+files go.
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a member's run came to.
+
+    Attributes:
+        name: Of the member.
+        title: What it asked.
+        arguments: Its command line, ``DIR``, ``FILE`` and ``OUT`` in place of folders.
+        date: When it began, UTC.
+        seconds: How long it took.
+        status: Its exit status; 0 if all that it holds to be true was.
+        machine: What it ran on.
+        tables: What it found.
+    """
+
+    name: str
+    title: str
+    arguments: str
+    date: str
+    seconds: float
+    status: int
+    machine: dict[str, Any]
+    tables: list[Table]
+
+    @classmethod
+    def read(cls, path: Path) -> Outcome:
+        """Return what :meth:`write` wrote."""
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{**entry, "tables": tables_of(entry["tables"])})
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    def markdown(self) -> str:
+        """Return the member's part of the page."""
+        failed = "" if self.status == 0 else f" **It ended with status {self.status}.**"
+        head = f"## {self.title}\n\n`python -m tests.benchmarks.{self.name} {self.arguments}`, {self.date}, "
+        return "\n\n".join(
+            [f"{head}{self.seconds / 60:.1f} minutes.{failed}", *(t.markdown() for t in self.tables)]
+        )
+
+
+def write_page(path: Path, command: str, outcomes: list[Outcome], folder: Path) -> None:
+    """Write the page, the same in JSON beside it, and copy the pictures from ``folder`` to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machines = {machine_line(outcome.machine): outcome.name for outcome in outcomes}
+    parts = [PREFACE.format(command=command), *(f"Machine: {line}." for line in machines)]
+    parts += [outcome.markdown() for outcome in outcomes]
+    path.write_text("\n\n".join(part.strip("\n") for part in parts) + "\n", encoding="utf-8")
+    for picture in (name for outcome in outcomes for table in outcome.tables for name in table.pictures):
+        if folder.resolve() != path.parent.resolve():
+            shutil.copy(folder / picture, path.parent / picture)

@@ -1,0 +1,125 @@
+"""The yardstick: the recipe as a competent user of PyTorch writes it, with PIL and a DataLoader.
+
+Nothing of transferkit's sampler, features or loop is in here; it is given the patches' boxes and labels, so that both sides
+work on the same patches. What makes it fast: photos are decoded and cut in workers, each patch by one ``resize(box=...)``
+into a tensor whose memory is in the order that the network likes best (channels last) and that travels as bytes; the
+frozen trunk runs without gradients, on whole minibatches; scoring runs in inference mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset
+
+SIDE = 224
+BATCH = 64
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1) * 255
+STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1) * 255
+
+Choice = Callable[[Tensor], Tensor]
+"""Takes the labels of a photo's patches and returns the rows to use."""
+
+
+class PhotoPatches(Dataset[tuple[int, Tensor, Tensor]]):
+    """The patches of photos.
+
+    Args:
+        paths: (N) photos.
+        boxes: N times (P, 4) xyxy, pixels: all patches of each photo.
+        labels: N times (P,) their classes, 0 for background.
+        choose: Which of them to give.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], boxes: Sequence[Tensor], labels: Sequence[Tensor], choose: Choice
+    ) -> None:
+        self.paths, self.boxes, self.labels, self.choose = paths, boxes, labels, choose
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor]:
+        """Return the photo's number, its patches (P, 3, S, S) uint8, channels last in memory, and their labels (P,)."""
+        rows = self.choose(self.labels[index])
+        patches = torch.empty(len(rows), SIDE, SIDE, 3, dtype=torch.uint8)
+        with Image.open(self.paths[index]) as file:
+            photo = file.convert("RGB")
+        for patch, box in zip(patches.numpy(), self.boxes[index][rows].tolist(), strict=True):
+            patch[...] = np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=tuple(box)))
+        return index, patches.permute(0, 3, 1, 2), self.labels[index][rows]
+
+
+def every_patch(labels: Tensor) -> Tensor:
+    """Choose all patches."""
+    return torch.arange(len(labels))
+
+
+def positives_first(labels: Tensor, count: int = 448) -> Tensor:
+    """Choose all patches with an object and fill up with random background, ``count`` in all."""
+    positive, background = (labels > 0).nonzero()[:count, 0], (labels == 0).nonzero()[:, 0]
+    rows = torch.cat([positive, background[torch.randperm(len(background))]])
+    return rows.repeat(-(-count // len(rows)))[:count]
+
+
+def loader(
+    data: PhotoPatches, workers: int = 2, *, shuffle: bool = False
+) -> DataLoader[tuple[int, Tensor, Tensor]]:
+    """Return a loader of photos; its workers live on from epoch to epoch."""
+    return DataLoader(
+        data, batch_size=None, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0
+    )
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Return pixels in 0..255 as the trunk wants them."""
+    return pixels.float().sub_(MEAN).div_(STD)
+
+
+@torch.inference_mode()
+def features(trunk: nn.Module, photos: DataLoader[tuple[int, Tensor, Tensor]], num_photos: int) -> list[Tensor]:
+    """Return the trunk's output for every patch of every photo: N times (P, C, h, w), half precision."""
+    found: list[Tensor] = [torch.empty(0)] * num_photos
+    for index, patches, _ in photos:
+        found[index] = torch.cat([trunk(normalise(batch)).half() for batch in patches.split(BATCH)])
+    return found
+
+
+@torch.inference_mode()
+def score(
+    trunk: nn.Module, head: nn.Module, photos: DataLoader[tuple[int, Tensor, Tensor]], num_photos: int
+) -> Tensor:
+    """Return the photos' scores, (N, K): the sum over their patches of probability^5."""
+    head.eval()
+    scores: list[Tensor] = [torch.empty(0)] * num_photos
+    for index, patches, _ in photos:
+        probs = torch.cat([head(trunk(normalise(batch))).softmax(dim=1) for batch in patches.split(BATCH)])
+        scores[index] = probs.double().pow(5).sum(dim=0)
+    return torch.stack(scores)
+
+
+def train_epoch(
+    trunk: nn.Module,
+    head: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    photos: DataLoader[tuple[int, Tensor, Tensor]],
+) -> int:
+    """Train the head on one epoch of patches, in minibatches from one photo each; return how many patches there were."""
+    head.train()
+    count = 0
+    for _, patches, labels in photos:
+        for batch, truth in zip(patches.split(BATCH), labels.split(BATCH), strict=True):
+            with torch.no_grad():
+                maps = trunk(normalise(batch))
+            loss = cross_entropy(head(maps), truth)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            count += len(truth)
+    return count

@@ -1,0 +1,71 @@
+"""Run members one after the other, each in a process of its own, and keep what each found."""
+
+from __future__ import annotations
+
+import runpy
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from tests.benchmarks.machine import describe_machine
+from tests.benchmarks.members import Member
+from tests.benchmarks.page import Outcome
+from tests.benchmarks.rounds import say
+from tests.benchmarks.table import read_tables
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_member(member: Member, places: dict[str, str], folder: Path, *, quick: bool, again: bool) -> Outcome:
+    """Return what a member found; of an earlier run with the same arguments, if that ended well.
+
+    Args:
+        member: Which.
+        places: What ``DIR``, ``FILE`` and ``OUT`` stand for.
+        folder: Where outcomes are kept.
+        quick: Take the arguments for trying it out.
+        again: Run it even if there is an outcome.
+    """
+    kept = folder / f"{member.name}.json"
+    arguments = member.quick if quick else member.arguments
+    if kept.is_file() and not again:
+        earlier = Outcome.read(kept)
+        if earlier.status == 0 and earlier.arguments == arguments:
+            say(f"{member.name}: done at {earlier.date}, kept (--again measures anew)")
+            return earlier
+    say(f"{member.name}: {member.title} About {member.minutes:g} minutes on two quiet cores.")
+    date, started = time.strftime("%Y-%m-%d %H:%M", time.gmtime()), time.perf_counter()
+    with TemporaryDirectory() as temporary:
+        found = Path(temporary, "tables.json")
+        command = [sys.executable, "-m", f"tests.benchmarks.{member.name}", *member.command(places, quick)]
+        say(shlex.join(command[1:]))
+        command += ["--json", str(found)]
+        status = (
+            in_this_process(command) if quick else subprocess.run(command, cwd=ROOT, check=False).returncode
+        )
+        tables = read_tables(found) if found.is_file() else []
+    seconds = time.perf_counter() - started
+    outcome = Outcome(member.name, member.title, arguments, date, seconds, status, describe_machine(), tables)
+    outcome.write(kept)
+    say(f"{member.name}: status {status} after {seconds:.0f} s")
+    return outcome
+
+
+def in_this_process(command: list[str]) -> int:
+    """Run ``python -m module arguments`` here, which spares starting Python and importing torch; return its status."""
+    _, _, module, *arguments = command
+    threads, before = torch.get_num_threads(), sys.argv
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = before
+        torch.set_num_threads(threads)
+    return 0
