@@ -83,6 +83,15 @@ def test_the_official_truth_files_agree_with_the_annotations(shared):
         assert ap.item() == result.ap[VOC2007][column - 1]
 
 
+def test_classes_and_images_of_any_language(tmp_path, scored):
+    scores, ids = scored
+    ids, names = tuple(f"été{name}" for name in ids), ("background", "traffic light", "犬")
+    write_devkit_results(tmp_path, scores, image_ids=ids, class_names=names, competition="comp2")
+    assert (tmp_path / "comp2_cls_test_traffic light.txt").is_file()
+    read = read_devkit_results(tmp_path, image_ids=ids, class_names=names, competition="comp2")
+    assert torch.equal(read[:, 1:], scores[:, 1:])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -112,7 +121,9 @@ def test_a_missing_file_and_arguments_that_do_not_fit(tmp_path, scored):
         read_devkit_results(tmp_path, image_ids=("a", "a"), class_names=NAMES)
     with pytest.raises(ArgumentError, match=r"scores must be of shape \(29, 3\)"):
         write_devkit_results(tmp_path, scores, image_ids=ids[1:], class_names=NAMES)
-    with pytest.raises(ArgumentError, match="without blanks"):
-        write_devkit_results(tmp_path, scores, image_ids=ids, class_names=("a", "b c", "d"))
+    with pytest.raises(ArgumentError, match=r"image_ids must be without blanks, got \['b c', ''\]"):
+        write_devkit_results(tmp_path, scores[:3], image_ids=("a", "b c", ""), class_names=NAMES)
+    with pytest.raises(ArgumentError, match=r"class_names must be names that a file can have, got \['b/c'\]"):
+        write_devkit_results(tmp_path, scores, image_ids=ids, class_names=("a", "b/c", "d e"))
     with pytest.raises(ArgumentError, match="or -inf where unscored"):
         write_devkit_results(tmp_path, scores * math.nan, image_ids=ids, class_names=NAMES)

@@ -208,6 +208,10 @@ def test_refuses_what_cannot_be_right(probs, image_index, message):
 def test_refuses_boxes_that_do_not_fit_and_settings_out_of_range():
     with pytest.raises(ArgumentError, match="one xyxy box per patch"):
         ImageScorer(5, 3).add_batch(torch.rand(2, 3), torch.tensor([0, 1]), torch.zeros(3, 4))
+    for wrong in ([5.0, 0, 4, 9], [0, 0, 4, math.nan], [0, 0, math.inf, 9]):
+        boxes = torch.tensor([[0.0, 0, 4, 4], wrong])
+        with pytest.raises(ArgumentError, match=r"boxes must be finite, xmin <= xmax .* at row 1"):
+            ImageScorer(5, 3).add_batch(torch.rand(2, 3), torch.tensor([0, 1]), boxes)
     for arguments, name in [((0, 3), "num_images"), ((5, 0), "num_classes"), ((5, 3, 0), "exponent")]:
         with pytest.raises(ArgumentError, match=name):
             ImageScorer(*arguments)
@@ -215,6 +219,14 @@ def test_refuses_boxes_that_do_not_fit_and_settings_out_of_range():
         ImageScorer(5, 3, reduction="max")
     with pytest.raises(ArgumentError, match="exponent"):
         ImageScorer(5, 3, exponent=math.nan)
+
+
+def test_unchecked_nan_does_not_pass_for_an_image_without_patches():
+    scorer = ImageScorer(2, 2, validate=False)
+    scorer.add_batch(torch.tensor([[0.5, math.nan], [0.5, 0.5]]), torch.tensor([0, 0]))
+    for scores in (scorer.compute(), scorer.compute(log=True)):
+        assert scores.isnan().tolist() == [[False, True], [False, False]]
+        assert (scores[1] == -math.inf).all()
 
 
 def test_an_empty_batch_changes_nothing_and_the_protocol_is_met():

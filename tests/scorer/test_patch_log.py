@@ -15,7 +15,7 @@ def test_same_scores_as_an_image_scorer_and_patches_by_image():
     generator = torch.Generator().manual_seed(1)
     probs = torch.rand(50, 3, generator=generator)
     image_index = torch.randint(4, (50,), generator=generator)
-    boxes = torch.rand(50, 4, generator=generator)
+    boxes = torch.rand(50, 4, generator=generator).cumsum(dim=1)
     log = PatchLog(5, 3)
     assert isinstance(log, Scorer)
     for rows in torch.arange(50).split(7):
@@ -25,6 +25,8 @@ def test_same_scores_as_an_image_scorer_and_patches_by_image():
             scorer = ImageScorer(5, 3, exponent, reduction)
             scorer.add_batch(probs, image_index)
             torch.testing.assert_close(log.compute(exponent, reduction), scorer.compute(), rtol=1e-12, atol=0)
+            in_logs = log.compute(exponent, reduction, log=True)
+            torch.testing.assert_close(in_logs, scorer.compute(log=True), rtol=1e-12, atol=1e-15)
         for image in range(5):
             found = log.patches(image)
             assert torch.equal(found[0], probs[image_index == image])

@@ -87,7 +87,8 @@ def exponents(page: Page, rule: APRule, log: PatchLog, truth: Presence) -> None:
     rule = replace(rule, minimum_score=-math.inf)
     mean_ap = {}
     for exponent in sorted({*_EXPONENTS, log.exponent}):
-        ap = rule.average_precision(log.compute(exponent), truth.present, truth.difficult_only)
+        scores = log.compute(exponent, log=True)  # 1e-26 to the power 12 has no float64
+        ap = rule.average_precision(scores, truth.present, truth.difficult_only)
         mean_ap[exponent] = float(ap.nanmean())
     if any(map(math.isnan, mean_ap.values())):
         return

@@ -36,6 +36,7 @@ def check_batch(
         problems.append(f"boxes must be one xyxy box per patch, (B, 4), got {tuple(boxes.shape)}")
     if not problems and values:
         problems = [*_wrong_images(image_index, num_images), *_wrong_probs(probs, image_index)]
+        problems += [] if boxes is None else _wrong_boxes(boxes)
     if problems:
         raise ArgumentError("; ".join(problems))
 
@@ -57,3 +58,12 @@ def _wrong_probs(probs: Tensor, image_index: Tensor) -> list[str]:
     step = "the network gives NaN" if value != value else "give probabilities (softmax), not logits"
     place = f"row {row}, class {column}, image {int(image_index[row])}"
     return [f"probs must lie in 0..1, got {value:g} at {place} ({int(wrong.sum())} such values): {step}"]
+
+
+def _wrong_boxes(boxes: Tensor) -> list[str]:
+    wrong = ~(boxes.isfinite().all(dim=1) & (boxes[:, :2] <= boxes[:, 2:]).all(dim=1))
+    if not wrong.any():
+        return []
+    row = int(wrong.nonzero()[0])
+    found = [round(value, 3) for value in boxes[row].tolist()]
+    return [f"boxes must be finite, xmin <= xmax and ymin <= ymax, got {found} at row {row}"]

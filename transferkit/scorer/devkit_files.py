@@ -49,7 +49,7 @@ def write_devkit_results(
         folder: Made if absent.
         scores: (N, K).
         image_ids: N names as in the image set file, without blanks.
-        class_names: K names.
+        class_names: K names that a file can have.
         image_set: See :func:`result_file`.
         competition: See :func:`result_file`.
 
@@ -57,14 +57,17 @@ def write_devkit_results(
         The files, in the order of the classes.
 
     Raises:
-        ArgumentError: Numbers of images or classes that do not fit, a blank in a name, a NaN or infinite score.
+        ArgumentError: Numbers of images or classes that do not fit, a blank in an image's name, a slash in a
+            class's, a NaN or infinite score.
     """
     shape = (len(image_ids), len(class_names))
     require(
         scores.shape == shape, "scores", f"of shape {shape}, as image_ids and class_names say", scores.shape
     )
-    blank = [name for name in (*image_ids, *class_names) if not name or name.split() != [name]]
-    require(not blank, "image_ids and class_names", "without blanks", blank)
+    blank = [name for name in image_ids if name.split() != [name]]
+    require(not blank, "image_ids", "without blanks", blank)
+    no_file = [name for name in class_names if not name or {"/", "\\", "\0"} & set(name)]
+    require(not no_file, "class_names", "names that a file can have", no_file)
     wrong = scores.isnan() | (scores == math.inf)
     require(not wrong.any(), "scores", "numbers, or -inf where unscored", f"{int(wrong.sum())} others")
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -75,7 +78,7 @@ def write_devkit_results(
         pairs = zip(image_ids, scores[:, column].tolist(), strict=True)
         lines = [f"{image} {score!r}\n" for image, score in pairs if score != -math.inf]
         files.append(result_file(folder, class_name, image_set, competition))
-        files[-1].write_text("".join(lines), encoding="ascii")
+        files[-1].write_text("".join(lines), encoding="utf-8")
     return files
 
 
@@ -122,7 +125,7 @@ def read_devkit_results(
 
 def _read_lines(file: Path, row_of: dict[str, int]) -> list[tuple[int, float]]:
     found: dict[int, float] = {}
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         place = f"{file}, line {number}"
         try:
             image, text = line.split()

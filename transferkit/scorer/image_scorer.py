@@ -46,6 +46,7 @@ class ImageScorer:
         reduction: ``"sum"`` or ``"mean"`` over the patches of an image.
         device: Where the sums are kept; ``None`` is cpu. Batches are moved there.
         validate: Whether the values of each batch are checked. The check waits for the device that holds them.
+            Unchecked, a NaN makes the image's score NaN, which :func:`evaluate` refuses.
 
     Raises:
         ArgumentError: An argument is out of its range.
@@ -113,17 +114,18 @@ class ImageScorer:
             boxes: (B, 4) xyxy in pixels of the image: where the patches lie; kept for the best patch only.
 
         Raises:
-            ArgumentError: Shapes that do not fit, an image outside 0..N-1, a probability outside 0..1 or NaN.
+            ArgumentError: Shapes that do not fit, an image outside 0..N-1, a probability outside 0..1 or NaN, a
+                box that is inside out or not finite.
         """
         check_batch(probs, image_index, boxes, self.num_images, self.num_classes, values=self.validate)
         if len(probs) == 0:
             return
         images, slot = image_index.long().unique(return_inverse=True)  # type: ignore[no-untyped-call]
         images, slot = images.to(self.device), slot.to(self.device)
-        probs = probs.to(self.device, torch.float64)
+        probs = probs.to(self.device).double()  # moved first: not every device they come from has float64
         if boxes is None:
             boxes = torch.full((len(probs), 4), torch.nan)
-        boxes = boxes.to(self.device, torch.float64)
+        boxes = boxes.to(self.device).double()
         batch = tally_batch(probs, slot, len(images), boxes, self.exponent)
         self._tally.write_rows(images, combine(self._tally.rows(images), batch, self.exponent))
 
@@ -146,7 +148,7 @@ class ImageScorer:
         elif self.reduction == "mean":
             total = total / tally.count[:, None]
         score = exponent * tally.peak.log() + total.log() if log else tally.peak.pow(exponent) * total
-        return score.where((tally.count > 0)[:, None] & ~score.isnan(), -math.inf)
+        return score.where((tally.count > 0)[:, None], -math.inf)
 
     def merge(self, other: ImageScorer) -> None:
         """Add what another scorer has seen of the same images.

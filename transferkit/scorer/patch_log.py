@@ -58,14 +58,22 @@ class PatchLog:
         batch = (probs.detach().float(), image_index.detach().long(), boxes.detach().float())
         self._batches.append((batch[0].cpu(), batch[1].cpu(), batch[2].cpu()))
 
-    def compute(self, exponent: float | None = None, reduction: Reduction | None = None) -> Tensor:
-        """Return the (N, K) float64 scores that an :class:`ImageScorer` with these settings gives."""
+    def compute(
+        self, exponent: float | None = None, reduction: Reduction | None = None, *, log: bool = False
+    ) -> Tensor:
+        """Return the (N, K) float64 scores that an :class:`ImageScorer` with these settings gives.
+
+        Args:
+            exponent: Unless that of this log.
+            reduction: Likewise.
+            log: Return their logarithm; see :meth:`ImageScorer.compute`.
+        """
         exponent = self.exponent if exponent is None else exponent
         reduction = self.reduction if reduction is None else reduction
         scorer = ImageScorer(self.num_images, self.num_classes, exponent, reduction, validate=False)
         for probs, image_index, boxes in self._batches:
             scorer.add_batch(probs, image_index, boxes)
-        return scorer.compute()
+        return scorer.compute(log)
 
     def patches(self, image: int) -> tuple[Tensor, Tensor]:
         """Return the (P, K) probabilities and (P, 4) boxes of one image, in the order they came."""
