@@ -159,18 +159,12 @@ def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -
     print(result)
 
     # Report
-    metrics = write_results(args.results, state, result, seconds=stopwatch.laps)
+    metrics = write_results(args.results, state, result, seconds=stopwatch.laps, image_set=args.test_set)
     if args.report:
-        runs = {"from scratch" if args.from_scratch else "pretrained": metrics, **(compared_with or {})}
+        title = f"{args.model}, {protocol.name}, VOC{args.year} {args.test_set}"
+        seen = look_at_patches(train_patches, train_set) if train_patches else None
         report = RunReport.of(
-            state,
-            f"{args.model}, {protocol.name}, VOC{args.year} {args.test_set}",
-            result,
-            log,
-            test_set,
-            histories={name: each["history"] for name, each in runs.items()},
-            seconds=stopwatch.laps,
-            patches=look_at_patches(train_patches, train_set) if train_patches else None,
+            metrics, result, log, test_set, title=title, compared_with=compared_with, patches=seen
         )
         build_report(report, progress=True).write(args.results / "report.html")
     print(stopwatch)
@@ -273,6 +267,7 @@ def test(
         truth.present,
         truth.difficult_only,
         class_names=test_set.class_names,
+        image_ids=test_set.ids,
         rule=protocol.ap_rule,
         bootstrap=1000 if keep_patches else 0,
     )

@@ -48,6 +48,7 @@ def test_a_run_tells_both_regimes_and_leaves_its_results(call, tmp_path: Path) -
     for interpolation in ("all-points", "11-point", "none"):
         for difficult in ("ignored", "positive"):
             assert f"{interpolation}, difficult {difficult}" in table[0]
+    assert len(list((results / "devkit").glob("comp2_cls_test_*.txt"))) == 10
     assert (results / "convergence.png").read_bytes().startswith(b"\x89PNG")
 
 

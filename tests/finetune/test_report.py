@@ -133,6 +133,24 @@ def test_every_section_is_there_with_its_figures(report):
     assert "scene11" not in alternative  # its only object is difficult
 
 
+def test_is_made_from_the_metrics_of_a_run(report):
+    metrics = {
+        "settings": {"protocol": "neon2016"},
+        "history": report.histories["pretrained"],
+        "transfer": None,
+        "seconds": {"train": 61.0},
+        "versions": {"torch": "2.13.0"},
+    }
+    other = {**metrics, "history": [{"epoch": 1, "loss": 2.5, "mean_ap": None}]}
+    made = RunReport.of(
+        metrics, report.result, report.log, Scenes(), title="A run", compared_with={"another": other}
+    )
+    outline = Outline(build_report(made).to_html())
+    assert [heading["id"] for heading in outline.all("h2")] == [s for s in SECTIONS if s != "transfer"]
+    alternative = " ".join(image["alt"] for image in outline.all("img"))
+    assert "from scratch 0.5 nats after 2 epochs, another 2.5 nats after 1 epochs" in alternative
+
+
 def test_what_is_left_empty_has_no_section(report):
     bare = dataclasses.replace(
         report, settings={}, transfer="", histories={}, seconds={}, versions={}, patches=None

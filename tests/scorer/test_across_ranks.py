@@ -1,13 +1,15 @@
-"""Scorers in real processes that talk over gloo: any number of ranks equals one pass."""
+"""Scorers in processes that torchrun starts and that talk over gloo: any number of ranks equals one pass."""
 
 from __future__ import annotations
 
-import tempfile
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from transferkit.errors import ArgumentError
 from transferkit.scorer import ImageScorer, PatchLog
@@ -23,9 +25,10 @@ def patches() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return probs, torch.randint(IMAGES, (PATCHES,), generator=generator), boxes
 
 
-def work(rank: int, world: int, folder: str) -> None:
+def work(folder: str) -> None:
     """One rank: its share of the patches in its own batch sizes; the images are not split between ranks."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    distributed.init_process_group("gloo")
+    rank, world = distributed.get_rank(), distributed.get_world_size()
     probs, image_index, boxes = patches()
     share = torch.arange(PATCHES) % world == rank
     found = {}
@@ -52,11 +55,21 @@ def work(rank: int, world: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_ranks_equal_one_pass(world):
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(work, args=(world, folder), nprocs=world)
-        found = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+def test_ranks_equal_one_pass(world, tmp_path, root):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    done = subprocess.run(
+        [*torchrun, __file__, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
     probs, image_index, boxes = patches()
     worst = 0.0
     for exponent in EXPONENTS:
@@ -83,3 +96,7 @@ def test_without_a_process_group_it_is_a_copy():
     copy.add_batch(torch.rand(3, 2), torch.tensor([0, 1, 1]))
     assert scorer.counts.tolist() == [1, 2]
     assert copy.counts.tolist() == [2, 4]
+
+
+if __name__ == "__main__":
+    work(sys.argv[1])

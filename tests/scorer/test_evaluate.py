@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from transferkit.errors import ArgumentError
-from transferkit.scorer import ALL_RULES, NEON, VOC2007, VOC2010, APRule, average_precision, evaluate
+from transferkit.scorer import (
+    ALL_RULES,
+    NEON,
+    VOC2007,
+    VOC2010,
+    APRule,
+    average_precision,
+    evaluate,
+    read_devkit_results,
+)
 
 NAMES = ["background", "cat", "dog", "zebra"]
 
@@ -86,6 +95,32 @@ def test_prints_as_table_markdown_and_json(case):
         "ap": {str(rule): None for rule in ALL_RULES},
         "interval": [None, None],
     }
+
+
+def test_its_devkit_files_give_the_same_result(case, tmp_path):
+    scores, present, difficult = case
+    ids = [f"{n:06}" for n in range(40)]
+    scores[4, 1] = -math.inf
+    result = evaluate(scores, present, difficult, class_names=NAMES, image_ids=ids)
+    files = result.write_devkit(tmp_path / "Main", image_set="val", competition="comp2")
+    assert [file.name for file in files] == [f"comp2_cls_val_{name}.txt" for name in NAMES[1:]]
+    assert sorted(tmp_path.glob("Main/*")) == sorted(files)
+    read = read_devkit_results(
+        tmp_path / "Main", image_ids=ids, class_names=NAMES, image_set="val", competition="comp2"
+    )
+    again = evaluate(read, present, difficult, class_names=NAMES, image_ids=ids)
+    assert again.to_json() == result.to_json()
+    with pytest.raises(ArgumentError, match=r"give evaluate\(image_ids=...\)"):
+        evaluate(scores, present, class_names=NAMES).write_devkit(tmp_path)
+
+
+def test_a_mean_over_other_classes_says_so(case):
+    scores, present, difficult = case
+    difficult[:, 2] |= present[:, 2]  # every dog is difficult
+    text = str(evaluate(scores, present, difficult, class_names=NAMES))
+    assert "left out of the mean: dog, zebra" in text
+    assert "mean with difficult positive, over 2 classes: " in text
+    assert "mean with difficult negative: " in text
 
 
 def test_a_rule_of_ones_own_is_evaluated_and_leads(case):

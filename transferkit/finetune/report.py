@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from transferkit.finetune import report_sections as sections
 from transferkit.finetune.page import Page
-from transferkit.finetune.results import versions
-from transferkit.finetune.run import Run
 from transferkit.finetune.training_patches import TrainingPatches
 from transferkit.progress import Progress, track
 from transferkit.scorer import ClassificationResult, LocalizationMeter, LocalizationResult, PatchLog
@@ -51,21 +49,40 @@ class RunReport:
     @classmethod
     def of(
         cls,
-        run: Run,
-        title: str,
+        metrics: Mapping[str, Any],
         result: ClassificationResult,
         log: PatchLog,
         dataset: Any,
-        **others: Any,
+        *,
+        title: str,
+        compared_with: Mapping[str, Mapping[str, Any]] | None = None,
+        patches: TrainingPatches | None = None,
     ) -> RunReport:
-        """Return the report of a run, with what the run knows about itself filled in; ``others`` are attributes."""
-        known = {
-            "settings": run.settings,
-            "transfer": str(TransferReport.from_dict(run.transfer)) if run.transfer else "",
-            "histories": {"training": [asdict(record) for record in run.history]},
-            "versions": versions(run),
-        }
-        return cls(title, result, log, dataset, **{**known, **others})
+        """Return the report of a run, from what :func:`transferkit.finetune.write_results` wrote of it.
+
+        Args:
+            metrics: Of the run, as in metrics.json.
+            result: See :class:`RunReport`.
+            log: See :class:`RunReport`.
+            dataset: See :class:`RunReport`.
+            title: Of the page.
+            compared_with: The metrics of other runs by name; their training is drawn beside this one's.
+            patches: See :class:`RunReport`.
+        """
+        name = "pretrained" if metrics["transfer"] else "from scratch"
+        runs = {name: metrics, **(compared_with or {})}
+        return cls(
+            title,
+            result,
+            log,
+            dataset,
+            settings=metrics["settings"],
+            transfer=str(TransferReport.from_dict(metrics["transfer"])) if metrics["transfer"] else "",
+            histories={name: run["history"] for name, run in runs.items()},
+            seconds=metrics["seconds"],
+            versions=metrics["versions"],
+            patches=patches,
+        )
 
 
 def build_report(report: RunReport, *, progress: Progress = False) -> Page:

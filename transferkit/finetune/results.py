@@ -22,17 +22,25 @@ from transferkit.scorer.pictures import plot_convergence
 
 
 def write_results(
-    folder: Path | str, run: Run, result: ClassificationResult, *, seconds: Mapping[str, float]
+    folder: Path | str,
+    run: Run,
+    result: ClassificationResult,
+    *,
+    seconds: Mapping[str, float],
+    image_set: str = "test",
 ) -> dict[str, Any]:
     """Write metrics.json, history.csv, average_precision.csv and .md, and (with matplotlib) convergence.png.
 
-    The table holds every class under every rule of average precision.
+    The table holds every class under every rule of average precision. Where the result knows the names of the
+    images, the scores are written too, as the devkit's own files: those of a transferred network to ``comp2``,
+    the competition for data besides VOC's, others to ``comp1``.
 
     Args:
         folder: Made if absent.
         run: The run after its last epoch.
         result: What the evaluation found.
         seconds: Wall time by phase.
+        image_set: Which was scored, for the names of the devkit's files.
 
     Returns:
         What metrics.json holds.
@@ -55,6 +63,9 @@ def write_results(
     _write_text(folder / "history.csv", history_csv(run.history))
     _write_text(folder / "average_precision.csv", ap_csv(result))
     _write_text(folder / "average_precision.md", result.to_markdown())
+    if result.image_ids:
+        competition = "comp2" if run.transfer else "comp1"
+        result.write_devkit(folder / "devkit", image_set=image_set, competition=competition)
     if run.history:
         write_convergence(folder / "convergence.png", {"training": metrics["history"]})
     return metrics

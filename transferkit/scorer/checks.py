@@ -7,6 +7,8 @@ from torch import Tensor
 
 from transferkit.errors import ArgumentError
 
+BACKGROUND = "background"  # the class that no evaluation counts
+
 # An average of float32 probabilities may exceed 1 by a rounding.
 _SLACK = 1e-6
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from transferkit.errors import ArgumentError, DataError, MissingFileError, did_you_mean, require
-from transferkit.scorer.evaluate import BACKGROUND
+from transferkit.scorer.checks import BACKGROUND
 
 
 def result_file(
@@ -42,8 +42,8 @@ def write_devkit_results(
 ) -> list[Path]:
     """Write one result file per class, background apart.
 
-    Scores are written with all their digits. An image that is unscored for a class (``-inf``) has no line in
-    its file, which ranks it last in the devkit as it does here.
+    Scores are written with all their digits, and each file whole or not at all. An image that is unscored for a
+    class (``-inf``) has no line in its file, which ranks it last in the devkit as it does here.
 
     Args:
         folder: Made if absent.
@@ -78,7 +78,9 @@ def write_devkit_results(
         pairs = zip(image_ids, scores[:, column].tolist(), strict=True)
         lines = [f"{image} {score!r}\n" for image, score in pairs if score != -math.inf]
         files.append(result_file(folder, class_name, image_set, competition))
-        files[-1].write_text("".join(lines), encoding="utf-8")
+        part = files[-1].with_suffix(".part")
+        part.write_text("".join(lines), encoding="utf-8")
+        part.replace(files[-1])
     return files
 
 

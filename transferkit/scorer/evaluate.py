@@ -10,9 +10,8 @@ from torch import Tensor
 from transferkit.errors import ArgumentError
 from transferkit.scorer.ap_rule import ALL_RULES, VOC2010, APRule
 from transferkit.scorer.bootstrap import bootstrap_intervals
+from transferkit.scorer.checks import BACKGROUND
 from transferkit.scorer.result import ClassificationResult
-
-BACKGROUND = "background"
 
 
 def evaluate(
@@ -36,7 +35,7 @@ def evaluate(
         targets: (N, K) bool: the image shows the class.
         difficult: (N, K) bool: it shows the class only in objects marked difficult; ``None``: nowhere.
         class_names: K names.
-        image_ids: N distinct names of the images, to speak of in errors.
+        image_ids: N distinct names of the images, to speak of in errors and for the devkit's result files.
         rule: The rule that the result means where none is named.
         bootstrap: Number of resampled image sets for the intervals under ``rule``; 0 for no intervals.
         level: The share of intervals that shall hold the true value.
@@ -70,6 +69,8 @@ def evaluate(
         intervals=intervals.classes,
         mean_interval=intervals.mean,
         level=level,
+        scores=scores.double(),
+        image_ids=tuple(image_ids or ()),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from transferkit.boxes import iou
 from transferkit.errors import require
-from transferkit.scorer.evaluate import BACKGROUND
+from transferkit.scorer.checks import BACKGROUND
 from transferkit.scorer.score_map import map_box, map_peak, score_map
 from transferkit.scorer.table import markdown_table, number_or_none, percent, plain_table
 

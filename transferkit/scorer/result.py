@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from transferkit.errors import require
+from torch import Tensor
+
+from transferkit.errors import ArgumentError, require
 from transferkit.scorer.ap_rule import APRule
 from transferkit.scorer.average_precision import INTERPOLATIONS
+from transferkit.scorer.devkit_files import write_devkit_results
 from transferkit.scorer.table import markdown_table, number_or_none, percent, plain_table
 
 
@@ -36,6 +40,8 @@ class ClassificationResult:
         intervals: Per class, the bootstrap interval of its AP under ``rule``; empty where none was asked for.
         mean_interval: The same for the mean.
         level: Of the intervals.
+        scores: (N, C) float64, what was evaluated.
+        image_ids: N names of the images, if they were given.
     """
 
     class_names: tuple[str, ...]
@@ -47,6 +53,8 @@ class ClassificationResult:
     intervals: tuple[Interval, ...] = ()
     mean_interval: Interval | None = None
     level: float = 0.95
+    scores: Tensor | None = field(default=None, repr=False, compare=False)
+    image_ids: tuple[str, ...] = field(default=(), repr=False)
 
     def mean_ap(self, rule: APRule | None = None) -> float:
         """Return the mean AP over the classes that have one; NaN if none has.
@@ -88,9 +96,14 @@ class ClassificationResult:
         others: dict[str, list[str]] = {}
         for rule in self.ap:
             if rule not in self._shown_rules():
-                family = str(rule).removeprefix(f"{rule.interpolation}, ")
+                family = str(rule).removeprefix(f"{rule.interpolation}, ") + self._over(rule)
                 others.setdefault(family, []).append(f"{rule.interpolation} {percent(self.mean_ap(rule))}")
         return lines + [f"mean with {family}: {', '.join(means)}" for family, means in others.items()]
+
+    def _over(self, rule: APRule) -> str:
+        """Over how many classes a rule's mean goes, where they are not those of the leading rule."""
+        known, own = ([not math.isnan(value) for value in self.ap[each]] for each in (self.rule, rule))
+        return "" if known == own else f", over {sum(own)} classes"
 
     def __str__(self) -> str:
         return "\n".join([plain_table(self.table()), *self.notes()])
@@ -127,6 +140,25 @@ class ClassificationResult:
     def to_json(self) -> str:
         """Return :meth:`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def write_devkit(
+        self, folder: Path | str, *, image_set: str = "test", competition: str = "comp1"
+    ) -> list[Path]:
+        """Write the devkit's own result files, for others to score; see :func:`write_devkit_results`.
+
+        Raises:
+            ArgumentError: The result does not know the names of the images.
+        """
+        if self.scores is None or not self.image_ids:
+            raise ArgumentError("the devkit's files name the images: give evaluate(image_ids=...)")
+        return write_devkit_results(
+            folder,
+            self.scores,
+            image_ids=self.image_ids,
+            class_names=self.class_names,
+            image_set=image_set,
+            competition=competition,
+        )
 
     def _shown_rules(self) -> list[APRule]:
         """The leading rule, then all interpolations that treat difficult objects as it does."""
