@@ -16,7 +16,7 @@ FLOORS: list[set[str]] = [
     {"finetune"},
     {"features", "datasets", "protocols"},
     {"transfer", "sampler", "heads", "scorer", "alexnet"},
-    {"checkpoints", "labeling"},
+    {"checkpoints", "labeling", "backbones"},
     {"layers", "boxes"},
     {"progress", "preprocessing"},
     {"errors"},

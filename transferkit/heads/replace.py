@@ -1,53 +1,14 @@
-"""Find the head of a model, and put another in its place."""
+"""Put another head in the place of a model's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from torch import nn
 
-from transferkit.errors import ArgumentError, LayerNotFoundError, did_you_mean
-
-
-class Head(NamedTuple):
-    """Where a model's head is: its dotted name, the module, and the width of the features that it takes."""
-
-    name: str
-    module: nn.Module
-    in_features: int
-
-
-def find_head(model: nn.Module, name: str | None = None) -> Head:
-    """Find the classification layer: the last linear layer in definition order, or the one named.
-
-    Args:
-        model: Any module.
-        name: Dotted name, where the last linear layer is not the one. It may name a container: its first linear
-            layer then tells the width.
-
-    Raises:
-        LayerNotFoundError: No module has that name (the nearest are offered), or there is no linear layer.
-    """
-    modules = dict(model.named_modules())
-    if name is not None and name not in modules:
-        raise LayerNotFoundError(
-            f"no module named {name!r} in {type(model).__name__}{did_you_mean(name, modules)}"
-        )
-    if name is None:
-        linears = [key for key, module in modules.items() if isinstance(module, nn.Linear)]
-        if not linears:
-            raise LayerNotFoundError(
-                f"{type(model).__name__} has no linear layer to call its head; name the module to replace"
-            )
-        name = linears[-1]
-    inner = [module for module in modules[name].modules() if isinstance(module, nn.Linear)]
-    if not inner:
-        raise LayerNotFoundError(
-            f"{name!r} is a {type(modules[name]).__name__} without a linear layer, so the width of its input "
-            "is not known; name the linear layer itself"
-        )
-    return Head(name, modules[name], inner[0].in_features)
+from transferkit.errors import ArgumentError
+from transferkit.heads.find import Head, find_head, is_linear, width_of
+from transferkit.heads.per_position import PerPosition
 
 
 def replace_head(
@@ -55,17 +16,21 @@ def replace_head(
 ) -> Head:
     """Put ``head`` where the model's head is, in place, on the same device and in the same dtype.
 
+    Where the old head is a convolution, a head of linear layers is applied at every position of the map. A number
+    of classes that the model keeps as its own attribute (``num_classes``, ``num_labels``) becomes the new one.
+
     Args:
         model: Any module; changed in place.
         head: The new head, or a function of ``in_features`` that builds it.
-        name: Dotted name of the module to replace; the last linear layer unless given.
+        name: Dotted name of the module to replace; found by :func:`find_head` unless given.
 
     Returns:
         The new head: name, module, ``in_features``.
 
     Raises:
         LayerNotFoundError: As :func:`find_head`.
-        ArgumentError: The new head's first linear layer takes another width than the features have.
+        ArgumentError: The new head's first layer takes another width than the features have, or takes maps where
+            there are none.
 
     Example:
         >>> from transferkit.heads import linear_head
@@ -75,16 +40,45 @@ def replace_head(
     """
     old = find_head(model, name)
     new = head if isinstance(head, nn.Module) else head(old.in_features)
-    takes = next((module.in_features for module in new.modules() if isinstance(module, nn.Linear)), None)
+    _check_fits(model, old, new)
+    on_map = isinstance(_first_layer(old.module), nn.Conv2d)
+    if on_map and is_linear(_first_layer(new)):
+        new = PerPosition(new)
+    weight = next(old.module.parameters(), None)
+    weight = next(model.parameters()) if weight is None else weight
+    new.to(device=weight.device, dtype=weight.dtype)
+    parent, _, attribute = old.name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, new)
+    _tell_number_of_classes(model, new)
+    return Head(old.name, new, old.in_features)
+
+
+def _check_fits(model: nn.Module, old: Head, new: nn.Module) -> None:
+    if old.name == "":
+        raise ArgumentError("the model is itself one linear layer; use the new head in its place")
+    first = _first_layer(new)
+    takes = None if first is None else width_of(first)
     if takes is not None and takes != old.in_features:
         raise ArgumentError(
             f"the new head takes {takes} features and {old.name!r} of {type(model).__name__} is given "
             f"{old.in_features}; build the head with in_features={old.in_features}"
         )
-    if old.name == "":
-        raise ArgumentError("the model is itself one linear layer; use the new head in its place")
-    weight = next(old.module.parameters())
-    new.to(device=weight.device, dtype=weight.dtype)
-    parent, _, attribute = old.name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, new)
-    return Head(old.name, new, old.in_features)
+    if isinstance(first, nn.Conv2d) and is_linear(old.module):
+        raise ArgumentError(
+            f"the new head starts with a convolution and {old.name!r} of {type(model).__name__} is given vectors of "
+            f"{old.in_features}; build it of linear layers, or name the module that is given the map"
+        )
+
+
+def _first_layer(module: nn.Module) -> nn.Module | None:
+    """Return the first linear layer or convolution."""
+    return next((each for each in module.modules() if width_of(each) is not None), None)
+
+
+def _tell_number_of_classes(model: nn.Module, head: nn.Module) -> None:
+    """Keep the model's own count true: timm's forward looks at it, to see whether there is a head at all."""
+    widths = [getattr(each, "out_features", getattr(each, "out_channels", None)) for each in head.modules()]
+    widths = [width for width in widths if isinstance(width, int)]
+    for name in ("num_classes", "num_labels"):
+        if widths and isinstance(vars(model).get(name), int):
+            setattr(model, name, widths[-1])

@@ -1,0 +1,42 @@
+"""A module changed in some places without changing it: what is on the way is new, everything else is shared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from torch import nn
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """Return the same module, its tensors and children shared, with lists of children and hooks of its own."""
+    same = copy.copy(module)
+    for own, value in vars(module).items():
+        if own == "_modules" or own.endswith(("_hooks", "_hooks_with_kwargs")):
+            same.__dict__[own] = copy.copy(value)
+    return same
+
+
+def with_changes(module: nn.Module, changes: Mapping[str, nn.Module]) -> nn.Module:
+    """Return the module with others in the places named; the module itself is left as it was.
+
+    Args:
+        module: Any module.
+        changes: What stands there instead, by dotted name; none of the names inside another.
+
+    Example:
+        >>> net = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.ReLU())
+        >>> changed = with_changes(net, {"0.0": nn.Identity()})
+        >>> changed[0][0], net[0][0], changed[1] is net[1]
+        (Identity(), Linear(in_features=2, out_features=2, bias=True), True)
+    """
+    if "" in changes:
+        return changes[""]
+    below: dict[str, dict[str, nn.Module]] = {}
+    for name, other in changes.items():
+        child, _, rest = name.partition(".")
+        below.setdefault(child, {})[rest] = other
+    same = twin(module)
+    for child, inner in below.items():
+        same._modules[child] = with_changes(module.get_submodule(child), inner)
+    return same

@@ -1,0 +1,154 @@
+"""Find the head of a model: the layer that tells its classes apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from transferkit.errors import LayerNotFoundError, did_you_mean
+
+# What the head is called where models are published: torchvision's, timm's, Hugging Face's, and the older ones.
+_CONVENTIONAL = {"fc", "_fc", "classifier", "_classifier", "head", "heads", "last_linear", "linear", "logits"}
+_AUXILIARY = re.compile("aux|dist", re.IGNORECASE)
+_NEVER = re.compile(r"(^|\.)pooler(\.|$)")
+
+
+class Head(NamedTuple):
+    """Where a model's head is: its dotted name, the module, and the width of the features that it takes."""
+
+    name: str
+    module: nn.Module
+    in_features: int
+
+
+def find_head(model: nn.Module, name: str | None = None) -> Head:
+    """Find the classification layer, or the one named.
+
+    A model that says it itself is believed (timm's ``get_classifier``). Else it is the last layer with parameters,
+    in definition order, if that is linear, or a convolution that is called like a head (SqueezeNet's
+    ``classifier.1``). Where the signs disagree, nothing is guessed: the candidates are named.
+
+    Args:
+        model: Any module.
+        name: Dotted name, where it cannot be told. It may name a container: its first linear layer or convolution
+            then tells the width.
+
+    Raises:
+        LayerNotFoundError: No module has that name (the nearest are offered); or there is no linear layer, or it
+            is not clear which layer is the head, or there are several heads (Inception's and GoogLeNet's auxiliary
+            ones, the second one of a distilled DeiT).
+
+    Example:
+        >>> from transferkit.alexnet import AlexNet
+        >>> find_head(AlexNet(10, channels=(4, 4, 4, 4, 4), hidden=8))
+        Head(name='classifier.6', module=Linear(in_features=8, out_features=10, bias=True), in_features=8)
+    """
+    modules = dict(model.named_modules())
+    if name is not None and name not in modules:
+        raise LayerNotFoundError(
+            f"no module named {name!r} in {type(model).__name__}{did_you_mean(name, modules)}"
+        )
+    if name is None:
+        own = _told_by(model)
+        if own is not None:
+            return own
+        name = _last(model)
+        _check_alone(model, name)
+    widths = [width for module in modules[name].modules() if (width := width_of(module)) is not None]
+    if not widths:
+        raise LayerNotFoundError(
+            f"{name!r} is a {type(modules[name]).__name__} without a linear layer or convolution, so the width "
+            "of its input is not known; name the layer itself"
+        )
+    return Head(name, modules[name], widths[0])
+
+
+def width_of(module: nn.Module) -> int | None:
+    """Return how many features a linear layer, or channels a convolution, takes; ``None`` for other modules."""
+    if isinstance(module, nn.Conv2d):
+        return module.in_channels
+    return module.in_features if is_linear(module) else None  # type: ignore[return-value]
+
+
+def is_linear(module: nn.Module | None) -> bool:
+    """Tell whether a module is a linear layer, torch's own or one that says so by the same attributes."""
+    widths = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    return module is not None and all(isinstance(width, int) for width in widths)
+
+
+def _told_by(model: nn.Module) -> Head | None:
+    """Ask a model of timm, which may have been built without a head: an identity stands there then."""
+    ask = getattr(model, "get_classifier", None)
+    told: Any = ask() if callable(ask) else None
+    if isinstance(told, tuple | list | nn.ModuleList):
+        several = [name for name, module in model.named_modules() if any(module is each for each in told)]
+        raise _several(model, several)
+    name = next((name for name, module in model.named_modules() if name and module is told), None)
+    if name is None or told is None:
+        return None
+    if isinstance(told, nn.Identity):
+        width = getattr(model, "head_hidden_size", None) or getattr(model, "num_features", None)
+        return Head(name, told, width) if isinstance(width, int) else None
+    inner = [f"{name}.{key}".rstrip(".") for key, module in told.named_modules() if is_head_layer(module)]
+    return find_head(model, inner[-1]) if inner else None
+
+
+def is_head_layer(module: nn.Module) -> bool:
+    """Tell whether a module can map features to classes: a linear layer, or a convolution of one cell."""
+    return is_linear(module) or (isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1})
+
+
+def _last(model: nn.Module) -> str:
+    """Return the name of the last layer with parameters where that can be the head, else of the one called so."""
+    layers: list[tuple[str, nn.Module]] = [
+        (name, module)
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    linears = [name for name, module in layers if is_linear(module)]
+    called = [name for name, module in layers if is_head_layer(module) and name.split(".")[0] in _CONVENTIONAL]
+    main = [name for name in called if not _AUXILIARY.search(name)]
+    if not linears and not called:
+        raise LayerNotFoundError(
+            f"{type(model).__name__} has no linear layer to call its head; name the module to replace"
+        )
+    last, module = layers[-1]
+    if main and (last == main[-1] or not is_linear(module)):
+        return main[-1]
+    if is_linear(module) and not main and not _NEVER.search(last):
+        return last
+    if _AUXILIARY.search(last):
+        raise _several(model, [last, *main[-1:]])
+    raise _unclear(model, last, main or linears)
+
+
+def _check_alone(model: nn.Module, name: str) -> None:
+    """Refuse where another layer that is called auxiliary, or distilled, tells the same classes apart."""
+    found = dict(model.named_modules())
+    classes = getattr(found[name], "out_features", None)
+    others = [
+        other
+        for other, module in found.items()
+        if other != name and is_linear(module) and module.out_features == classes
+        if _AUXILIARY.search(other) or _AUXILIARY.search(name)
+    ]
+    if others:
+        raise _several(model, [*others, name])
+
+
+def _several(model: nn.Module, names: Sequence[str]) -> LayerNotFoundError:
+    return LayerNotFoundError(
+        f"{type(model).__name__} has several heads: {', '.join(map(repr, names))}; build it without the auxiliary or "
+        f"distilled ones, or replace each by its name: name={names[-1]!r}"
+    )
+
+
+def _unclear(model: nn.Module, last: str, candidates: Sequence[str]) -> LayerNotFoundError:
+    shown = " or ".join(map(repr, candidates[-3:]))
+    return LayerNotFoundError(
+        f"it is not clear which layer of {type(model).__name__} is its head: {last!r} is the last one with "
+        f"parameters, and its head could be {shown}; give its name, or build the model with a head"
+    )
