@@ -9,38 +9,18 @@ import pytest
 import torch
 
 from tests.benchmarks.__main__ import main
-from tests.benchmarks.members import MEMBERS
+from tests.benchmarks.made_up import write_made_up_devkit
+from tests.benchmarks.members import MEMBERS, ON_GPU
 from tests.benchmarks.plain import PhotoPatches, every_patch, positives_first
 from tests.benchmarks.setting import Photos
 from tests.benchmarks.table import Table
 from transferkit.alexnet import AlexNet
-from transferkit.datasets import VOC_CLASSES
-from transferkit.datasets.voc_writer import write_voc_images
-from transferkit.sampler import AnnotatedImage, MultiscaleSampler
+from transferkit.sampler import MultiscaleSampler
 
 
 @pytest.fixture(scope="module")
 def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VOCdevkit of made-up photos, each with one object: a bright square on noise."""
-    root = tmp_path_factory.mktemp("devkit")
-    for image_set, first, count in (("trainval", 1, 6), ("test", 7, 4)):
-        items = [made_up_photo(number) for number in range(first, first + count)]
-        write_voc_images(root / "VOCdevkit" / "VOC2007", image_set, items, VOC_CLASSES)
-    return root
-
-
-def made_up_photo(number: int) -> AnnotatedImage:
-    generator = torch.Generator().manual_seed(number)
-    image = torch.randint(100, (3, 64, 80), generator=generator, dtype=torch.uint8)
-    image[number % 3, 10:50, 20:60] += 150
-    return AnnotatedImage(
-        image=image,
-        boxes=torch.tensor([[20.0, 10.0, 60.0, 50.0]], dtype=torch.float64),
-        classes=torch.tensor([1 + number % 3]),
-        difficult=torch.tensor([False]),
-        truncated=torch.tensor([False]),
-        id=f"{number:06d}",
-    )
+    return write_made_up_devkit(tmp_path_factory.mktemp("devkit"), {"trainval": 6, "test": 4}, (64, 80))
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +39,14 @@ SLOW = {"scores_on_photos"}  # it trains heads for as many epochs as ever, and w
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(m.name, marks=pytest.mark.slow if m.name in SLOW else ()) for m in MEMBERS],
+    [pytest.param(m.name, marks=pytest.mark.slow if m.name in SLOW else ()) for m in (*MEMBERS, *ON_GPU)],
 )
 def test_a_member_of_the_suite_runs_and_its_tables_are_on_the_page(
     name: str, devkit: Path, weights: Path, tmp_path: Path
 ) -> None:
     arguments = ["--data_dir", str(devkit), "--weights", str(weights), "--out", str(tmp_path), "--quick"]
-    status = main([*arguments, "--only", name])
+    suite = ["--gpu"] if name in {member.name for member in ON_GPU} else []
+    status = main([*arguments, *suite, "--only", name])
 
     outcome = json.loads((tmp_path / f"{name}.json").read_text())
     assert outcome["status"] == status == 0

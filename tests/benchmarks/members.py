@@ -72,3 +72,14 @@ MEMBERS = (
         "--data_dir DIR --weights FILE --out OUT --train_photos 5 --test_photos 2 --train_patches 8 --test_patches 8",
     ),
 )
+
+ON_GPU = (
+    Member(
+        "recipe_on_gpu",
+        "How fast is the full recipe on a GPU?",
+        10,
+        "--data_dir DIR",
+        "--data_dir DIR --device cpu --photos 2 --patches 4 --batch 2 --side 67 --kept 2 --workers 0 --rounds 1",
+    ),
+)
+"""The members that need a GPU; ``--quick`` tries them on the cpu."""

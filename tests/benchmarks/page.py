@@ -16,12 +16,20 @@ PREFACE = """\
 
 Written by the suite itself; run it on a machine of your own with
 
-    {command}
+    python -m tests.benchmarks --data_dir DIR --weights FILE
 
 Every comparison is made within one run, the ways in turn, round by round; compare figures within a table, not
 between tables. Where a cell shows several numbers they are the median of the rounds and, in brackets, the lowest and the
-highest. `DIR` is a folder with `VOCdevkit`, `FILE` holds AlexNet's five ImageNet-trained convolutions, `OUT` is where
+highest. Figures that fall short stand as they were measured. `DIR` is a folder with `VOCdevkit`, `FILE` holds AlexNet's five ImageNet-trained convolutions, `OUT` is where
 files go.
+"""
+
+NO_GPU = """\
+## How fast is the full recipe on a GPU?
+
+Not measured: there was no GPU. Where there is one, `python -m tests.benchmarks --gpu` measures patches per second of training
+and scoring with all layers trained, the time for an epoch of 5,000 photos with 448 patches each, the share of it that the
+GPU waits for patches, and the same with patches that lie on it already.
 """
 
 
@@ -68,12 +76,14 @@ class Outcome:
         )
 
 
-def write_page(path: Path, command: str, outcomes: list[Outcome], folder: Path) -> None:
-    """Write the page, the same in JSON beside it, and copy the pictures from ``folder`` to it."""
+def write_page(path: Path, outcomes: list[Outcome], folder: Path) -> None:
+    """Write the page, and copy the pictures from ``folder`` beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     machines = {machine_line(outcome.machine): outcome.name for outcome in outcomes}
-    parts = [PREFACE.format(command=command), *(f"Machine: {line}." for line in machines)]
+    parts = [PREFACE, *(f"Machine: {line}." for line in machines)]
     parts += [outcome.markdown() for outcome in outcomes]
+    if not any(outcome.machine["gpu"] != "none" for outcome in outcomes):
+        parts.append(NO_GPU)
     path.write_text("\n\n".join(part.strip("\n") for part in parts) + "\n", encoding="utf-8")
     for picture in (name for outcome in outcomes for table in outcome.tables for name in table.pictures):
         if folder.resolve() != path.parent.resolve():
