@@ -32,6 +32,10 @@ def linear_head(
 
     Raises:
         ArgumentError: A width below 1 or a negative ``weight_std``.
+
+    Example:
+        >>> linear_head(1280, 21)
+        Linear(in_features=1280, out_features=21, bias=True)
     """
     require(in_features >= 1, "in_features", "at least 1", in_features)
     require(num_classes >= 1, "num_classes", "at least 1", num_classes)
