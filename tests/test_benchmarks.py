@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tests.benchmarks.members import MEMBERS, ON_GPU
 from tests.benchmarks.plain import PhotoPatches, every_patch, positives_first
 from tests.benchmarks.setting import Photos
 from tests.benchmarks.table import Table
+from tests.benchmarks.waiting import AlreadyThere, Watched
 from transferkit.alexnet import AlexNet
 from transferkit.sampler import MultiscaleSampler
 
@@ -54,6 +57,43 @@ def test_a_member_of_the_suite_runs_and_its_tables_are_on_the_page(
     page = (tmp_path / "benchmarks.md").read_text()
     assert all(table["title"] in page for table in outcome["tables"])
     assert str(devkit) not in page and outcome["machine"]["processor"] in page
+
+
+def test_the_suite_keeps_what_was_measured_and_measures_anew_when_told(
+    devkit: Path, weights: Path, tmp_path: Path
+) -> None:
+    arguments = ["--data_dir", str(devkit), "--weights", str(weights), "--out", str(tmp_path), "--quick"]
+    arguments += ["--only", "transfer_half_billion"]
+    kept = tmp_path / "transfer_half_billion.json"
+    for again, same in (([], True), (["--again"], False)):
+        main(arguments)
+        before = kept.stat().st_mtime_ns
+        main([*arguments, *again])
+        assert (kept.stat().st_mtime_ns == before) is same
+
+
+def test_the_gpu_suite_says_so_where_there_is_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["--gpu", "--out", str(tmp_path)]) == 3
+    assert "no GPU" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_waiting_for_slow_input_is_measured_and_input_that_is_there_is_not_waited_for() -> None:
+    class Slow:
+        def __len__(self) -> int:
+            return 3
+
+        def __iter__(self) -> Iterator[int]:
+            for number in range(3):
+                time.sleep(0.02)
+                yield number
+
+    slow, there = (Watched(source, torch.device("cpu")) for source in (Slow(), AlreadyThere(Slow(), kept=2)))
+    assert list(slow) == [0, 1, 2] and slow.waited() >= 0.06
+    assert list(there) == [0, 1, 0] and there.waited() < 0.01
 
 
 def test_the_yardstick_works_on_the_sampler_s_patches(devkit: Path) -> None:

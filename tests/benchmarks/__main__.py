@@ -15,7 +15,9 @@ there is no GPU.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -45,7 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     for member in chosen:
         outcome = run_member(member, places(options, folder), folder, quick=options.quick, again=options.again)
         failed += [member.name] if outcome.status else []
-        write_page(page, all_outcomes(folder), folder)
+        outcomes = all_outcomes(folder)
+        write_page(page, outcomes, folder)
+        (folder / "benchmarks.json").write_text(
+            json.dumps([asdict(o) for o in outcomes], indent=1), encoding="utf-8"
+        )
     say(f"the page is {page}; " + (f"failed: {', '.join(failed)}" if failed else "all well"))
     return 1 if failed else 0
 

@@ -79,7 +79,7 @@ ON_GPU = (
         "How fast is the full recipe on a GPU?",
         10,
         "--data_dir DIR",
-        "--data_dir DIR --device cpu --photos 2 --patches 4 --batch 2 --side 67 --kept 2 --workers 0 --rounds 1",
+        "--data_dir DIR --device cpu --photos 2 --patches 4 --batch 2 --side 67 --hidden 8 --kept 2 --workers 0 --rounds 1",
     ),
 )
 """The members that need a GPU; ``--quick`` tries them on the cpu."""

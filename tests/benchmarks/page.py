@@ -82,7 +82,7 @@ def write_page(path: Path, outcomes: list[Outcome], folder: Path) -> None:
     machines = {machine_line(outcome.machine): outcome.name for outcome in outcomes}
     parts = [PREFACE, *(f"Machine: {line}." for line in machines)]
     parts += [outcome.markdown() for outcome in outcomes]
-    if not any(outcome.machine["gpu"] != "none" for outcome in outcomes):
+    if not any(outcome.name == "recipe_on_gpu" for outcome in outcomes):
         parts.append(NO_GPU)
     path.write_text("\n\n".join(part.strip("\n") for part in parts) + "\n", encoding="utf-8")
     for picture in (name for outcome in outcomes for table in outcome.tables for name in table.pictures):

@@ -63,7 +63,7 @@ def measure(data: VOCDataset, device: torch.device, options: argparse.Namespace)
     """Return the table of all rounds; one round before them warms up and is not counted."""
     streaming = {"seed": 13, "num_workers": options.workers, "device": device, "patch_size": options.side}
     streaming |= {"patches_per_image": options.patches, "batch_size": options.batch}
-    run = full_recipe(len(data.class_names), device)
+    run = full_recipe(len(data.class_names), options.hidden, device)
     passes: dict[str, tuple[Callable[[Watched], object], Any]] = {}
     for mode, use in (
         ("train", lambda s: train_epoch(run, s)),
@@ -89,10 +89,10 @@ def measure(data: VOCDataset, device: torch.device, options: argparse.Namespace)
     return tabulate(seconds, waits, len(data) * options.patches, options)
 
 
-def full_recipe(num_classes: int, device: torch.device) -> Run:
+def full_recipe(num_classes: int, hidden: int, device: torch.device) -> Run:
     """Return AlexNet with the recipe's adaptation layers, every layer trained; what its weights are plays no role here."""
     torch.manual_seed(13)
-    model = AlexNet()
+    model = AlexNet(hidden=hidden)
     tk.replace_head(model, lambda width: NEON2016.head(width, num_classes), name="classifier.6")
     settings = NEON2016.optimization(from_scratch=False)
     optimizer = build_optimizer(model.to(device).parameters(), settings)
@@ -149,6 +149,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--kept", type=int, default=64, help="minibatches that lie on the device for the ceiling"
     )
+    parser.add_argument("--hidden", type=int, default=4096, help="width of fc6 and fc7")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the table here")
