@@ -16,7 +16,7 @@ FLOORS: list[set[str]] = [
     {"finetune"},
     {"features", "datasets", "protocols"},
     {"transfer", "sampler", "heads", "scorer", "alexnet"},
-    {"checkpoints", "labeling", "backbones"},
+    {"checkpoints", "labeling", "backbones", "optimization"},
     {"layers", "boxes"},
     {"progress", "preprocessing"},
     {"errors"},

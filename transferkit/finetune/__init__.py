@@ -1,6 +1,7 @@
 """Train a transferred network and test it: the loop, run checkpoints that survive a kill, and results on disk."""
 
 from transferkit.finetune.atomic import require_writable, write_atomically
+from transferkit.finetune.averaging import AveragedWeights
 from transferkit.finetune.device import choose_device
 from transferkit.finetune.optimization import build_optimizer, build_schedule, trains_transferred
 from transferkit.finetune.report import RunReport, build_report
@@ -12,6 +13,7 @@ from transferkit.finetune.training import fit, train_epoch
 from transferkit.finetune.training_patches import TrainingPatches, look_at_patches
 
 __all__ = [
+    "AveragedWeights",
     "EpochRecord",
     "Run",
     "RunReport",
