@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,14 @@ import pytest
 import torch
 
 from tests.benchmarks.__main__ import main
+from tests.benchmarks.kept_features import pooled, score_kept, train_head
 from tests.benchmarks.made_up import write_made_up_devkit
 from tests.benchmarks.members import MEMBERS, ON_GPU
-from tests.benchmarks.plain import PhotoPatches, every_patch, positives_first
-from tests.benchmarks.setting import Photos
+from tests.benchmarks.parts import Parts
+from tests.benchmarks.plain import PhotoPatches, every_patch, loader, normalise, positives_first, score
+from tests.benchmarks.plain_training import all_features, timed_epoch
+from tests.benchmarks.process_tree import watch
+from tests.benchmarks.setting import Photos, load_trunk
 from tests.benchmarks.table import Table
 from tests.benchmarks.waiting import AlreadyThere, Watched
 from transferkit.alexnet import AlexNet
@@ -98,7 +103,7 @@ def test_waiting_for_slow_input_is_measured_and_input_that_is_there_is_not_waite
 
 def test_the_yardstick_works_on_the_sampler_s_patches(devkit: Path) -> None:
     photos = Photos.read(devkit, "test", 2).random_subset(16)
-    _, patches, labels = PhotoPatches(photos.paths, photos.boxes, photos.labels, every_patch)[1]
+    _, _, patches, labels = PhotoPatches(photos.paths, photos.boxes, photos.labels, every_patch)[1]
 
     sampler = MultiscaleSampler(photos.data, mode="test", patches_per_image=16, batch_size=16, seed=13)
     batch = list(sampler)[1]
@@ -111,6 +116,43 @@ def test_the_yardstick_trains_on_all_positives_and_fills_up_with_background() ->
     labels = torch.tensor([0, 3, 0, 0, 5, 0])
     rows = positives_first(labels, 4)
     assert sorted(labels[rows].tolist()) == [0, 0, 3, 5] and len(set(rows.tolist())) == 4
+
+
+def test_an_epoch_of_the_yardstick_and_what_it_left_out_give_the_features_of_all_patches(
+    devkit: Path, weights: Path
+) -> None:
+    whole = Photos.read(devkit, "trainval", 2)
+    photos = Photos(whole.data, whole.paths, [b[:12] for b in whole.boxes], [x[:12] for x in whole.labels])
+    trunk = load_trunk(weights)
+    epoch = timed_epoch(photos, trunk, 21, patches=8, workers=0, parts=2)
+    features = all_features(photos, trunk, epoch, workers=0)
+
+    photo_loader = loader(PhotoPatches(photos.paths, photos.boxes, photos.labels, every_patch), workers=0)
+    for index, _, patches, _ in photo_loader:
+        assert torch.equal(features[index], pooled(trunk(normalise(patches))))
+    head = train_head(features, photos.labels, 21, epochs=1, seed=0, count=8)
+    assert torch.allclose(score_kept(head, features), score(trunk, head, photo_loader, 2), rtol=1e-3)
+    assert len(epoch["seconds"]) == 2
+
+
+def test_parts_of_a_measurement_are_kept_for_the_same_settings_only(tmp_path: Path) -> None:
+    calls = []
+
+    def measure() -> list[int]:
+        calls.append(1)
+        return [len(calls)]
+
+    assert [Parts(tmp_path, photos=2).figures("one", measure) for _ in range(2)] == [[1], [1]]
+    assert Parts(tmp_path, photos=3).figures("one", measure) == [2]
+    assert [Parts(tmp_path, photos=3).tensors("two", measure) for _ in range(2)] == [[3], [3]]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="memory is read from Linux's /proc")
+def test_memory_of_a_command_counts_its_children() -> None:
+    child = "import time; held = b'1' * 100_000_000; time.sleep(1)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    usage = watch([sys.executable, "-c", parent], every=0.05)
+    assert 100 <= usage.own < 300 and usage.seconds >= 1
 
 
 def test_a_cell_of_several_rounds_shows_median_and_range() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +28,23 @@ Choice = Callable[[Tensor], Tensor]
 """Takes the labels of a photo's patches and returns the rows to use."""
 
 
-class PhotoPatches(Dataset[tuple[int, Tensor, Tensor]]):
+class Cut(NamedTuple):
+    """What a worker makes of a photo.
+
+    Attributes:
+        index: The photo's number.
+        rows: (P,) which of its patches these are.
+        patches: (P, 3, S, S) uint8, channels last in memory.
+        labels: (P,) classes, 0 for background.
+    """
+
+    index: int
+    rows: Tensor
+    patches: Tensor
+    labels: Tensor
+
+
+class PhotoPatches(Dataset[Cut]):
     """The patches of photos.
 
     Args:
@@ -45,15 +62,14 @@ class PhotoPatches(Dataset[tuple[int, Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor]:
-        """Return the photo's number, its patches (P, 3, S, S) uint8, channels last in memory, and their labels (P,)."""
+    def __getitem__(self, index: int) -> Cut:
         rows = self.choose(self.labels[index])
         patches = torch.empty(len(rows), SIDE, SIDE, 3, dtype=torch.uint8)
         with Image.open(self.paths[index]) as file:
             photo = file.convert("RGB")
         for patch, box in zip(patches.numpy(), self.boxes[index][rows].tolist(), strict=True):
             patch[...] = np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=tuple(box)))
-        return index, patches.permute(0, 3, 1, 2), self.labels[index][rows]
+        return Cut(index, rows, patches.permute(0, 3, 1, 2), self.labels[index][rows])
 
 
 def every_patch(labels: Tensor) -> Tensor:
@@ -62,15 +78,14 @@ def every_patch(labels: Tensor) -> Tensor:
 
 
 def positives_first(labels: Tensor, count: int = 448) -> Tensor:
-    """Choose all patches with an object and fill up with random background, ``count`` in all."""
+    """Choose all patches with an object and fill up with random background, ``count`` in all, in random order."""
     positive, background = (labels > 0).nonzero()[:count, 0], (labels == 0).nonzero()[:, 0]
     rows = torch.cat([positive, background[torch.randperm(len(background))]])
-    return rows.repeat(-(-count // len(rows)))[:count]
+    rows = rows.repeat(-(-count // len(rows)))[:count]
+    return rows[torch.randperm(count)]
 
 
-def loader(
-    data: PhotoPatches, workers: int = 2, *, shuffle: bool = False
-) -> DataLoader[tuple[int, Tensor, Tensor]]:
+def loader(data: PhotoPatches, workers: int = 2, *, shuffle: bool = False) -> DataLoader[Cut]:
     """Return a loader of photos; its workers live on from epoch to epoch."""
     return DataLoader(
         data, batch_size=None, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0
@@ -83,22 +98,11 @@ def normalise(pixels: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def features(trunk: nn.Module, photos: DataLoader[tuple[int, Tensor, Tensor]], num_photos: int) -> list[Tensor]:
-    """Return the trunk's output for every patch of every photo: N times (P, C, h, w), half precision."""
-    found: list[Tensor] = [torch.empty(0)] * num_photos
-    for index, patches, _ in photos:
-        found[index] = torch.cat([trunk(normalise(batch)).half() for batch in patches.split(BATCH)])
-    return found
-
-
-@torch.inference_mode()
-def score(
-    trunk: nn.Module, head: nn.Module, photos: DataLoader[tuple[int, Tensor, Tensor]], num_photos: int
-) -> Tensor:
+def score(trunk: nn.Module, head: nn.Module, photos: DataLoader[Cut], num_photos: int) -> Tensor:
     """Return the photos' scores, (N, K): the sum over their patches of probability^5."""
     head.eval()
     scores: list[Tensor] = [torch.empty(0)] * num_photos
-    for index, patches, _ in photos:
+    for index, _, patches, _ in photos:
         probs = torch.cat([head(trunk(normalise(batch))).softmax(dim=1) for batch in patches.split(BATCH)])
         scores[index] = probs.double().pow(5).sum(dim=0)
     return torch.stack(scores)
@@ -108,18 +112,22 @@ def train_epoch(
     trunk: nn.Module,
     head: nn.Module,
     optimizer: torch.optim.Optimizer,
-    photos: DataLoader[tuple[int, Tensor, Tensor]],
-) -> int:
-    """Train the head on one epoch of patches, in minibatches from one photo each; return how many patches there were."""
+    photos: DataLoader[Cut],
+    after_photo: Callable[[Cut, Tensor], object] = lambda photo, maps: None,
+) -> None:
+    """Train the head on one epoch of patches, in minibatches from one photo each.
+
+    ``after_photo`` is told each photo and its patches' maps, (P, C, h, w).
+    """
     head.train()
-    count = 0
-    for _, patches, labels in photos:
-        for batch, truth in zip(patches.split(BATCH), labels.split(BATCH), strict=True):
+    for photo in photos:
+        every = []
+        for batch, truth in zip(photo.patches.split(BATCH), photo.labels.split(BATCH), strict=True):
             with torch.no_grad():
                 maps = trunk(normalise(batch))
             loss = cross_entropy(head(maps), truth)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            count += len(truth)
-    return count
+            every.append(maps)
+        after_photo(photo, torch.cat(every))
