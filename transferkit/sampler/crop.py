@@ -20,6 +20,7 @@ from transferkit.boxes import as_boxes
 from transferkit.errors import ArgumentError, require
 from transferkit.sampler.cut_plan import CutPlan, plan_cut
 from transferkit.sampler.taps import Taps
+from transferkit.sampler.threads import in_threads
 
 # How much is worked on at a time: on the cpu so little that it stays in the cache, on other devices so much that
 # each call is worth its launch.
@@ -88,11 +89,13 @@ def _cut(image: Tensor, plan: CutPlan, out: Tensor) -> None:
     across = _Filter.of(plan.across, window.left, window.table)
     down = _Filter.of(plan.down, window.top, window.table)
     strip_values, patch_values = window.table[0].numel() * out.shape[3], out[0].numel()
-    if image.device.type == "cpu":
+    on_cpu = image.device.type == "cpu"
+    if on_cpu:
         strips_at_once, patches_at_once = 1, max(1, _VALUES_IN_CACHE // patch_values)
     else:
         strips_at_once, patches_at_once = (max(1, _VALUES_AT_ONCE // n) for n in (strip_values, patch_values))
-    for first in range(0, len(plan.ends), strips_at_once):
+
+    def cut(first: int) -> None:
         last = min(first + strips_at_once, len(plan.ends))
         strips = window.strips(across, np.arange(first, last))
         start, stop = int(plan.ends[first - 1]) if first else 0, int(plan.ends[last - 1])
@@ -100,6 +103,13 @@ def _cut(image: Tensor, plan: CutPlan, out: Tensor) -> None:
             some = slice(begin, min(begin + patches_at_once, stop))
             rows = down(strips, plan.rows_of[some], (plan.edges_of[some] - first) * window.height)
             _store(rows, plan.order[some], out)
+
+    every = range(0, len(plan.ends), strips_at_once)
+    if on_cpu:
+        in_threads(cut, every)
+    else:
+        for first in every:
+            cut(first)
 
 
 class _Filter:
