@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -12,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from PIL.Image import DecompressionBombError
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from transferkit.errors import ArgumentError, DataError, StateError
 from transferkit.labeling import IGNORE, IoURule
@@ -199,6 +201,26 @@ def test_a_balance_may_be_a_function() -> None:
     assert "positives" in stream.state_dict()["balance"]
 
 
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (lambda labels: torch.tensor([0, len(labels)]), r"whole numbers from 0 to \d+, got from 0 to \d+ from"),
+        (lambda labels: torch.tensor([-1]), "got from -1 to -1"),
+        (lambda labels: labels == 0, r"got \(\d+,\) torch.bool"),
+        (lambda labels: torch.tensor([[1]]), r"got \(1, 1\) torch.int64"),
+    ],
+)
+def test_what_a_balance_chooses_is_checked(chosen: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        list(sampler(balance=lambda labels, count, generator: chosen(labels)))
+
+
+def test_a_balance_may_choose_nothing_or_give_a_list() -> None:
+    assert list(sampler(balance=lambda labels, count, generator: [])) == []
+    batches = list(sampler(balance=lambda labels, count, generator: [3, 1], mode="test"))
+    assert [len(batch) for batch in batches] == [2] * 5
+
+
 def test_a_balance_that_changes_its_mind_is_named() -> None:
     def fickle(labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
         return torch.arange(int(torch.randint(1, 50, (), generator=generator)))
@@ -217,6 +239,28 @@ def test_nothing_is_decoded_to_know_the_length() -> None:
     for mode, data in (("train", Scenes()), ("test", Sized())):
         assert len(sampler(data, mode=mode)) == 25
         assert not data.decoded
+
+
+def test_nor_through_views_of_the_data() -> None:
+    class Sized(Scenes):
+        def image_size(self, index: int) -> tuple[int, int]:
+            return 30 + 3 * index, 40
+
+    first, second = Sized(), Sized()
+    views = Subset(ConcatDataset([first, Subset(second, [4, 2])]), [6, 0, 5])
+    stream = sampler(views, mode="test", patches_per_image=None)
+    expected = [PatchGrid().count((30 + 3 * index, 40)) for index in (2, 0, 4)]
+    assert len(stream) == sum(-(-count // 24) for count in expected)
+    assert not first.decoded + second.decoded
+    found = torch.bincount(torch.cat([batch.image_index for batch in stream]))
+    assert found.tolist() == expected
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
+def test_workers_count_where_labels_decide_the_length() -> None:
+    assert len(sampler(balance=BackgroundFraction(0.1), num_workers=2)) == len(
+        sampler(balance=BackgroundFraction(0.1))
+    )
 
 
 def test_resuming_decodes_only_what_is_left() -> None:
@@ -251,6 +295,26 @@ def test_an_image_that_cannot_be_read_is_named(num_workers: int) -> None:
         DataError, match=r"image 2 of the data set cannot be used: OSError: scene2.jpg is truncated"
     ):
         list(sampler(Scenes(bad=(2,)), num_workers=num_workers))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("no file"),
+        ValueError("odd"),
+        SyntaxError("not a PNG"),
+        EOFError("no more"),
+        struct.error("short"),
+        DecompressionBombError("huge"),
+    ],
+)
+def test_whatever_decoders_raise_is_a_bad_image(error: Exception) -> None:
+    class Broken(Scenes):
+        def __getitem__(self, index: int) -> AnnotatedImage:
+            raise error
+
+    with pytest.raises(DataError, match=f"image [0-4] of the data set cannot be used: {type(error).__name__}"):
+        list(sampler(Broken()))
 
 
 @pytest.mark.parametrize("mix_images", [1, 2])
@@ -314,6 +378,7 @@ def test_when_every_image_is_bad() -> None:
             r"image must be a \(3, H, W\) uint8 tensor, got .*float32",
         ),
         (replace(Scenes()[0], classes=torch.tensor([1])), "there are 2 objects, but classes"),
+        (replace(Scenes()[0], boxes=[[0, 0, 9, 9]]), "boxes must be a tensor, got list"),  # type: ignore[arg-type]
     ],
 )
 def test_an_item_that_is_no_annotated_image(item: Any, message: str) -> None:
@@ -367,6 +432,10 @@ def test_a_state_knows_the_names_of_its_images() -> None:
     sampler(Named(["a", "b"])).load_state_dict(sampler(Named(["a", "b"])).state_dict())
     with pytest.raises(StateError, match="ids: '.*' when it was saved, '.*' now"):
         sampler(Named(["a", "c"])).load_state_dict(sampler(Named(["a", "b"])).state_dict())
+    data = Named(["a", "b", "c", "d"])
+    sampler(Subset(data, [0, 1])).load_state_dict(sampler(Named(["a", "b"])).state_dict())
+    with pytest.raises(StateError, match="ids: '.*' when it was saved, '.*' now"):
+        sampler(Subset(data, [2, 3])).load_state_dict(sampler(Subset(data, [0, 1])).state_dict())
 
 
 def test_what_does_not_change_the_patches_may_change() -> None:
@@ -385,6 +454,10 @@ def test_what_does_not_change_the_patches_may_change() -> None:
         ({"on_bad_image": "warn"}, "on_bad_image must be"),
         ({"rank": 2, "world_size": 2}, "rank must be from 0 to world_size - 1 = 1, got 2"),
         ({"dataset": []}, "dataset must be not empty"),
+        ({"rule": 0.5}, "rule must be a value with a method label"),
+        ({"balance": 0.1}, "balance must be called as"),
+        ({"proposals": torch.zeros(1, 4)}, "proposals must be called with an item"),
+        ({"dtype": torch.int32}, "dtype must be torch.uint8 or floating, got torch.int32"),
     ],
 )
 def test_arguments_are_checked(changes: dict[str, Any], message: str) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from PIL.Image import DecompressionBombError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from transferkit.boxes import as_boxes
-from transferkit.errors import DataError
+from transferkit.errors import ArgumentError, DataError, require
 from transferkit.labeling import Rule, label_patches
 from transferkit.sampler.balance import Balance
 from transferkit.sampler.grid import PatchGrid
@@ -21,7 +23,7 @@ Proposals = Callable[[Any], Tensor]
 """Takes an annotated image and returns (P, 4) boxes, xyxy, pixels."""
 
 # What data sets raise for a file that cannot be read or decoded; Pillow's plugins raise all of these.
-_BAD_IMAGE = (OSError, ValueError, SyntaxError)
+_BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, DecompressionBombError)
 
 
 class ChosenPatches(NamedTuple):
@@ -74,6 +76,14 @@ class PatchChooser(Dataset["ChosenPatches | BadImage"]):
     count: int | None
     seed: int
 
+    def __post_init__(self) -> None:
+        require(isinstance(self.rule, Rule), "rule", "a value with a method label(boxes, objects)", self.rule)
+        require(callable(self.balance), "balance", "called as (labels, count, generator)", self.balance)
+        proposals = self.proposals
+        require(
+            proposals is None or callable(proposals), "proposals", "called with an item, or None", proposals
+        )
+
     def __getitem__(self, visit: tuple[int, int]) -> ChosenPatches | BadImage:
         epoch, index = visit
         try:
@@ -83,7 +93,8 @@ class PatchChooser(Dataset["ChosenPatches | BadImage"]):
             labels = self.labels(item, boxes)
         except _BAD_IMAGE as error:
             return BadImage(index, f"{type(error).__name__}: {error}")
-        rows = self.balance(labels, self.count, generator(self.seed, epoch, index, "balance"))
+        chosen = self.balance(labels, self.count, generator(self.seed, epoch, index, "balance"))
+        rows = _as_rows(chosen, len(labels), self.balance)
         return ChosenPatches(index, item.image, boxes[rows], labels[rows])
 
     def patches(self, item: Any) -> Tensor:
@@ -113,6 +124,21 @@ class PatchChooser(Dataset["ChosenPatches | BadImage"]):
         ).labels
 
 
+def _as_rows(chosen: Any, patches: int, balance: Balance) -> Tensor:
+    """Return what a balance chose, (B,) int64, or say what is wrong with it."""
+    rows = torch.as_tensor(chosen)
+    if rows.numel() == 0:
+        return rows.reshape(0).long()
+    counted = rows.ndim == 1 and rows.dtype in (torch.int64, torch.int32)
+    if not counted or int(rows.min()) < 0 or int(rows.max()) >= patches:
+        found = f"from {rows.min()} to {rows.max()}" if counted else f"{tuple(rows.shape)} {rows.dtype}"
+        raise ArgumentError(
+            f"balance must return the rows of patches, (B,) whole numbers from 0 to {patches - 1}, got {found} "
+            f"from {balance!r}"
+        )
+    return rows.long()
+
+
 def check_item(item: Any) -> None:
     """Raise unless ``item`` has the attributes and the kind of image that the sampler needs."""
     missing = [name for name in ("image", "boxes", "classes") if not hasattr(item, name)]
@@ -125,3 +151,7 @@ def check_item(item: Any) -> None:
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
         found = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
         raise DataError(f"image must be a (3, H, W) uint8 tensor, got {found}")
+    for name in ("boxes", "classes"):
+        column = getattr(item, name)
+        if not isinstance(column, Tensor):
+            raise DataError(f"{name} must be a tensor, got {type(column).__name__}: wrap it in torch.as_tensor")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from transferkit.sampler.choose import BadImage, PatchChooser
+from transferkit.sampler.views import tellers_of
 
 
-def patch_counts(chooser: PatchChooser) -> Sequence[int]:
+def patch_counts(chooser: PatchChooser, num_workers: int = 0) -> Sequence[int]:
     """Return the number of patches that each image gives, (N,); 0 for an image that cannot be used.
 
     No image is touched where the balance always chooses the same number. None is decoded where the number follows
     from the image's size, which the data set tells by ``image_size(i)``. Otherwise every image is decoded and
-    labelled once.
+    labelled once, by ``num_workers`` processes.
     """
     size = getattr(chooser.balance, "size", None)
     images = len(chooser.dataset)
@@ -20,8 +25,23 @@ def patch_counts(chooser: PatchChooser) -> Sequence[int]:
         least, most = size(1, chooser.count), size(2**62, chooser.count)
         if least is not None and least == most:
             return [least] * images
-        if least is not None and chooser.proposals is None and hasattr(chooser.dataset, "image_size"):
-            sizes = map(chooser.dataset.image_size, range(images))
+        tellers = tellers_of(chooser.dataset, "image_size")
+        if least is not None and chooser.proposals is None and tellers is not None:
+            sizes = (data.image_size(place) for data, place in tellers)
             return [size(chooser.grid.count((height, width)), chooser.count) for height, width in sizes]
-    found = (chooser[0, image] for image in range(images))
-    return [0 if isinstance(chosen, BadImage) else len(chosen.labels) for chosen in found]
+    counted = DataLoader(
+        _Counted(chooser), batch_size=None, num_workers=num_workers, generator=torch.Generator()
+    )
+    return [int(count) for count in counted]
+
+
+@dataclass(frozen=True, eq=False)
+class _Counted(Dataset[int]):
+    chooser: PatchChooser
+
+    def __len__(self) -> int:
+        return len(self.chooser.dataset)
+
+    def __getitem__(self, index: int) -> int:
+        chosen = self.chooser[0, index]
+        return 0 if isinstance(chosen, BadImage) else len(chosen.labels)

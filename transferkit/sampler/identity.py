@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transferkit.errors import StateError
+from transferkit.sampler.views import tellers_of
 
 
 def described(value: object) -> str | int | float | bool | None:
@@ -25,12 +26,18 @@ def described(value: object) -> str | int | float | bool | None:
 
 def describe_data(dataset: Any) -> dict[str, str | int | None]:
     """Return the number of images, and the digest of their ids and class names where the data set tells them."""
-    digests = {}
-    for name in ("ids", "class_names"):
-        values = getattr(dataset, name, None)
-        joined = None if values is None else "\0".join(map(str, values))
-        digests[name] = None if joined is None else hashlib.blake2b(joined.encode(), digest_size=8).hexdigest()
-    return {"images": len(dataset), **digests}
+    named, classed = tellers_of(dataset, "ids"), tellers_of(dataset, "class_names")
+    names = dict.fromkeys(tuple(data.class_names) for data, _ in classed or ())
+    return {
+        "images": len(dataset),
+        "ids": _digest([data.ids[place] for data, place in named]) if named else None,
+        "class_names": _digest([name for some in names for name in some]) if names else None,
+    }
+
+
+def _digest(values: Sequence[object]) -> str:
+    joined = "\0".join(map(str, values))
+    return hashlib.blake2b(joined.encode(), digest_size=8).hexdigest()
 
 
 def require_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

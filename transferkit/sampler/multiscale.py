@@ -94,6 +94,7 @@ class MultiscaleSampler:
     ) -> None:
         require(mode in ("train", "test"), "mode", "'train' or 'test'", mode)
         require(on_bad_image in ("error", "skip"), "on_bad_image", "'error' or 'skip'", on_bad_image)
+        require(dtype == torch.uint8 or dtype.is_floating_point, "dtype", "torch.uint8 or floating", dtype)
         require(num_workers >= 0, "num_workers", "0 or more", num_workers)
         least_one = {"patches_per_image": patches_per_image, "batch_size": batch_size, "patch_size": patch_size}
         for name, value in {**least_one, "mix_images": mix_images, "prefetch": prefetch}.items():

@@ -107,7 +107,7 @@ class PatchStream:
     @cached_property
     def _scheduler(self) -> Scheduler:
         return Scheduler(
-            counts=patch_counts(self.chooser),
+            counts=patch_counts(self.chooser, self.num_workers),
             batch_size=self.cutter.batch_size,
             mix_images=self.mix_images,
             shuffle=self.cutter.shuffle,
