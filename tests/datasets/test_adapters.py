@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -259,7 +260,12 @@ def test_torchvision_style_targets() -> None:
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        (marked(), "must be .image, target dict."),
+        (marked(), "must be .image, target dict., got Image"),
+        ((marked(), [{"bbox": BOX}]), r"must be .image, target dict., got \['Image', 'list'\]"),
+        (
+            (marked(), {"boxes": SimpleNamespace(format=SimpleNamespace(name="XYWH")), "labels": [1]}),
+            "the boxes of item 0 must be XYXY",
+        ),
         ((marked(), {"labels": []}), "has no boxes, only"),
         ((marked(), {"boxes": [BOX], "labels": [1, 2]}), "has 1 boxes, but 2 labels"),
     ],

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 
-from transferkit.datasets.photo import photo_size, read_photo
+from transferkit.datasets.photo import photo_size, read_photo, rgb
 from transferkit.errors import DataError
 
 
@@ -40,6 +43,43 @@ def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     Image.fromarray(levels).save(tmp_path / "grey.png")
     expected = torch.tensor([[0, 1, 255], [128, 0, 1]], dtype=torch.uint8)
     assert torch.equal(read_photo(tmp_path / "grey.png"), expected.expand(3, 2, 3))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_sixteen_bits_in_any_order(mode: str) -> None:
+    levels = np.array([[0, 257, 65535]], dtype=np.uint16)
+    image = (
+        Image.fromarray(levels) if mode == "I;16" else Image.fromarray(levels.astype(np.int32)).convert(mode)
+    )
+    assert image.mode == mode
+    assert rgb(image)[:, :, 0].tolist() == [[0, 1, 255]]
+
+
+def test_floats_lie_in_0_to_1(tmp_path: Path) -> None:
+    levels = np.array([[0, 0.5, 1]], dtype=np.float32)
+    Image.fromarray(levels).save(tmp_path / "grey.tif")
+    assert read_photo(tmp_path / "grey.tif")[0].tolist() == [[0, 128, 255]]
+    Image.fromarray(levels * 300).save(tmp_path / "grey.tif")
+    with pytest.raises(DataError, match=r"grey\.tif .* must lie in 0..1, got 0 to 300"):
+        read_photo(tmp_path / "grey.tif")
+
+
+def test_whatever_happens_to_a_file_it_is_read_or_named(tmp_path: Path, colours: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path, random = tmp_path / "photo", Random(0)
+    for kind in ("JPEG", "PNG", "WEBP"):
+        colours.save(path, kind, exif=exif)
+        whole = path.read_bytes()
+        for _ in range(150):
+            data = bytearray(whole)
+            for _ in range(random.randrange(1, 4)):
+                data[random.randrange(len(data))] = random.randrange(256)
+            path.write_bytes(data)
+            for call in (photo_size, read_photo):
+                with suppress(DataError), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # Pillow's of odd metadata
+                    call(path, upright=True)
 
 
 def test_transparency_shows_white(tmp_path: Path, colours: Image.Image) -> None:

@@ -83,14 +83,22 @@ def test_noise_as_pil_cuts_it(device: torch.device) -> None:
     assert (ours - pils).abs().double().mean() < 0.25
 
 
-def test_photos_as_pil_cuts_them(shared: Path, device: torch.device) -> None:
+def random_boxes(height: int, width: int, seed: int) -> Tensor:
+    """Boxes of any place, size and shape."""
+    corners = torch.rand(40, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (corners.sort(dim=1).values * torch.tensor([width, height])).flatten(1)
+
+
+@pytest.mark.parametrize("kind", ["grid", "random"])
+def test_photos_as_pil_cuts_them(shared: Path, device: torch.device, kind: str) -> None:
     photos = sorted((shared / "voc").rglob("JPEGImages/*.jpg"))[::150]
     assert photos
     differences = []
     for number, path in enumerate(photos):
         photo = np.array(Image.open(path).convert("RGB"))
         image = torch.from_numpy(photo).permute(2, 0, 1).contiguous().to(device)
-        boxes = PatchGrid()(photo.shape[:2])
+        height, width = photo.shape[:2]
+        boxes = PatchGrid()((height, width)) if kind == "grid" else random_boxes(height, width, number)
         some = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(number))[:40]
         ours = crop_and_resize(image, boxes[some], 224).cpu().int()
         differences.append((ours - pil_patches(image, boxes[some], 224).int()).abs())

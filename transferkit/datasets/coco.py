@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from transferkit.boxes import clip
-from transferkit.datasets.orientation import exif_orientation, turn_boxes
-from transferkit.datasets.photo import photo_size, read_photo
+from transferkit.datasets.orientation import turn_boxes
+from transferkit.datasets.photo import photo_size, read_photo, stored_size
 from transferkit.datasets.presence import Presence, presence_of
 from transferkit.datasets.records import raise_problems
 from transferkit.errors import DataError, MissingFileError
@@ -118,8 +117,7 @@ class CocoDataset(Dataset[AnnotatedImage]):
     def _shown(self, index: int, boxes: Tensor) -> Tensor:
         """Return boxes on the photo as it is shown."""
         path, record = self._path(index), self._images[index]
-        with Image.open(path) as photo:
-            stored, orientation = (photo.height, photo.width), exif_orientation(photo)
+        stored, orientation = stored_size(path)
         recorded = (record["height"], record["width"])
         if recorded == stored:
             return turn_boxes(boxes, stored, orientation)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from transferkit.boxes import as_boxes
-from transferkit.datasets.orientation import exif_orientation, turn_boxes
+from transferkit.datasets.orientation import turn_boxes
+from transferkit.datasets.photo import stored_size
 from transferkit.datasets.pixels import AnyImage, as_pixels, size_of
 from transferkit.datasets.presence import Presence, presence_of
 from transferkit.datasets.records import raise_problems
@@ -97,8 +97,7 @@ class ImageListDataset(Dataset[AnnotatedImage]):
         boxes, classes, difficult, truncated = self._objects[index]
         image = self._images[index]
         if isinstance(image, (str, Path)) and self._boxes_on == "stored" and len(boxes):
-            with Image.open(image) as photo:
-                boxes = turn_boxes(boxes, (photo.height, photo.width), exif_orientation(photo))
+            boxes = turn_boxes(boxes, *stored_size(Path(image)))
         return AnnotatedImage(as_pixels(image), boxes, classes, difficult, truncated, self.ids[index])
 
     def __repr__(self) -> str:

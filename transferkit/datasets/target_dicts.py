@@ -49,13 +49,19 @@ class TargetDictDataset(Dataset[AnnotatedImage]):
         """
         item = self._dataset[index]
         if not isinstance(item, Sequence) or len(item) != 2 or not isinstance(item[1], Mapping):
-            raise DataError(f"item {index} must be (image, target dict), got {type(item).__name__}")
+            found = (
+                [type(part).__name__ for part in item] if isinstance(item, Sequence) else type(item).__name__
+            )
+            raise DataError(f"item {index} must be (image, target dict), got {found}")
         image, target = item
         missing = [name for name in ("boxes", "labels") if name not in target]
         if missing:
             raise DataError(
                 f"the target of item {index} has no {' and no '.join(missing)}, only {sorted(target)}"
             )
+        form = getattr(target["boxes"], "format", None)  # torchvision's BoundingBoxes have one
+        if getattr(form, "name", "XYXY") != "XYXY":
+            raise DataError(f"the boxes of item {index} must be XYXY, got {form}; convert them in the data set")
         boxes = as_boxes(torch.as_tensor(target["boxes"])).double().cpu()
         return AnnotatedImage(
             image=as_pixels(image),
