@@ -22,20 +22,30 @@ def test_equals_a_loop_over_pixels(seed, height, width, count):
     found = score_map(probs, boxes, (height, width), exponent=2)
     for y in range(height):
         for x in range(width):
-            inside = [
-                p
-                for p, (x0, y0, x1, y1) in enumerate(boxes.tolist())
-                if x0 <= x + 0.5 < x1 and y0 <= y + 0.5 < y1
-            ]
-            expected = (probs[inside].double() ** 2).mean(dim=0) if inside else torch.zeros(3).double()
-            torch.testing.assert_close(found[:, y, x], expected, rtol=1e-10, atol=1e-14)
+            expected = torch.zeros(3, dtype=torch.float64)
+            for p, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+                u, v = (2 * (x + 0.5) - x0 - x1) / (x1 - x0), (2 * (y + 0.5) - y0 - y1) / (y1 - y0)
+                if abs(u) < 1 and abs(v) < 1:
+                    expected += probs[p].double() ** 2 * (1 - abs(u)) * (1 - abs(v))
+            torch.testing.assert_close(found[:, y, x], expected, rtol=1e-6, atol=1e-7)
 
 
-def test_a_batch_of_classes_equals_each_alone_and_one_patch_is_flat():
-    probs, box = torch.tensor([[0.5, 1.0]]), torch.tensor([[0.0, 0, 4, 3]])
-    both = score_map(probs, box, (3, 4), exponent=1)
-    assert torch.equal(both[1], torch.ones(3, 4).double())
-    assert torch.equal(both[:1], score_map(probs[:, :1], box, (3, 4), exponent=1))
+def test_a_batch_of_classes_equals_each_alone_and_one_patch_is_highest_in_its_middle():
+    probs, box = torch.tensor([[0.5, 1.0]]), torch.tensor([[0.0, 0, 5, 3]])
+    both = score_map(probs, box, (3, 5), exponent=1)
+    assert both[1].amax() == both[1, 1, 2] == 1
+    assert map_peak(both[0]) == (2.5, 1.5)
+    assert torch.equal(both[:1], score_map(probs[:, :1], box, (3, 5), exponent=1))
+
+
+def test_the_best_patch_alone_counts_at_infinity():
+    probs = torch.tensor([[0.5, 0.1], [0.4, 0.9], [0.3, 0.0]])
+    boxes = torch.tensor([[0.0, 0, 4, 4], [3, 3, 9, 9], [2, 2, 8, 8]])
+    maps = score_map(probs, boxes, (9, 9), exponent=float("inf"))
+    for k, best in enumerate((0, 1)):
+        alone = score_map(probs[best : best + 1, k : k + 1], boxes[best : best + 1], (9, 9), exponent=1)
+        assert torch.equal(maps[k : k + 1], alone)
+    assert score_map(probs[:0], boxes[:0], (3, 4), exponent=float("inf")).shape == (2, 3, 4)
 
 
 def test_the_peak_of_a_flat_top_is_its_middle():
@@ -77,13 +87,13 @@ def test_the_box_equals_a_flood_fill(seed):
         seen.add((r, c))
         stack += [(r + 1, c), (r - 1, c), (r, c + 1), (r, c - 1)]
     rows, columns = [r for r, _ in seen], [c for _, c in seen]
-    assert map_box(values).tolist() == [min(columns), min(rows), max(columns) + 1, max(rows) + 1]
+    assert map_box(values, threshold=0.5).tolist() == [min(columns), min(rows), max(columns) + 1, max(rows) + 1]
 
 
 def test_refuses_what_it_cannot_draw():
     with pytest.raises(ArgumentError, match=r"boxes must be \(3, 4\), one per patch"):
         score_map(torch.rand(3, 2), torch.rand(2, 4), (5, 5))
-    with pytest.raises(ArgumentError, match="exponent must be positive and finite"):
-        score_map(torch.rand(3, 2), torch.rand(3, 4), (5, 5), exponent=float("inf"))
+    with pytest.raises(ArgumentError, match="exponent must be positive"):
+        score_map(torch.rand(3, 2), torch.rand(3, 4), (5, 5), exponent=0)
     with pytest.raises(ArgumentError, match="threshold"):
         map_box(torch.rand(3, 2), threshold=0)

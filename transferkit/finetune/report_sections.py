@@ -111,10 +111,11 @@ def localization(page: Page, located: LocalizationResult) -> None:
     """Add the table of localisation rates."""
     page.section("Localisation")
     page.text(
-        "The scores of all patches that cover a pixel, averaged, give a map for each class. Pointing: the share of "
-        "photos whose map has its maximum in an object of the class; chance is the share of the photo that these "
-        "objects cover, centre the rate of always pointing at the middle. CorLoc: the box around the map's peak at "
-        "half its height overlaps an object by an IoU of 0.5 or more; whole image is the rate of the photo's frame."
+        "The scores of all patches, each strongest at its centre, add up to a map for each class. Pointing: the "
+        "share of photos whose map has its maximum in an object of the class; chance is the share of the photo that "
+        "these objects cover, centre the rate of always pointing at the middle. CorLoc: the box around the map's "
+        "peak at a quarter of its height overlaps an object by an IoU of 0.5 or more; whole image is the rate of the "
+        "photo's frame."
     )
     page.table(located.table(), caption="Rates in percent of the photos that show the class", total=True)
 

@@ -106,7 +106,7 @@ class LocalizationMeter:
     """
 
     def __init__(
-        self, class_names: Sequence[str], *, exponent: float = 5, threshold: float = 0.5, tolerance: float = 0
+        self, class_names: Sequence[str], *, exponent: float = 5, threshold: float = 0.25, tolerance: float = 0
     ) -> None:
         require(tolerance >= 0, "tolerance", "0 or more pixels", tolerance)
         self.class_names = tuple(class_names)
@@ -177,6 +177,9 @@ def _inside(point: tuple[float, float], boxes: Tensor, tolerance: float) -> bool
 
 def _covered_share(boxes: Tensor, image_size: tuple[int, int], tolerance: float) -> float:
     """Return the share of pixels whose centre lies in any of the boxes."""
-    grown = boxes + boxes.new_tensor([-tolerance, -tolerance, tolerance, tolerance])
-    ones = torch.ones(len(boxes), 1, dtype=torch.float64)
-    return float((score_map(ones, grown, image_size, exponent=1)[0] > 0.5).double().mean())
+    y, x = (torch.arange(length, dtype=boxes.dtype) + 0.5 for length in image_size)
+    x0, y0, x1, y1 = (boxes + boxes.new_tensor([-tolerance, -tolerance, tolerance, tolerance])).unbind(dim=1)
+    across = (x0[:, None] <= x) & (x < x1[:, None])  # (N, W)
+    down = (y0[:, None] <= y) & (y < y1[:, None])  # (N, H)
+    covered = (down[:, :, None] & across[:, None, :]).any(dim=0)  # (H, W)
+    return float(covered.double().mean())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,16 +15,21 @@ _LEVEL = 1e-9
 
 
 def score_map(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], exponent: float = 5) -> Tensor:
-    """Return, for every pixel, the mean of ``p ** exponent`` over the patches that cover its centre.
+    """Return, for every pixel, the sum of ``p ** exponent`` over the patches, each weighted by its nearness.
 
-    The mean rather than the sum: the middle of an image lies in more patches than its rim. Each patch adds its
-    score to the four corners of its rectangle, and two cumulative sums fill all rectangles at once.
+    A patch counts fully at its centre and less and less towards its rim, where it ends: ``(1 - |u|) (1 - |v|)``
+    with u and v from -1 to 1 across it. It is a class's patch if it holds most of an object, which then lies about
+    its middle; smaller patches inside the object are background. Therefore neither of two simpler maps will do.
+    The mean over the patches that cover a pixel is highest where few do, beside the object or at the photo's
+    rim; the plain sum is level wherever the same patches overlap. With probabilities simulated from the labels of
+    100 photos' patches the maximum lay in the object in 79.6 % of the cases (plain sum 74.1, mean 35.2, the middle
+    of the photo 71.3; exponent 5, tests/benchmarks/map_readings.py).
 
     Args:
         probs: (P, K) probabilities.
         boxes: (P, 4) xyxy, pixels; need not lie on whole pixels.
         image_size: ``(height, width)``, pixels.
-        exponent: Positive and finite.
+        exponent: Positive; with ``math.inf`` the best patch of each class counts alone.
 
     Returns:
         (K, H, W) float64; 0 where no patch reaches.
@@ -31,23 +38,23 @@ def score_map(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], exponen
         ArgumentError: One box per patch is not given, or an exponent out of range.
     """
     require(boxes.shape == (len(probs), 4), "boxes", f"({len(probs)}, 4), one per patch", tuple(boxes.shape))
-    require(0 < exponent < float("inf"), "exponent", "positive and finite", exponent)
-    values = torch.cat([probs.double().pow(exponent), probs.new_ones(len(probs), 1).double()], dim=1)
-    sums = _fill_rectangles(values, boxes, image_size)
-    return sums[:-1].clamp(min=0) / sums[-1].round().clamp(min=1)
+    require(exponent > 0, "exponent", "positive, or math.inf for the best patch", exponent)
+    probs, boxes = probs.double(), boxes.double().to(probs.device)
+    if math.isinf(exponent):
+        best = probs.amax(dim=0) if len(probs) else 0.0
+        scores = torch.where(probs == best, probs, 0.0)
+    else:
+        scores = probs.pow(exponent)
+    rows = _nearness(boxes[:, 1], boxes[:, 3], image_size[0])  # (P, H)
+    columns = _nearness(boxes[:, 0], boxes[:, 2], image_size[1])  # (P, W)
+    return torch.stack([(rows * score[:, None]).T @ columns for score in scores.unbind(dim=1)])
 
 
-def _fill_rectangles(values: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Return the (V, H, W) sum of (P, V) values over the boxes that hold the centre of each pixel."""
-    height, width = image_size
-    limit = boxes.new_tensor([width, height, width, height]).double()
-    # Pixel i has its centre at i + 0.5, so that the first one inside [start, end) is ceil(start - 0.5).
-    corners = torch.minimum((boxes.double() - 0.5).ceil().clamp(min=0), limit).long()
-    x0, y0, x1, y1 = corners.unbind(dim=1)
-    steps = values.new_zeros(values.shape[1], (height + 1) * (width + 1))
-    for y, x, sign in ((y0, x0, 1), (y0, x1, -1), (y1, x0, -1), (y1, x1, 1)):
-        steps.index_add_(1, y * (width + 1) + x, sign * values.T)
-    return steps.reshape(-1, height + 1, width + 1).cumsum(dim=1).cumsum(dim=2)[:, :height, :width]
+def _nearness(start: Tensor, end: Tensor, length: int) -> Tensor:
+    """Return the (P, length) weight of pixel centres along one axis: 1 in a patch's middle, 0 from its ends on."""
+    centres = torch.arange(length, dtype=start.dtype, device=start.device) + 0.5
+    half = ((end - start) / 2).clamp(min=1e-9)[:, None]
+    return (1 - (centres - (start[:, None] + half)).abs() / half).clamp(min=0)
 
 
 def map_peak(values: Tensor) -> tuple[float, float]:
@@ -63,8 +70,11 @@ def map_peak(values: Tensor) -> tuple[float, float]:
     return x + 0.5, y + 0.5
 
 
-def map_box(values: Tensor, threshold: float = 0.5) -> Tensor:
+def map_box(values: Tensor, threshold: float = 0.25) -> Tensor:
     """Return the box around the part of a map that hangs together with its peak.
+
+    A quarter of the maximum is where the map of one patch has lost three quarters of its way to the rim: the box
+    has 56 % of the patch's area, as an object has that was labelled by how much of the patch it fills.
 
     Args:
         values: (H, W), not negative.
