@@ -39,6 +39,10 @@ class HandlerError(TransferError, RuntimeError):
     """A handler raised, or returned tensors that do not fit its target layer."""
 
 
+class UnsharableError(TransferKitError, ValueError):
+    """A trunk's map of a whole image does not hold the maps of its patches."""
+
+
 class DataError(TransferKitError, ValueError):
     """A data set is incomplete or contradicts itself; the message names the file."""
 

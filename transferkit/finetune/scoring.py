@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from transferkit.finetune.training import mixed_precision
+from transferkit.precision import mixed_precision
 from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress, track
 from transferkit.sampler import MultiscaleSampler

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +12,9 @@ from torch import Tensor, nn
 from transferkit.errors import DivergedError
 from transferkit.finetune.run import EpochRecord, Run
 from transferkit.labeling import IGNORE
+from transferkit.precision import mixed_precision
 from transferkit.progress import Progress, track
 from transferkit.sampler import MultiscaleSampler
-
-
-def mixed_precision(device: torch.device, enabled: bool | None = None) -> AbstractContextManager[None]:
-    """Return the autocast context for a device: on by default on cuda (bfloat16 where it has it), else off."""
-    if enabled is None:
-        enabled = device.type == "cuda"
-    half = torch.bfloat16
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        half = torch.float16
-    return torch.autocast(device.type, dtype=half, enabled=enabled)
 
 
 def train_epoch(

@@ -1,0 +1,175 @@
+"""A trunk's output for boxes on an image: patch by patch, or read from a few maps of the whole image."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from transferkit.boxes import as_boxes
+from transferkit.errors import UnsharableError, require
+from transferkit.features.forward import Forward, device_of
+from transferkit.features.levels import Levels, check_levels
+from transferkit.features.pooling import split_pooling
+from transferkit.features.probe import probe_geometry
+from transferkit.features.resizing import Resizing
+from transferkit.features.shared import Shared
+from transferkit.preprocessing import IMAGENET, Preprocessing
+
+Method = Literal["exact", "shared", "auto"]
+
+
+class PatchFeatures:
+    """Features of patches, ``features(image, boxes) -> (P, *shape)``, the same shape whatever the method.
+
+    ``"exact"`` cuts each patch, resizes it to S x S and runs the trunk on it, as a network that is given
+    patches does. ``"shared"`` resizes the whole image instead, once for each size of patch or for a few
+    ``levels``, runs the trunk once on each, and reads every patch's cells from the map bilinearly, at the
+    places where they would lie (see :func:`map_coordinates`). Overlapping patches then cost almost nothing. The
+    features differ: at its border a patch sees the image around it where the exact way has padding, and cells
+    lie between cells. ``"auto"`` is shared where the trunk can be, else exact with a warning; ``method`` and
+    ``why_exact`` tell.
+
+    Args:
+        trunk: Maps normalised pixels (B, 3, H, W) to (B, C, h, w); for ``"exact"`` to anything. Put into
+            evaluation mode while it runs. Its parameters are used as they are, so what trains or loads them is
+            seen.
+        pool: What is done to the map of each patch, (B, C, n, n) to (B, *shape): the last pooling, flattening,
+            frozen fully connected layers. By default the poolings at the end of a sequential trunk
+            (:func:`split_pooling`); give ``nn.Identity()`` for none.
+        method: ``"exact"``, ``"shared"`` or ``"auto"``.
+        levels: For shared: ``None`` for one for each size of patch; a number, spread geometrically over the
+            patches' sizes; or scales as a :class:`PatchGrid` has them.
+        preprocessing: What the trunk wants done to pixels.
+        patch_size: S.
+        antialias: See :func:`crop_and_resize`.
+        whole_pixels: See :func:`crop_and_resize`; for shared, boxes are truncated to whole pixels.
+        dtype: Of resized pixels, as in :class:`MultiscaleSampler`: by default rounded to uint8.
+        batch_size: How many patches go through the trunk, or are read, at a time.
+        most_pixels: The largest image that the trunk is shown; patches so small that they want a larger one are
+            read from that. Bounds the memory.
+        amp: Half precision (bfloat16): twice to three times faster where the device has it, cpus included;
+            ``None`` for on with cuda and off elsewhere.
+        device: Where trunk and pool are and features come out; by default where their first parameter is.
+
+    Attributes:
+        forward: Trunk, pool and how they are run.
+        resizing: How patches are cut.
+        method: ``"exact"`` or ``"shared"``.
+        why_exact: Why ``"auto"`` became exact, else ``None``.
+
+    Raises:
+        UnsharableError: ``method="shared"`` for a trunk that cannot be; says why.
+
+    Example:
+        >>> trunk = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        >>> image = torch.zeros(3, 40, 60, dtype=torch.uint8)
+        >>> boxes = torch.tensor([[0.0, 0, 20, 20], [30, 10, 60, 40]])
+        >>> for method in ("exact", "shared"):
+        ...     print(PatchFeatures(trunk, method=method, patch_size=32)(image, boxes).shape)
+        torch.Size([2, 8, 1, 1])
+        torch.Size([2, 8, 1, 1])
+
+    References:
+        He et al., "Spatial Pyramid Pooling in Deep Convolutional Networks for Visual Recognition", ECCV 2014;
+        Girshick, "Fast R-CNN", ICCV 2015; He et al., "Mask R-CNN", ICCV 2017, section 3 (reading between
+        cells).
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        *,
+        pool: nn.Module | None = None,
+        method: Method = "exact",
+        levels: Levels = None,
+        preprocessing: Preprocessing = IMAGENET,
+        patch_size: int = 224,
+        antialias: bool = True,
+        whole_pixels: bool = False,
+        dtype: torch.dtype = torch.uint8,
+        batch_size: int = 64,
+        most_pixels: int = 2**22,
+        amp: bool | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        require(method in ("exact", "shared", "auto"), "method", "'exact', 'shared' or 'auto'", method)
+        require(patch_size >= 1, "patch_size", "1 or more", patch_size)
+        require(batch_size >= 1, "batch_size", "1 or more", batch_size)
+        require(
+            most_pixels >= patch_size**2, "most_pixels", f"patch_size^2 = {patch_size**2} or more", most_pixels
+        )
+        check_levels(levels)
+        trunk, pool = split_pooling(trunk) if pool is None else (trunk, pool)
+        where = torch.device(device) if device is not None else device_of(trunk, pool)
+        self.forward = Forward(trunk, pool, preprocessing, amp, where)
+        self.resizing = Resizing(patch_size, antialias, whole_pixels, dtype)
+        self.batch_size = batch_size
+        self.levels, self.most_pixels = levels, most_pixels
+        self.why_exact: str | None = None
+        self._sharing = None if method == "exact" else self._share(required=method == "shared")
+        self.method: Literal["exact", "shared"] = "exact" if self._sharing is None else "shared"
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Of one patch's features, without their number."""
+        with self.forward.evaluating():
+            return tuple(self.forward.features(self._blank()).shape[1:])
+
+    def __call__(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """Return the features of an image's patches.
+
+        Args:
+            image: (3, H, W) uint8, RGB, on any device.
+            boxes: (P, 4) xyxy, pixels, inside the image.
+
+        Returns:
+            (P, *shape) float32, on the trunk's device.
+        """
+        boxes = as_boxes(boxes).double().cpu()
+        image = image.to(self.forward.device)
+        out = torch.empty(len(boxes), *self.shape, device=self.forward.device)
+        with self.forward.evaluating():
+            for rows, features in self._parts(image, boxes) if len(boxes) else ():
+                out[rows.to(out.device)] = features
+        return out
+
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """Return the exact features, (B, *shape) float32, of patches cut already, (B, 3, S, S) in 0..255."""
+        with self.forward.evaluating():
+            return self.forward.features(pixels)
+
+    def _parts(self, image: Tensor, boxes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield rows of ``boxes`` and their features."""
+        if self._sharing is not None:
+            yield from self._sharing(self.forward, self.resizing, image, boxes, self.batch_size)
+            return
+        # Minibatches as equal as can be, so that none is far smaller than the rest.
+        for rows in torch.arange(len(boxes)).tensor_split(-(-len(boxes) // self.batch_size)):
+            yield rows, self.forward.features(self.resizing.patches(image, boxes[rows]))
+
+    def _share(self, *, required: bool) -> Shared | None:
+        """Return how to share, or ``None`` if that is impossible."""
+        trunk = self.forward.trunk
+        try:
+            geometry = probe_geometry(trunk, size=self.resizing.patch_size)
+        except UnsharableError as error:
+            self.why_exact = str(error)
+            problem = f"{type(trunk).__name__} cannot be shared between patches: {error}"
+            if required:
+                raise UnsharableError(
+                    f"{problem}; use method='exact', or 'auto', which shares where it can"
+                ) from error
+            warnings.warn(f"{problem}; so each patch goes through it alone", stacklevel=3)
+            return None
+        with self.forward.evaluating():
+            rows, columns = self.forward.maps(self._blank()).shape[2:]
+        return Shared(geometry, (rows, columns), self.levels, self.most_pixels)
+
+    def _blank(self) -> Tensor:
+        side = self.resizing.patch_size
+        return torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self.forward.device)
