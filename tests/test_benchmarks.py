@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.benchmarks.__main__ import main
-from tests.benchmarks.kept_features import pooled, score_kept, train_head
+from tests.benchmarks.kept_features import kept, score_kept, train_head
 from tests.benchmarks.made_up import write_made_up_devkit
 from tests.benchmarks.members import MEMBERS, ON_GPU
 from tests.benchmarks.parts import Parts
@@ -52,9 +52,12 @@ SLOW = {"scores_on_photos"}  # it trains heads for as many epochs as ever, and w
 def test_a_member_of_the_suite_runs_and_its_tables_are_on_the_page(
     name: str, devkit: Path, weights: Path, tmp_path: Path
 ) -> None:
-    arguments = ["--data_dir", str(devkit), "--weights", str(weights), "--out", str(tmp_path), "--quick"]
-    suite = ["--gpu"] if name in {member.name for member in ON_GPU} else []
-    status = main([*arguments, *suite, "--only", name])
+    data = (
+        ["--gpu"]
+        if name in {m.name for m in ON_GPU}
+        else ["--data_dir", str(devkit), "--weights", str(weights)]
+    )
+    status = main([*data, "--out", str(tmp_path), "--quick", "--only", name])
 
     outcome = json.loads((tmp_path / f"{name}.json").read_text())
     assert outcome["status"] == status == 0
@@ -129,7 +132,7 @@ def test_an_epoch_of_the_yardstick_and_what_it_left_out_give_the_features_of_all
 
     photo_loader = loader(PhotoPatches(photos.paths, photos.boxes, photos.labels, every_patch), workers=0)
     for index, _, patches, _ in photo_loader:
-        assert torch.equal(features[index], pooled(trunk(normalise(patches))))
+        assert torch.equal(features[index], kept(trunk(normalise(patches))))
     head = train_head(features, photos.labels, 21, epochs=1, seed=0, count=8)
     assert torch.allclose(score_kept(head, features), score(trunk, head, photo_loader, 2), rtol=1e-3)
     assert len(epoch["seconds"]) == 2

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
+from torch.nn.functional import cross_entropy
 
 from tests.benchmarks.plain import BATCH, positives_first
 from tests.benchmarks.setting import new_head, new_optimizer
 
 
-def pooled(maps: Tensor) -> Tensor:
-    """Return maps (P, C, h, w) as the head sees them, (P, C * 9), half precision to spare memory."""
-    return adaptive_avg_pool2d(maps.float(), 3).flatten(1).half()
+def kept(maps: Tensor) -> Tensor:
+    """Return maps (P, C, h, w) as they are kept, (P, C * h * w), half precision to spare memory."""
+    return maps.flatten(1).half()
 
 
 def train_head(
@@ -21,7 +21,7 @@ def train_head(
     """Return a head trained on ``count`` patches of each photo and epoch; the same choice and order for a seed.
 
     Args:
-        features: N times (P, C * 9), of all patches of each photo.
+        features: N times (P, C * h * w), of all patches of each photo.
         labels: N times (P,).
         num_classes: K.
         epochs: How many.
@@ -30,12 +30,12 @@ def train_head(
     """
     head = new_head(num_classes, seed)
     optimizer = new_optimizer(head)
-    layers = head[2:].train()  # behind pooling and flattening
+    head.train()
     for _ in range(epochs):
         for photo in torch.randperm(len(features)).tolist():
             rows = positives_first(labels[photo], count)
             for chosen in rows.split(BATCH):
-                loss = cross_entropy(layers(features[photo][chosen].float()), labels[photo][chosen])
+                loss = cross_entropy(head(features[photo][chosen].float()), labels[photo][chosen])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -45,5 +45,5 @@ def train_head(
 @torch.inference_mode()
 def score_kept(head: nn.Module, features: list[Tensor]) -> Tensor:
     """Return the photos' scores, (N, K): the sum over their patches of probability^5."""
-    layers = head.eval()[2:]
-    return torch.stack([layers(mine.float()).softmax(dim=1).double().pow(5).sum(dim=0) for mine in features])
+    head.eval()
+    return torch.stack([head(mine.float()).softmax(dim=1).double().pow(5).sum(dim=0) for mine in features])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PLACES = ("DIR", "FILE", "OUT")
+
 
 @dataclass(frozen=True)
 class Member:
@@ -24,8 +26,11 @@ class Member:
     quick: str
 
     def command(self, places: dict[str, str], quick: bool = False) -> list[str]:
-        """Return the script's arguments with ``DIR``, ``FILE`` and ``OUT`` replaced."""
-        return [places.get(word, word) for word in (self.quick if quick else self.arguments).split()]
+        """Return the script's arguments with ``DIR``, ``FILE`` and ``OUT`` replaced; an option whose place is not given goes."""
+        words = (self.quick if quick else self.arguments).split()
+        absent = {place for place, word in enumerate(words) if word in PLACES and word not in places}
+        absent |= {place - 1 for place in absent if words[place - 1].startswith("--")}
+        return [places.get(word, word) for place, word in enumerate(words) if place not in absent]
 
 
 MEMBERS = (
@@ -63,6 +68,14 @@ MEMBERS = (
         1,
         "--layers 30",
         "--layers 2 --width 64 --repeats 2",
+    ),
+    Member(
+        "feature_scoring",
+        "What do features that patches share save in scoring, and what do they cost?",
+        40,
+        "--data_dir DIR --weights FILE --out OUT",
+        "--data_dir DIR --weights FILE --out OUT --photos 1 --patches 8 --rounds 1 --test_photos 3 --test_patches 4 --levels 1 --training_levels 1 "
+        "--train_photos 2 --train_patches 8 --grid_patches 10 --epochs 1 --seeds 1 --workers 0 --threads 1",
     ),
     Member(
         "scores_on_photos",

@@ -18,10 +18,10 @@ Written by the suite itself; run it on a machine of your own with
 
     python -m tests.benchmarks --data_dir DIR --weights FILE
 
-Every comparison is made within one run, the ways in turn, round by round; compare figures within a table, not
-between tables. Where a cell shows several numbers they are the median of the rounds and, in brackets, the lowest and the
-highest. Figures that fall short stand as they were measured. `DIR` is a folder with `VOCdevkit`, `FILE` holds AlexNet's five ImageNet-trained convolutions, `OUT` is where
-files go.
+Every comparison is made within one run, the ways in turn, round by round: compare figures within a table, not between
+tables. Where a cell shows several numbers they are the median of the rounds and, in brackets, the lowest and the highest.
+Figures that fall short stand as they were measured. `DIR` is a folder with `VOCdevkit`, `FILE` holds AlexNet's five
+ImageNet-trained convolutions, `OUT` is where files go.
 """
 
 NO_GPU = """\

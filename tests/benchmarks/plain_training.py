@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks import plain
-from tests.benchmarks.kept_features import pooled
+from tests.benchmarks.kept_features import kept
 from tests.benchmarks.rounds import say
 from tests.benchmarks.setting import Photos, new_head, new_optimizer
 
@@ -39,7 +39,7 @@ def timed_epoch(
 
     def after_photo(photo: plain.Cut, maps: Tensor) -> None:
         nonlocal done, since
-        found["rows"][photo.index], found["features"][photo.index] = photo.rows, pooled(maps)
+        found["rows"][photo.index], found["features"][photo.index] = photo.rows, kept(maps)
         done += 1
         if done % -(-count // parts) == 0 or done == count:
             found["seconds"].append(time.perf_counter() - since)
@@ -68,6 +68,6 @@ def all_features(photos: Photos, trunk: nn.Module, epoch: dict[str, list[Any]], 
         whole[epoch["rows"][index]] = known
         if len(patches):
             batches = patches.split(plain.BATCH)
-            whole[left_out[index]] = torch.cat([pooled(trunk(plain.normalise(batch))) for batch in batches])
+            whole[left_out[index]] = torch.cat([kept(trunk(plain.normalise(batch))) for batch in batches])
         found.append(whole)
     return found

@@ -10,19 +10,23 @@ Way = Callable[[int], object]
 
 
 def in_turn(ways: Mapping[str, Way], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each way in each round.
+    """Return the seconds of each way in each round."""
+    found = [one_round(ways, number) for number in range(rounds)]
+    return {name: [seconds[name] for seconds in found] for name in ways}
 
-    Every round runs all ways one after the other; every other round in reverse order, so that none always follows the
-    same neighbour.
+
+def one_round(ways: Mapping[str, Way], number: int) -> dict[str, float]:
+    """Run all ways one after the other and return the seconds of each.
+
+    Every other round runs them in reverse order, so that none always follows the same neighbour.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds):
-        order = list(ways.items())
-        for name, way in order if number % 2 == 0 else reversed(order):
-            started = time.perf_counter()
-            way(number)
-            seconds[name].append(time.perf_counter() - started)
-            say(f"round {number + 1} of {rounds}: {name}, {seconds[name][-1]:.2f} s")
+    order = list(ways.items())
+    seconds = {}
+    for name, way in order if number % 2 == 0 else reversed(order):
+        started = time.perf_counter()
+        way(number)
+        seconds[name] = time.perf_counter() - started
+        say(f"round {number + 1}: {name}, {seconds[name]:.2f} s")
     return seconds
 
 

@@ -13,12 +13,29 @@ from transferkit.alexnet import AlexNet
 from transferkit.datasets import VOCDataset
 from transferkit.heads import adaptation_head
 from transferkit.labeling import OverlapRule, label_patches
-from transferkit.sampler import PatchGrid, RandomSubset, generator
+from transferkit.sampler import AnnotatedImage, PatchGrid, RandomSubset, generator
 from transferkit.scorer import VOC2010
 
 GRID = PatchGrid()
 RULE = OverlapRule()
 SEED = 13
+
+
+class Part:
+    """Some of a data set's photos, without a need to decode them for their sizes as ``Subset`` has."""
+
+    def __init__(self, data: VOCDataset, start: int, stop: int) -> None:
+        self.data, self.numbers = data, range(len(data))[start:stop]
+        self.class_names = data.class_names
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        return self.data[self.numbers[index]]
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        return self.data.image_size(self.numbers[index])
 
 
 @dataclass(frozen=True)
@@ -32,7 +49,7 @@ class Photos:
         labels: N times (P,) classes, 0 for background.
     """
 
-    data: VOCDataset
+    data: VOCDataset | Part
     paths: list[Path]
     boxes: list[Tensor]
     labels: list[Tensor]
@@ -62,22 +79,24 @@ class Photos:
         return Photos(self.data, self.paths, boxes, labels)
 
     def part(self, start: int, stop: int) -> Photos:
-        """Return some of the photos; the data set stays whole."""
-        return Photos(self.data, self.paths[start:stop], self.boxes[start:stop], self.labels[start:stop])
+        """Return the photos from ``start`` to before ``stop``, numbered anew."""
+        some = slice(start, stop)
+        return Photos(Part(self.data, start, stop), self.paths[some], self.boxes[some], self.labels[some])
 
 
 def load_trunk(weights: Path) -> nn.Sequential:
-    """Return AlexNet's convolutions, frozen: (B, 3, 224, 224) to (B, 256, 6, 6), fastest with channels last."""
+    """Return AlexNet's convolutions, frozen, and a pooling: (B, 3, 224, 224) to (B, 256, 3, 3); fastest channels last."""
     model = AlexNet(hidden=1)
     tk.WeightTransfer(tk.read_checkpoint(weights), select=tk.by_name("features.*")).apply(model)
-    return model.features.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    trunk = nn.Sequential(*model.features, nn.AdaptiveAvgPool2d(3))
+    return trunk.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def new_head(num_classes: int, seed: int = SEED) -> nn.Sequential:
-    """Return the head that is trained: (B, 256, 6, 6) pooled to 3 x 3, one hidden layer of 1,024, logits (B, K)."""
+    """Return the head that is trained: (B, 256, 3, 3) through one hidden layer of 1,024 to logits (B, K)."""
     torch.manual_seed(seed)
     head = adaptation_head(256 * 9, num_classes, hidden=(1024,), drop_rate=0.5)
-    return nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Flatten(), *head)
+    return nn.Sequential(nn.Flatten(), *head)
 
 
 def new_optimizer(head: nn.Module) -> torch.optim.Optimizer:

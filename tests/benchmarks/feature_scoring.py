@@ -1,0 +1,165 @@
+"""Scoring photos with features that patches share: how fast, and at what cost in mean AP.
+
+    python -m tests.benchmarks.feature_scoring --data_dir DIR --weights FILE --out OUT
+
+Times whole photos, decoding to scores: the recipe in plain PyTorch, the exact way (each patch is cut, resized and run), and
+the shared ways (the whole photo is run at several sizes, and the patches' features are read from its maps). In a round all
+ways score the same photos, with the same number of patches each. Then the mean AP of each way on the test photos, for heads
+that were trained on exact features and for heads trained on shared ones; and a plot of one against the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tests.benchmarks import plain, ways
+from tests.benchmarks.heads import EXACT, SHARED, Training, add_training_arguments
+from tests.benchmarks.kept_features import score_kept
+from tests.benchmarks.parts import Parts
+from tests.benchmarks.rounds import one_round, ratios
+from tests.benchmarks.scores_on_photos import paired_interval
+from tests.benchmarks.setting import Photos, load_trunk, mean_ap, new_head
+from tests.benchmarks.table import Table, write_tables
+from tests.benchmarks.trade_off import plot
+from transferkit.datasets import VOCDataset
+
+PLAIN = "plain PyTorch"
+Seconds = dict[str, list[float]]
+Scores = dict[str, dict[str, list[Tensor]]]
+"""Scores of the test photos by way and by what the heads were trained on, one for each seed."""
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = parse_arguments()
+    torch.set_num_threads(options.threads)
+    trunk = load_trunk(options.weights)
+    seconds = timed_ways(options, trunk)
+    test = Photos.read(options.data_dir, "test", options.test_photos).random_subset(options.test_patches)
+    scores = scored_ways(options, trunk, test)
+    tables = [speed_table(options, seconds), quality_table(options, seconds, scores, test.data)]
+    picture = options.out / "feature_scoring.png"
+    per_photo = {way: [s * options.rounds / options.photos for s in found] for way, found in seconds.items()}
+    plot(per_photo, {way: mean_aps(found[EXACT], test.data) for way, found in scores.items()}, picture)
+    tables[1].pictures.append(picture.name)
+    for table in tables:
+        print(table.markdown(), end="\n\n")
+    if options.json:
+        write_tables(options.json, tables)
+
+
+def timed_ways(options: argparse.Namespace, trunk: nn.Module) -> Seconds:
+    """Return the seconds that each way takes for the photos of each round."""
+    every = Photos.read(options.data_dir, "test", options.photos)
+    size = options.photos // options.rounds
+    rounds = [
+        every.part(n * size, (n + 1) * size).random_subset(options.patches) for n in range(options.rounds)
+    ]
+    head = new_head(len(every.data.class_names))
+    scorers: dict[str, Callable[[Photos], object]] = {
+        PLAIN: partial(plain_scores, trunk, head, options.workers)
+    }
+    for name, features in ways.feature_ways(trunk, options.levels).items():
+        scorers[name] = partial(ways.score, features, head, options.workers)
+    for scorer in scorers.values():  # the first call sets up threads and memory
+        scorer(every.part(0, 1).random_subset(plain.BATCH))
+    names = ("photos", "patches", "rounds", "levels", "threads", "workers", "data_dir", "weights")
+    parts = Parts(options.out, name="timed_ways", **{name: getattr(options, name) for name in names})
+    timed = {
+        name: partial(lambda scorer, number: scorer(rounds[number]), scorer) for name, scorer in scorers.items()
+    }
+    found = [parts.figures(f"round_{n}", partial(one_round, timed, n)) for n in range(options.rounds)]
+    return {name: [seconds[name] for seconds in found] for name in timed}
+
+
+def plain_scores(trunk: nn.Module, head: nn.Module, workers: int, photos: Photos) -> Tensor:
+    """Score photos in plain PyTorch."""
+    data = plain.PhotoPatches(photos.paths, photos.boxes, photos.labels, plain.every_patch)
+    return plain.score(trunk, head, plain.loader(data, workers), len(photos.paths))
+
+
+def scored_ways(options: argparse.Namespace, trunk: nn.Module, test: Photos) -> Scores:
+    """Return the scores of the test photos by every way and head."""
+    training = Training(options, trunk)
+    heads = {kind: training.heads(kind) for kind in (EXACT, SHARED)}
+    names = ("test_photos", "test_patches", "data_dir", "weights")
+    parts = Parts(options.out, name="test_features", **{name: getattr(options, name) for name in names})
+    scores: Scores = {}
+    for way, features in ways.feature_ways(trunk, options.levels).items():
+        make = partial(ways.kept_features, features, test, options.workers)
+        kept = parts.tensors(way.replace(" ", "_").replace(",", ""), make)
+        scores[way] = {kind: [score_kept(head, kept) for head in of] for kind, of in heads.items()}
+    return scores
+
+
+def mean_aps(scores: list[Tensor], data: VOCDataset) -> list[float]:
+    """Return the mean AP of each seed's scores, percent."""
+    return [mean_ap(one, data) for one in scores]
+
+
+def speed_table(options: argparse.Namespace, seconds: Seconds) -> Table:
+    """Return how fast the ways are."""
+    size = options.photos // options.rounds
+    table = Table(
+        f"Scoring {options.photos} photos at {options.patches} patches, {options.rounds} rounds of {size} photos, "
+        f"{options.threads} threads, {options.workers} workers",
+        {"way": "", "seconds per photo": ".2f", "patches/s": ",.0f", "times as fast as plain": ".2f"},
+    )
+    for way, found in seconds.items():
+        rates = [size * options.patches / s for s in found]
+        table.add(way, [s / size for s in found], rates, ratios(seconds[PLAIN], found))
+    return table
+
+
+def quality_table(options: argparse.Namespace, seconds: Seconds, scores: Scores, data: VOCDataset) -> Table:
+    """Return the mean AP of each way."""
+    table = Table(
+        f"Mean AP on {options.test_photos} test photos with {options.test_patches} patches each, against time; heads "
+        f"trained on {options.train_photos} photos for {options.epochs} epochs, {options.seeds} seeds",
+        {"way": "", "seconds per photo": ".2f", "mAP, head trained on exact features": ".2f",
+         "minus exact": "+.2f", "95 % interval": "", "mAP, head trained on shared features": ".2f"},
+    )  # fmt: skip
+    exact = scores[ways.EXACT]
+    for way, found in scores.items():
+        on_exact, on_shared = (mean_aps(found[kind], data) for kind in (EXACT, SHARED))
+        less = [mine - its for mine, its in zip(on_exact, mean_aps(exact[EXACT], data), strict=True)]
+        interval = (
+            "" if way == ways.EXACT else paired_interval(found[EXACT][0], exact[EXACT][0], data.presence())
+        )
+        per_photo = [s * options.rounds / options.photos for s in seconds[way]]
+        table.add(way, per_photo, on_exact, less, interval, on_shared)
+    table.notes.append(
+        f"All-points AP, difficult objects ignored. Shared features for training are "
+        f"those of {ways.shared_name(options.training_levels)!r}. The interval "
+        "is a paired bootstrap over the test photos for the first seed, its difference first."
+    )
+    return table
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder that holds VOCdevkit")
+    parser.add_argument("--weights", type=Path, required=True, help="AlexNet's convolutions")
+    parser.add_argument("--out", type=Path, required=True, help="where parts and the plot are kept")
+    parser.add_argument("--photos", type=int, default=50, help="that are timed")
+    parser.add_argument("--patches", type=int, default=448, help="of each")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--test_photos", type=int, default=500, help="for mean AP")
+    parser.add_argument("--test_patches", type=int, default=64, help="of each")
+    parser.add_argument(
+        "--levels", type=int, nargs="+", default=[0, 6, 4, 2], help="of the shared ways; 0: one per scale"
+    )
+    add_training_arguments(parser)
+    parser.add_argument("--json", type=Path, help="also write the tables here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The ways to the features of a photo's patches that are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from tests.benchmarks.kept_features import kept
+from tests.benchmarks.setting import Photos
+from transferkit.features import PatchFeatures
+
+Features = Callable[[Tensor, Tensor], Tensor]
+"""Takes a photo (3, H, W) uint8 and boxes (P, 4) and returns the maps (P, C, h, w) of the patches."""
+
+EXACT = "exact"
+
+
+def shared_name(levels: int) -> str:
+    """Return what a shared way is called; 0 levels stand for one per scale."""
+    return f"shared, {levels} levels" if levels else "shared, a level per scale"
+
+
+@cache
+def shared(trunk: nn.Module, levels: int) -> Features:
+    """Return the shared way with so many levels; 0 for one per scale."""
+    return PatchFeatures(trunk, method="shared", levels=levels or None)
+
+
+def feature_ways(trunk: nn.Module, levels: Sequence[int]) -> dict[str, Features]:
+    """Return the exact way, and the shared ones with so many levels each, by name."""
+    return {EXACT: PatchFeatures(trunk, method="exact"), **{shared_name(n): shared(trunk, n) for n in levels}}
+
+
+class _Decoded(Dataset[tuple[int, Tensor, Tensor]]):
+    """Photos as they are, with the boxes of their patches."""
+
+    def __init__(self, photos: Photos) -> None:
+        self.photos = photos
+
+    def __len__(self) -> int:
+        return len(self.photos.paths)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor]:
+        return index, self.photos.data[index].image, self.photos.boxes[index]
+
+
+@torch.inference_mode()
+def maps_of_photos(features: Features, photos: Photos, workers: int) -> Iterator[Tensor]:
+    """Yield the maps (P, C, h, w) of each photo's patches; workers decode."""
+    for _, image, boxes in DataLoader(_Decoded(photos), batch_size=None, num_workers=workers):
+        yield features(image, boxes)
+
+
+@torch.inference_mode()
+def score(features: Features, head: nn.Module, workers: int, photos: Photos) -> Tensor:
+    """Return the photos' scores, (N, K): the sum over their patches of probability^5."""
+    head.eval()
+    every = maps_of_photos(features, photos, workers)
+    return torch.stack([head(maps).softmax(dim=1).double().pow(5).sum(dim=0) for maps in every])
+
+
+def kept_features(features: Features, photos: Photos, workers: int) -> list[Tensor]:
+    """Return the features of all patches as they are kept, N times (P, C * h * w)."""
+    return [kept(maps) for maps in maps_of_photos(features, photos, workers)]
