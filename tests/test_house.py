@@ -13,7 +13,7 @@ PACKAGE = "transferkit"
 # From left to right: a module may import only from floors to the right of its own.
 FLOORS: list[set[str]] = [
     {"cli", "__main__"},
-    {"finetune"},
+    {"finetune", "estimators"},
     {"features", "datasets", "protocols"},
     {"transfer", "sampler", "heads", "scorer", "alexnet"},
     {"checkpoints", "labeling", "backbones", "optimization"},

@@ -1,0 +1,158 @@
+"""Whole images to features by a trunk, as a scikit-learn transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from transferkit.backbones import features_of, find_preprocessing
+from transferkit.errors import ArgumentError, require
+from transferkit.estimators.images import images_of
+from transferkit.heads import spatial_pooling
+from transferkit.preprocessing import Preprocessing
+from transferkit.sampler import crop_and_resize
+
+
+class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Resize each image to the network's size, whatever its shape, and give it to the trunk.
+
+    The trunk is frozen, and put into evaluation mode: ``fit`` learns nothing from the images. Cloning, and so a grid
+    search over what follows, copies a trunk that is given as a module; one that is given as a function is built by
+    each clone. Either way a search is best spared the work: transform once, and search over the features.
+
+    Args:
+        trunk: A module (B, 3, H, W) -> maps (B, C, h, w), tokens (B, T, D) or features (B, D), such as
+            :func:`~transferkit.backbones.truncate` returns; or a function without arguments that builds one.
+        pooling: What makes a vector of a map: a name of :func:`~transferkit.heads.spatial_pooling`, or a module.
+            Tokens are averaged.
+        image_size: Side in pixels, or ``(height, width)``; what the trunk was trained at unless given, else 224.
+        preprocessing: What the trunk wants done to pixels; found by
+            :func:`~transferkit.backbones.find_preprocessing` unless given.
+        flips: Whether features are averaged over the image and its mirror image, at twice the time.
+        batch_size: Images at a time.
+        amp: Whether the trunk computes in bfloat16.
+        device: To compute on; where the trunk is unless given.
+
+    Attributes:
+        trunk_, pooling_: The modules.
+        preprocessing_: What is done to pixels.
+        preprocessing_origin_: Where that was found; read it once for a trunk that is new to you.
+        image_size_: (height, width).
+
+    Example:
+        >>> from transferkit.alexnet import AlexNet
+        >>> trunk = AlexNet(channels=(4, 4, 4, 4, 8), hidden=8).features
+        >>> images = [np.zeros((50, 80, 3), np.uint8), np.full((90, 60, 3), 255, np.uint8)]
+        >>> ImageFeatures(trunk, image_size=64).fit_transform(images).shape
+        (2, 8)
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module | Callable[[], nn.Module],
+        *,
+        pooling: str | nn.Module = "average",
+        image_size: int | tuple[int, int] | None = None,
+        preprocessing: Preprocessing | None = None,
+        flips: bool = False,
+        batch_size: int = 32,
+        amp: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.trunk = trunk
+        self.pooling = pooling
+        self.image_size = image_size
+        self.preprocessing = preprocessing
+        self.flips = flips
+        self.batch_size = batch_size
+        self.amp = amp
+        self.device = device
+
+    def fit(self, X: Any = None, y: Any = None) -> ImageFeatures:
+        """Get the trunk ready; X and y are not looked at.
+
+        Raises:
+            ArgumentError: The trunk is no module and builds none, or returns no features for an image.
+        """
+        require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        trunk = self.trunk if isinstance(self.trunk, nn.Module) else self.trunk()
+        if not isinstance(trunk, nn.Module):
+            raise ArgumentError(f"trunk must be a module or build one, got {type(trunk).__name__}")
+        found = find_preprocessing(trunk)
+        self.preprocessing_ = self.preprocessing or found.preprocessing
+        self.preprocessing_origin_ = "given" if self.preprocessing else found.origin
+        size = self.image_size or found.image_size or 224
+        self.image_size_ = (size, size) if isinstance(size, int) else tuple(size)
+        self.trunk_ = trunk if self.device is None else trunk.to(self.device)
+        self.pooling_ = spatial_pooling(self.pooling) if isinstance(self.pooling, str) else self.pooling
+        self._n_features_out = self._forward(torch.zeros(1, 3, *self.image_size_)).shape[1]
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """Return the images' features.
+
+        Args:
+            X: A sequence of N images, of any sizes: paths, PIL images, arrays or tensors (H, W, 3) or (3, H, W) in
+                0..255; an array (N, ...) of them; or a data set whose items have an ``image``.
+
+        Returns:
+            (N, D) float32.
+        """
+        check_is_fitted(self)
+        rows = [np.zeros((0, self._n_features_out), np.float32)]
+        rows += [self._features(images).numpy() for images in chunks(images_of(X), self.batch_size)]
+        return np.concatenate(rows)
+
+    def _features(self, images: list[Tensor]) -> Tensor:
+        """Return (B, D) float32 on the cpu."""
+        height, width = self.image_size_
+        pixels = torch.cat(
+            [
+                crop_and_resize(
+                    image, torch.tensor([[0.0, 0.0, image.shape[2], image.shape[1]]]), (height, width)
+                )
+                for image in images
+            ]
+        )
+        features = self._forward(pixels)
+        return (features + self._forward(pixels.flip(-1))) / 2 if self.flips else features
+
+    @torch.inference_mode()
+    def _forward(self, pixels: Tensor) -> Tensor:
+        """Return the features (B, D) of pixels (B, 3, H, W), 0..255."""
+        weight = next(self.trunk_.parameters(), pixels.float())
+        inputs = self.preprocessing_(pixels.to(weight.device)).to(weight.dtype)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(weight.device.type, torch.bfloat16, enabled=self.amp):
+            output = features_of(self.trunk_.eval()(inputs)).float()
+        if output.ndim == 4:
+            output = self.pooling_(output)
+        elif output.ndim == 3:
+            output = output.mean(dim=1)
+        if output.ndim != 2:
+            raise ArgumentError(
+                "trunk must return (B, C, H, W), (B, T, D) or (B, D), and pooling make (B, D) of the first, got "
+                f"{tuple(output.shape)} of pixels {tuple(inputs.shape)}"
+            )
+        return output.cpu()
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
+        tags.requires_fit = True
+        return tags
+
+
+def chunks(items: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Yield the items in lists of ``size``; the last may be shorter."""
+    items = iter(items)
+    while chunk := list(islice(items, size)):
+        yield chunk
