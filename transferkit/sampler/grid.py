@@ -21,16 +21,17 @@ def exact(number: float | Fraction) -> Fraction:
     return number if isinstance(number, Fraction) else Fraction(str(number))
 
 
-def positions(extent: Fraction, side: Fraction, count: int) -> list[Fraction]:
-    """Return where ``count`` intervals of length ``side`` start that are spread evenly over ``[0, extent]``.
+def intervals(extent: Fraction, side: Fraction, count: int) -> list[tuple[float, float]]:
+    """Return starts and ends of ``count`` intervals of length ``side`` that are spread evenly over ``[0, extent]``.
 
     ``start[i] = i * (extent - side) / (count - 1)``: the first begins at 0 and the last ends at ``extent``. A
-    single one is centred.
+    single one is centred. The result is the nearest float of each: whole numbers over one denominator, divided once.
     """
     room = extent - side
-    if count == 1:
-        return [room / 2]
-    return [room * index / (count - 1) for index in range(count)]
+    places, steps = (range(count), count - 1) if count > 1 else (range(1, 2), 2)
+    step, length = room.numerator * side.denominator, side.numerator * room.denominator * steps
+    whole = room.denominator * side.denominator * steps
+    return [(i * step / whole, (i * step + length) / whole) for i in places]
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,10 @@ class PatchGrid:
         height, width = self._extents(image_size)
         rows: list[Tensor] = []
         for side, across, down in self._layout(image_size):
-            left = torch.tensor([float(x) for x in positions(width, side, across)], dtype=torch.float64)
-            right = torch.tensor([float(x + side) for x in positions(width, side, across)], dtype=torch.float64)
-            top = torch.tensor([float(y) for y in positions(height, side, down)], dtype=torch.float64)
-            bottom = torch.tensor([float(y + side) for y in positions(height, side, down)], dtype=torch.float64)
-            x, y = (
-                index.flatten()
-                for index in torch.meshgrid(torch.arange(across), torch.arange(down), indexing="ij")
-            )
-            rows.append(torch.stack([left[x], top[y], right[x], bottom[y]], dim=1))
+            x = torch.tensor(intervals(width, side, across), dtype=torch.float64)  # (across, 2)
+            y = torch.tensor(intervals(height, side, down), dtype=torch.float64)  # (down, 2)
+            pairs = torch.stack([x.repeat_interleave(down, dim=0), y.repeat(across, 1)], dim=2)
+            rows.append(pairs.flatten(1))  # (across * down, 4), xyxy
         return torch.cat(rows)
 
     def counts(self, image_size: tuple[int, int]) -> tuple[int, ...]:
