@@ -35,12 +35,13 @@ from transferkit.datasets import (
     DEMO_CLASSES,
     VOC_CLASSES,
     VOCDataset,
-    demo_source_digits,
     fetch_alexnet_weights,
     fetch_voc,
     write_demo_devkit,
 )
 from transferkit.finetune import (
+    DEMO,
+    LoopSettings,
     Run,
     RunReport,
     Stopwatch,
@@ -48,18 +49,22 @@ from transferkit.finetune import (
     build_report,
     build_schedule,
     choose_device,
+    fill_scorer,
+    first_on_machine,
     fit,
+    is_first,
     look_at_patches,
+    process_group,
     read_run,
     require_writable,
-    score_images,
+    train_on_digits,
     trains_transferred,
     write_convergence,
     write_results,
 )
 from transferkit.preprocessing import IMAGENET
 from transferkit.protocols import PROTOCOLS as PUBLISHED
-from transferkit.protocols import Optimization, Protocol
+from transferkit.protocols import Protocol
 from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog
 from transferkit.scorer.pictures import require_matplotlib
 
@@ -78,20 +83,6 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
-# The neon recipe for pictures of a hundred pixels: small patches, a small head, and few epochs.
-SMALL_STEPS = Optimization(3e-3, momentum=0.9, weight_decay=5e-4, steps=(3,), factors=(0.1,))
-DEMO = dataclasses.replace(
-    tk.NEON2016,
-    name="demo",
-    patch_size=32,
-    patches_per_image=64,
-    hidden=(128,),
-    hidden_std=0.05,
-    head_std=0.05,
-    pretrained=SMALL_STEPS,
-    scratch=SMALL_STEPS,
-    epochs=4,
-)
 PROTOCOLS = {**PUBLISHED, "demo": DEMO}
 
 
@@ -99,7 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the example; return the exit status."""
     try:
         args = parse_arguments(argv)
-        demo(args) if args.demo else run(args)
+        with process_group(choose_device(args.backend)):
+            demo(args) if args.demo else run(args)
     except (tk.TransferKitError, OSError) as error:
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
         return 2
@@ -108,6 +100,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train and test as ``args`` say; return the metrics, which are also written to ``args.results``.
+
+    Of several processes, the first returns them.
 
     ``compared_with`` holds the metrics of other runs by name, for the report.
     """
@@ -142,14 +136,18 @@ def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -
         if args.eval_freq and state.epoch % args.eval_freq == 0:
             mean_ap = test(args, protocol, state, test_set, test_patches)[0].mean_ap()
             state.history[-1] = dataclasses.replace(state.history[-1], mean_ap=mean_ap)
-        if args.serialize and (state.epoch % args.serialize == 0 or state.epoch == protocol.epochs):
+        due = args.serialize and (state.epoch % args.serialize == 0 or state.epoch == protocol.epochs)
+        if due and is_first():
             state.save(save_path, keep=args.history)
         print(state.history[-1], flush=True)
 
     if state.epoch < protocol.epochs:
         if state.sampler_state:
             train_patches.load_state_dict(state.sampler_state)
-        fit(state, train_patches, protocol.epochs, amp=args.amp, after_epoch=after_epoch, progress=True)
+        loop = loop_settings(args)
+        fit(state, train_patches, protocol.epochs, loop=loop, after_epoch=after_epoch, progress=is_first())
+        if loop.profile and is_first():
+            print((loop.profile / "profile.txt").read_text(encoding="utf-8"))
     stopwatch.lap("train")
 
     # Test: score every photo for every class by the sum over its patches of probability^exponent, and rank them.
@@ -158,7 +156,9 @@ def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -
     stopwatch.lap("test")
     print(result)
 
-    # Report
+    # Report: of several processes, the first writes it.
+    if not is_first():
+        return {}
     metrics = write_results(args.results, state, result, seconds=stopwatch.laps, image_set=args.test_set)
     if args.report:
         title = f"{args.model}, {protocol.name}, VOC{args.year} {args.test_set}"
@@ -174,10 +174,13 @@ def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -
 
 def check_outputs(args: argparse.Namespace) -> Path:
     """Make sure, before any long work, that the run and its results can be written; return the run's path."""
-    require_writable(args.results / "metrics.json")
+    save_path = args.save_path or args.results / "run.pt"
     if args.report:
         require_matplotlib()
-    return require_writable(args.save_path or args.results / "run.pt")
+    if is_first():
+        require_writable(args.results / "metrics.json")
+        require_writable(save_path)
+    return save_path
 
 
 def patches_of(
@@ -255,15 +258,17 @@ def test(
 ) -> tuple[ClassificationResult, ImageScorer | PatchLog]:
     """Score the photos and compare the scores with the annotations; return also what collected the patches."""
     size = len(test_set), len(test_set.class_names)
-    scorer = (
+    empty: ImageScorer | PatchLog = (
         PatchLog(*size, protocol.exponent, protocol.reduction)
         if keep_patches
-        else protocol.scorer(*size, device=state.device)
+        else protocol.scorer(*size, device=state.device, validate=False)
     )
-    scores = score_images(state.model, patches, scorer, state.preprocessing, amp=args.amp, progress=True)
+    scorer = fill_scorer(
+        state.model, patches, empty, state.preprocessing, loop=loop_settings(args), progress=is_first()
+    )
     truth = test_set.presence()
     result = tk.evaluate(
-        scores.cpu(),
+        scorer.compute().cpu(),
         truth.present,
         truth.difficult_only,
         class_names=test_set.class_names,
@@ -280,16 +285,25 @@ def demo(args: argparse.Namespace) -> None:
     The source task is to tell single digits apart, the target task to say which digits a scene shows.
     """
     folder = args.results
-    write_demo_devkit(folder / "data", seed=args.rng_seed, progress=True)
     args.data_dir, args.class_names = folder / "data", DEMO_CLASSES
     args.protocol, args.model, args.eval_freq, args.num_workers = "demo", "alexnet-small", 1, 0
-    args.weights = train_on_single_digits(folder / "single_digits.pt", args)
+    args.weights = folder / "single_digits.pt"
+    with first_on_machine() as first:
+        if first:
+            write_demo_devkit(args.data_dir, seed=args.rng_seed, progress=True)
+            torch.manual_seed(args.rng_seed)
+            source = AlexNet(10, **MODELS["alexnet-small"]).to(choose_device(args.backend))
+            loss = train_on_digits(source, IMAGENET, seed=args.rng_seed, progress=True)
+            torch.save(source.state_dict(), args.weights)
+            print(f"single digits: loss {loss:.3f}")
     metrics: dict[str, dict[str, Any]] = {}
     for name, from_scratch in (("from scratch", True), ("pretrained", False)):
         print(f"\n== {name} ==")
         args.from_scratch, args.results = from_scratch, folder / name.replace(" ", "_")
         args.report = not from_scratch and find_spec("matplotlib") is not None
         metrics[name] = run(args, metrics)
+    if not is_first():
+        return
     curves = write_convergence(folder / "convergence.png", {name: m["history"] for name, m in metrics.items()})
     print("\nmAP: " + ", ".join(f"{name} {m['mean_ap']:.1%}" for name, m in metrics.items()))
     print(
@@ -299,37 +313,17 @@ def demo(args: argparse.Namespace) -> None:
     )
 
 
-def train_on_single_digits(path: Path, args: argparse.Namespace) -> Path:
-    """Train the small AlexNet to tell single digits apart, and save its weights: the demo's source task."""
-    device = choose_device(args.backend)
-    torch.manual_seed(args.rng_seed)
-    images, labels = demo_source_digits(seed=args.rng_seed)  # (N, 3, 32, 32) uint8, (N,)
-    images, labels = images.to(device), labels.to(device)
-    model = AlexNet(10, **MODELS["alexnet-small"]).to(device)
-    epochs, batch_size = 8, 32
-    batches = len(images) // batch_size
-    optimizer = torch.optim.AdamW(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=1.5e-3, total_steps=epochs * batches, pct_start=0.2
-    )
-    for epoch in range(epochs):
-        order = torch.randperm(len(images))
-        for chosen in order[: batches * batch_size].split(batch_size):
-            loss = torch.nn.functional.cross_entropy(model(IMAGENET(images[chosen])), labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        print(f"single digits: epoch {epoch + 1}/{epochs}, loss {loss.item():.3f}", flush=True)
-    torch.save(model.state_dict(), path)
-    return path
+def loop_settings(args: argparse.Namespace) -> LoopSettings:
+    """Return how training and testing run."""
+    profile = args.results / "profile" if args.profile else None
+    return LoopSettings(args.amp, args.channels_last, args.compile, args.accumulate, profile)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what a resumed run takes from its checkpoint unless the command line says otherwise."""
     left_out = {
-        *("demo", "model_file", "epochs", "backend", "num_workers", "amp"),
-        *("results", "save_path", "report"),
+        *("demo", "model_file", "epochs", "results", "save_path", "report"),
+        *("backend", "num_workers", "amp", "channels_last", "compile", "profile"),
     }
     return {
         name: str(value) if isinstance(value, Path) else value
@@ -395,7 +389,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("speed").add_argument
     add("-b", "--backend", "--device", metavar="DEVICE", help="cpu, gpu or cuda:N (default gpu if any)")
     add("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that decode photos")
-    add("--amp", action=argparse.BooleanOptionalAction, help="mixed precision (default on a GPU only)")
+    add("--amp", action=argparse.BooleanOptionalAction, help="compute in bfloat16 (default on a GPU only)")
+    add("--channels_last", action=argparse.BooleanOptionalAction, help="(default on a GPU only)")
+    add("--compile", action="store_true", help="compile the network first, which takes a minute")
+    add(
+        "--accumulate", type=positive, default=1, metavar="N", help="step after every N minibatches (default 1)"
+    )
+    add("--profile", action="store_true", help="show where the time of the first steps goes; see DIR/profile")
 
     args = parser.parse_args(argv)
     if args.model_file:

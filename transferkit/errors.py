@@ -63,6 +63,10 @@ class DivergedError(TransferKitError, ArithmeticError):
     """Training lost its way: the loss is no longer a number."""
 
 
+class LostRankError(TransferKitError, RuntimeError):
+    """Another process of a distributed run is gone."""
+
+
 class StateError(TransferKitError, ValueError):
     """A saved state (of a sampler, a scorer or a run) belongs to other data or settings."""
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 
+def half_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16, or float16 for a GPU that would only emulate it."""
+    emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float16 if emulated else torch.bfloat16
+
+
 def mixed_precision(device: torch.device, enabled: bool | None = None) -> AbstractContextManager[None]:
     """Return the autocast context for a device: on by default on cuda (bfloat16 where it has it), else off."""
-    if enabled is None:
-        enabled = device.type == "cuda"
-    half = torch.bfloat16
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        half = torch.float16
-    return torch.autocast(device.type, dtype=half, enabled=enabled)
+    if not (device.type == "cuda" if enabled is None else enabled):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=half_dtype(device))

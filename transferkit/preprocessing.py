@@ -7,6 +7,7 @@ checkpoint beside the model and applied on the device, to patches and whole imag
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -54,10 +55,8 @@ class Preprocessing:
         pixels = pixels if pixels.is_floating_point() else pixels.float()
         if self.channel_order == "BGR":
             pixels = pixels.flip(-3)
-        # One multiply-add: pixels / (scale * std) - mean / std.
-        gain = 1.0 / (self.scale * pixels.new_tensor(self.std))
-        offset = pixels.new_tensor(self.mean) / pixels.new_tensor(self.std)
-        return torch.addcmul(-offset[:, None, None], pixels, gain[:, None, None])
+        gain, offset = _gain_and_offset(self, pixels.dtype, pixels.device)
+        return torch.addcmul(offset, pixels, gain)
 
     def __str__(self) -> str:
         scaled = self.channel_order if self.scale == 1 else f"{self.channel_order} / {self.scale:g}"
@@ -71,6 +70,22 @@ class Preprocessing:
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         """Return the preprocessing that :meth:`to_dict` described."""
         return cls(tuple(values["mean"]), tuple(values["std"]), values["scale"], values["channel_order"])
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _gain_and_offset(
+    preprocessing: Preprocessing, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return 1 / (scale * std) and -mean / std, (3, 1, 1) each: normalising is then one multiply-add.
+
+    Kept, because a tensor that is made from numbers on a GPU waits for all that the GPU was given before.
+    """
+    mean, std = (
+        torch.tensor(values, dtype=dtype, device=device) for values in (preprocessing.mean, preprocessing.std)
+    )
+    gain, offset = 1.0 / (preprocessing.scale * std), -(mean / std)
+    return gain[:, None, None], offset[:, None, None]
 
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -135,6 +135,7 @@ class Protocol:
     def __post_init__(self) -> None:
         for name in ("patches_per_image", "batch_size", "mix_images", "patch_size"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.epochs >= 0, "epochs", "0 or more", self.epochs)
         whole = self.patches_per_image - self.patches_per_image % self.batch_size
         if self.mix_images == 1 and whole != self.patches_per_image:
             near = " or ".join(str(n) for n in (whole, whole + self.batch_size) if n)
@@ -198,10 +199,14 @@ class Protocol:
         return MultiscaleSampler(dataset, mode=mode, **{**recipe, **settings})
 
     def scorer(
-        self, num_images: int, num_classes: int, device: torch.device | str | None = None
+        self,
+        num_images: int,
+        num_classes: int,
+        device: torch.device | str | None = None,
+        validate: bool = True,
     ) -> ImageScorer:
         """Return the recipe's scorer of N images and K classes."""
-        return ImageScorer(num_images, num_classes, self.exponent, self.reduction, device)
+        return ImageScorer(num_images, num_classes, self.exponent, self.reduction, device, validate)
 
     def optimization(self, *, from_scratch: bool) -> Optimization:
         """Return how to train: on from transferred layers, or from scratch."""

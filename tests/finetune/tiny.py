@@ -20,6 +20,7 @@ SETTINGS = Optimization(0.1, momentum=0.9, weight_decay=1e-3, steps=(2,), factor
 class Batch:
     pixels: torch.Tensor
     labels: torch.Tensor
+    image_index: torch.Tensor
 
 
 class Stream:
@@ -38,7 +39,7 @@ class Stream:
             labels = torch.randint(3, (16,), generator=generator)
             pixels = torch.rand(16, 3, 4, 4, generator=generator) * 128
             pixels[torch.arange(16), labels] += 127
-            yield Batch(pixels * self.scale, labels)
+            yield Batch(pixels * self.scale, labels, torch.zeros(16, dtype=torch.int64))
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

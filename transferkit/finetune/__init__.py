@@ -2,19 +2,24 @@
 
 from transferkit.finetune.atomic import require_writable, write_atomically
 from transferkit.finetune.averaging import AveragedWeights
+from transferkit.finetune.demo import DEMO, train_on_digits
 from transferkit.finetune.device import choose_device
+from transferkit.finetune.distributed import first_on_machine, is_first, process_group
+from transferkit.finetune.loop_settings import LoopSettings
 from transferkit.finetune.optimization import build_optimizer, build_schedule, trains_transferred
 from transferkit.finetune.report import RunReport, build_report
 from transferkit.finetune.results import write_convergence, write_results
 from transferkit.finetune.run import EpochRecord, Run, read_run
-from transferkit.finetune.scoring import score_images
+from transferkit.finetune.scoring import fill_scorer, score_images
 from transferkit.finetune.stopwatch import Stopwatch
 from transferkit.finetune.training import fit, train_epoch
 from transferkit.finetune.training_patches import TrainingPatches, look_at_patches
 
 __all__ = [
+    "DEMO",
     "AveragedWeights",
     "EpochRecord",
+    "LoopSettings",
     "Run",
     "RunReport",
     "Stopwatch",
@@ -23,12 +28,17 @@ __all__ = [
     "build_report",
     "build_schedule",
     "choose_device",
+    "fill_scorer",
+    "first_on_machine",
     "fit",
+    "is_first",
     "look_at_patches",
+    "process_group",
     "read_run",
     "require_writable",
     "score_images",
     "train_epoch",
+    "train_on_digits",
     "trains_transferred",
     "write_atomically",
     "write_convergence",

@@ -1,14 +1,17 @@
-"""Which device a run works on."""
+"""Which device a process works on."""
 
 from __future__ import annotations
 
 import torch
 
 from transferkit.errors import ArgumentError
+from transferkit.finetune.distributed import local_rank
 
 
 def choose_device(name: str | None = None) -> torch.device:
     """Return the device for neon's words (cpu, gpu) and torch's (cuda:1); the fastest there is unless given.
+
+    Each of the processes that ``torchrun`` starts on a machine gets a GPU of its own.
 
     Raises:
         ArgumentError: No such device here.
@@ -23,9 +26,18 @@ def choose_device(name: str | None = None) -> torch.device:
         device = torch.device("cuda" if name == "gpu" else name)
     except RuntimeError:
         raise ArgumentError(f"--backend must be cpu, gpu or cuda:N, got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type != "cuda":
+        return device
+    place = local_rank()
+    index = device.index if place is None else place
+    if place is not None and device.index is not None:
         raise ArgumentError(
-            f"--backend {name} asks for a CUDA device and torch sees {torch.cuda.device_count()}; "
-            "use -b cpu, or install a build of torch for your GPU"
+            f"--backend must be cpu or gpu under torchrun, which deals out the GPUs, got {name!r}"
         )
-    return device
+    count = torch.cuda.device_count()
+    if (index or 0) >= count:
+        raise ArgumentError(
+            f"--backend {name} asks for CUDA device {index or 0} and torch sees {count}; use -b cpu, as many "
+            "processes as there are GPUs, or a build of torch for your GPU"
+        )
+    return device if index is None else torch.device("cuda", index)

@@ -98,7 +98,7 @@ class Run:
             "frozen": list(self.frozen),
             "transfer": self.transfer,
             "sampler": self.sampler_state,
-            "random": _random_state(),
+            "random": _random_state(self.device),
             "schedule": self.schedule.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "model": self.model.state_dict(),
@@ -147,7 +147,7 @@ class Run:
         self.history = [EpochRecord(**record) for record in state["history"]]
         self.transfer = state["transfer"]
         self.sampler_state = state["sampler"]
-        _set_random_state(state["random"])
+        _set_random_state(state["random"], self.device)
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -193,13 +193,13 @@ def _keep_history(path: Path, epoch: int, keep: int) -> None:
         old.unlink()
 
 
-def _random_state() -> dict[str, Any]:
-    """Return the state of torch's generators, which dropout draws from."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def _random_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of the generators that dropout draws from: the cpu's and the device's own."""
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"][0], device)

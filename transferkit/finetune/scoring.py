@@ -2,47 +2,112 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
-from transferkit.precision import mixed_precision
+import torch
+from torch import Tensor, nn
+
+from transferkit.errors import ArgumentError, DivergedError
+from transferkit.finetune.distributed import in_process_group
+from transferkit.finetune.loop_settings import LoopSettings
 from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress, track
-from transferkit.sampler import MultiscaleSampler
+from transferkit.sampler import MultiscaleSampler, PatchBatch
 from transferkit.scorer import Scorer
 
+AnyScorer = TypeVar("AnyScorer", bound=Scorer)
+Scored = tuple[Tensor, Tensor, Tensor]
+"""Probabilities (B, K), the images (B,) and the boxes (B, 4) of a minibatch."""
 
-@torch.inference_mode()
+
 def score_images(
     model: nn.Module,
     sampler: MultiscaleSampler,
     scorer: Scorer,
     preprocessing: Preprocessing,
     *,
-    amp: bool | None = None,
+    loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
     progress: Progress = False,
-) -> torch.Tensor:
-    """Score every image of ``sampler``.
-
-    Args:
-        model: Maps normalised patches (B, 3, S, S) to logits (B, K). Put into evaluation mode and back.
-        sampler: In test mode.
-        scorer: Collects probabilities, and where the patches lie; its N is the number of images.
-        preprocessing: What the model wants done to pixels.
-        amp: Mixed precision; ``None`` for on with cuda and off elsewhere.
-        progress: See :func:`transferkit.progress.track`.
+) -> Tensor:
+    """Score every image of ``sampler``; see :func:`fill_scorer`.
 
     Returns:
         (N, K) float64 scores, background included.
     """
+    return fill_scorer(model, sampler, scorer, preprocessing, loop=loop, progress=progress).compute()
+
+
+def fill_scorer(
+    model: nn.Module,
+    sampler: MultiscaleSampler,
+    scorer: AnyScorer,
+    preprocessing: Preprocessing,
+    *,
+    loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
+    progress: Progress = False,
+) -> AnyScorer:
+    """Give the probabilities of all patches of ``sampler`` to ``scorer``.
+
+    Args:
+        model: Maps normalised patches (B, 3, S, S) to logits (B, K). Put into evaluation mode and back.
+        sampler: In test mode.
+        scorer: Collects probabilities, and where the patches lie; its N is the number of images. The values of a
+            minibatch need no check of its own (``validate=False``): they are checked here, once for all.
+        preprocessing: What the model wants done to pixels.
+        loop: Precision and layout.
+        progress: See :func:`transferkit.progress.track`.
+
+    Returns:
+        ``scorer``; where several processes share the images, one with the patches of them all, on each of them.
+
+    Raises:
+        DivergedError: The model gives infinite or NaN logits.
+        ArgumentError: Several processes share the images, and ``scorer`` has no ``across_ranks``.
+    """
+    if in_process_group() and not hasattr(scorer, "across_ranks"):
+        raise ArgumentError(
+            f"scorer must have across_ranks() where several processes share the images, got {type(scorer).__name__}"
+        )
     device = next(model.parameters()).device
     was_training = model.training
-    model.eval()
+    loop.lay_out_weights(model)
+    network = loop.compiled(model.eval())
+    finite = torch.ones((), dtype=torch.bool, device=device)
+
+    def scored(batch: PatchBatch) -> Scored:
+        nonlocal finite
+        pixels = preprocessing(batch.pixels.to(device, non_blocking=True))
+        with loop.mixed_precision(device):
+            logits = network(loop.lay_out(pixels)).float()
+        finite = finite & logits.isfinite().all()
+        return logits.softmax(dim=1), batch.image_index, batch.boxes
+
     try:
-        for batch in track(sampler, progress, description="test", unit="batch"):
-            with mixed_precision(device, amp):
-                logits = model(preprocessing(batch.pixels.to(device, non_blocking=True)))
-            scorer.add_batch(logits.float().softmax(dim=1), batch.image_index, batch.boxes)
+        batches = track(sampler, progress, description="test", unit="batch")
+        with torch.inference_mode():
+            for probs, image_index, boxes in joined(map(scored, batches)):
+                scorer.add_batch(probs, image_index, boxes)
     finally:
         model.train(was_training)
-    return scorer.compute()
+    if not finite:
+        raise DivergedError("the network gives infinite or NaN logits; go back to an earlier epoch")
+    whole: AnyScorer = scorer.across_ranks() if hasattr(scorer, "across_ranks") else scorer
+    return whole
+
+
+def joined(minibatches: Iterable[Scored], count: int = 64) -> Iterator[Scored]:
+    """Join each ``count`` minibatches to one, since a scorer reads back from the device each time it is called."""
+    waiting: list[Scored] = []
+    for minibatch in minibatches:
+        waiting.append(minibatch)
+        if len(waiting) == count:
+            yield _join(waiting)
+            waiting = []
+    if waiting:
+        yield _join(waiting)
+
+
+def _join(minibatches: list[Scored]) -> Scored:
+    probs, image_index, boxes = (torch.cat(parts) for parts in zip(*minibatches, strict=True))
+    return probs, image_index, boxes

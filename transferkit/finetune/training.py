@@ -4,21 +4,69 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from transferkit.errors import DivergedError
+from transferkit.finetune import distributed
+from transferkit.finetune.loop_settings import LoopSettings
+from transferkit.finetune.profiling import profiled, waited_for
 from transferkit.finetune.run import EpochRecord, Run
 from transferkit.labeling import IGNORE
-from transferkit.precision import mixed_precision
 from transferkit.progress import Progress, track
-from transferkit.sampler import MultiscaleSampler
+from transferkit.sampler import MultiscaleSampler, PatchBatch
+
+
+def fit(
+    run: Run,
+    sampler: MultiscaleSampler,
+    epochs: int,
+    *,
+    loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
+    after_epoch: Callable[[Run], object] | None = None,
+    progress: Progress = False,
+) -> list[EpochRecord]:
+    """Train until ``run.epoch`` is ``epochs``.
+
+    Args:
+        run: Where to start; a restored run goes on where it was.
+        sampler: In training mode.
+        epochs: Total number of epochs, those already done included.
+        loop: Precision, layout, minibatches per step.
+        after_epoch: Called with the run after each epoch, to save or report it.
+        progress: See :func:`transferkit.progress.track`.
+
+    Returns:
+        ``run.history``.
+    """
+    network = prepare(run, loop)
+    while run.epoch < epochs:
+        train_epoch(run, sampler, loop=loop, network=network, progress=progress)
+        loop = replace(loop, profile=None)
+        if after_epoch is not None:
+            after_epoch(run)
+    return run.history
+
+
+def prepare(run: Run, loop: LoopSettings) -> nn.Module:
+    """Return what is called in the place of ``run.model``: the same weights, laid out, shared and compiled."""
+    loop.lay_out_weights(run.model)
+    return loop.compiled(distributed.parallel(run.model, run.device))
 
 
 def train_epoch(
-    run: Run, sampler: MultiscaleSampler, *, amp: bool | None = None, progress: Progress = False
+    run: Run,
+    sampler: MultiscaleSampler,
+    *,
+    loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
+    network: nn.Module | None = None,
+    progress: Progress = False,
 ) -> EpochRecord:
     """Train ``run.model`` on one epoch of ``sampler``'s patches.
 
@@ -27,7 +75,8 @@ def train_epoch(
     Args:
         run: Changed in place: model, optimizer, schedule, epoch, history, sampler state.
         sampler: In training mode; its epoch is set to ``run.epoch``.
-        amp: Mixed precision; ``None`` for on with cuda and off elsewhere.
+        loop: Precision, layout, minibatches per step.
+        network: What :func:`prepare` returned, where that is done once for several epochs.
         progress: See :func:`transferkit.progress.track`.
 
     Returns:
@@ -37,16 +86,15 @@ def train_epoch(
         DivergedError: The loss became infinite or NaN. The run on disk is that of the last good epoch.
     """
     started = time.perf_counter()
-    device = run.device
-    scaler = _gradient_scaler(device, amp)
-    totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, patches right, patches
     learning_rate = run.optimizer.param_groups[0]["lr"]
-
+    network = prepare(run, loop) if network is None else network
+    distributed.spread_randomness(run.device)
     run.model.train()
     sampler.set_epoch(run.epoch)
-    for batch in track(sampler, progress, description=f"epoch {run.epoch + 1}", unit="batch"):
-        totals += _train_on(run, batch.pixels.to(device), batch.labels.to(device), scaler, amp)
+    batches = track(sampler, progress, description=f"epoch {run.epoch + 1}", unit="batch")
 
+    totals = distributed.sum_over_ranks(train_on(run, network, batches, loop))
+    distributed.average_statistics(run.model)
     loss, right, patches = totals.tolist()
     if not math.isfinite(loss):
         raise DivergedError(
@@ -68,54 +116,88 @@ def train_epoch(
     return record
 
 
-def _train_on(
-    run: Run, pixels: Tensor, labels: Tensor, scaler: torch.amp.GradScaler, amp: bool | None
+def train_on(run: Run, network: nn.Module, batches: Iterable[PatchBatch], loop: LoopSettings) -> Tensor:
+    """Train on minibatches, and read nothing back from the device.
+
+    Returns:
+        The patches' summed loss, how many were right, and how many counted, (3,) float64.
+    """
+    scaler = loop.gradient_scaler(run.device)
+    totals = torch.zeros(3, dtype=torch.float64, device=run.device)
+    with profiled(loop.profile) as end_of_step:
+        for minibatches in waited_for(steps(batches, loop.accumulate)):
+            totals += take_step(run, network, minibatches, scaler, loop)
+            end_of_step()
+    return totals
+
+
+def steps(batches: Iterable[PatchBatch], accumulate: int) -> Iterator[list[PatchBatch]]:
+    """Yield the minibatches of each step; the last one may have fewer.
+
+    Example:
+        >>> list(steps("abcde", 2))
+        [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    source = iter(batches)
+    while step := list(islice(source, accumulate)):
+        yield step
+
+
+def take_step(
+    run: Run,
+    network: nn.Module,
+    minibatches: Sequence[PatchBatch],
+    scaler: torch.amp.GradScaler,
+    loop: LoopSettings,
 ) -> Tensor:
-    """Take one step; return the patches' summed loss, how many were right, and how many counted, (3,) float64."""
-    counted = labels != IGNORE
-    with mixed_precision(pixels.device, amp):
-        logits: Tensor = run.model(run.preprocessing(pixels))
-    losses = nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    # Not reduction="mean", which is NaN for a minibatch of ignored patches only.
-    scaled = scaler.scale(losses / counted.sum().clamp(min=1))
+    """Step along the gradient of the mean loss over all patches that count, of all minibatches on all ranks.
+
+    Returns:
+        This rank's summed loss, how many patches were right, and how many counted, (3,) float64.
+    """
+    mine = torch.stack([(batch.labels != IGNORE).sum() for batch in minibatches]).sum()
+    counted = distributed.sum_over_ranks(mine.to(run.device)).clamp(
+        min=1
+    )  # all may be ignored, and 0 / 0 is NaN
+    divisor = counted / distributed.world_size()  # the mean over ranks is the exchange's own division
+    totals = torch.zeros(3, dtype=torch.float64, device=run.device)
     run.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(scaled)
-    scaler.step(run.optimizer)
-    scaler.update()
+    for place, batch in enumerate(minibatches):
+        last = place == len(minibatches) - 1
+        with nullcontext() if last else distributed.without_exchange(network):
+            totals += _add_gradient(run, network, batch, divisor, scaler, loop)
+    with record_function("optimizer"):
+        scaler.step(run.optimizer)
+        scaler.update()
+    return totals
+
+
+def _add_gradient(
+    run: Run,
+    network: nn.Module,
+    batch: PatchBatch,
+    divisor: Tensor,
+    scaler: torch.amp.GradScaler,
+    loop: LoopSettings,
+) -> Tensor:
+    """Add the gradient of a minibatch's summed loss over ``divisor``; return what :func:`take_step` sums up."""
+    # A filler, known by its image index on the cpu, keeps step with other ranks: it has no say in any statistics.
+    filler = bool((batch.image_index < 0).all())
+    pixels, labels = (tensor.to(run.device, non_blocking=True) for tensor in (batch.pixels, batch.labels))
+    with record_function("forward"), _evaluation(run.model) if filler else nullcontext():
+        with loop.mixed_precision(run.device):
+            logits: Tensor = network(loop.lay_out(run.preprocessing(pixels)))
+        losses = nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+    with record_function("backward"):
+        torch.autograd.backward(scaler.scale(losses / divisor))
+    counted = labels != IGNORE
     right = (logits.detach().argmax(dim=1) == labels) & counted
     return torch.stack([losses.detach().double(), right.sum().double(), counted.sum().double()])
 
 
-def _gradient_scaler(device: torch.device, amp: bool | None) -> torch.amp.GradScaler:
-    """Return the scaler that float16 needs; for bfloat16 and float32 it passes gradients through."""
-    float16 = device.type == "cuda" and amp is not False and not torch.cuda.is_bf16_supported()
-    return torch.amp.GradScaler(device.type, enabled=float16)
-
-
-def fit(
-    run: Run,
-    sampler: MultiscaleSampler,
-    epochs: int,
-    *,
-    amp: bool | None = None,
-    after_epoch: Callable[[Run], object] | None = None,
-    progress: Progress = False,
-) -> list[EpochRecord]:
-    """Train until ``run.epoch`` is ``epochs``.
-
-    Args:
-        run: Where to start; a restored run goes on where it was.
-        sampler: In training mode.
-        epochs: Total number of epochs, those already done included.
-        amp: As in :func:`train_epoch`.
-        after_epoch: Called with the run after each epoch, to save or report it.
-        progress: See :func:`transferkit.progress.track`.
-
-    Returns:
-        ``run.history``.
-    """
-    while run.epoch < epochs:
-        train_epoch(run, sampler, amp=amp, progress=progress)
-        if after_epoch is not None:
-            after_epoch(run)
-    return run.history
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a model in training into evaluation mode for a while."""
+    model.eval()
+    yield
+    model.train()

@@ -193,10 +193,15 @@ class MultiscaleSampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where ``state`` was taken; takes the same time wherever that is.
 
+        A state of an epoch's border also goes on with another number of ranks.
+
         Raises:
             StateError: The state belongs to other data or other settings; names each that differs.
         """
-        require_same(state, self._identity())
+        now = self._identity()
+        if state.get("batch") == 0:
+            state = {**state, "world_size": now["world_size"]}
+        require_same(state, now)
         self._epoch, self._batch, self._waiting = state["epoch"], state["batch"], True
 
     def _identity(self) -> dict[str, Any]:
