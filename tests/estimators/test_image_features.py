@@ -24,7 +24,9 @@ from transferkit.backbones import truncate
 from transferkit.errors import ArgumentError
 from transferkit.estimators import HeadClassifier, ImageFeatures, LinearProbe
 from transferkit.estimators.images import as_image
+from transferkit.features import PatchFeatures
 from transferkit.preprocessing import IMAGENET, NEON_IMAGENET
+from transferkit.sampler import PatchGrid, crop_and_resize
 
 
 def trunk() -> nn.Module:
@@ -111,6 +113,20 @@ def test_the_trunks_own_size_and_preprocessing_are_taken_and_named() -> None:
     assert "so ImageNet's are assumed" in ImageFeatures(trunk(), image_size=64).fit().preprocessing_origin_
 
 
+def test_patches_are_averaged() -> None:
+    images, grid = photos(3), PatchGrid(scales=(1, 2))
+    exact = ImageFeatures(trunk(), image_size=64, patches=grid, method="exact").fit_transform(images)
+    shared = ImageFeatures(trunk(), image_size=64, patches=grid, method="shared").fit_transform(images)
+    by_boxes = PatchFeatures(trunk(), method="shared", patch_size=64)
+    for image, row, shared_row in zip(images, exact, shared, strict=True):
+        tensor = torch.from_numpy(image).permute(2, 0, 1)
+        boxes = grid(image.shape[:2])
+        crops = list(crop_and_resize(tensor, boxes, 64))
+        one_by_one = ImageFeatures(trunk(), image_size=64).fit_transform(crops)
+        np.testing.assert_allclose(row, one_by_one.mean(axis=0), rtol=1e-4)
+        np.testing.assert_allclose(shared_row, by_boxes(tensor, boxes).flatten(1).mean(dim=0), rtol=1e-4)
+
+
 def test_models_that_return_tokens_or_outputs() -> None:
     images = photos()
     for model in (models.HuggingFaceEncoder(pooler=True), models.HuggingFaceEncoder(pooler=False)):
@@ -174,6 +190,11 @@ def test_scikit_learns_own_checks_that_apply() -> None:
             lambda: ImageFeatures(trunk(), image_size=64).fit().transform(np.zeros((1, 2, 4, 5))),
             r"got \(2, 4, 5\)",
         ),
+        (
+            lambda: ImageFeatures(trunk(), image_size=(64, 32), patches=PatchGrid()).fit(),
+            "square with patches, got",
+        ),
+        (lambda: ImageFeatures(trunk(), image_size=64, pooling=nn.Identity()).fit(), r"got \(2, 8, 1, 1\) and"),
         (lambda: ImageFeatures(lambda: 3).fit(), "trunk must be a module or build one, got int"),
         (lambda: ImageFeatures(trunk(), batch_size=0).fit(), "batch_size must be at least 1, got 0"),
         (lambda: ImageFeatures(trunk(), pooling="mean").fit(), "pooling must be one of average"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from transferkit.backbones import features_of, find_preprocessing
 from transferkit.errors import ArgumentError, require
 from transferkit.estimators.images import images_of
+from transferkit.features import PatchFeatures, split_pooling
+from transferkit.features.forward import Forward, device_of
+from transferkit.features.patch_features import Method
 from transferkit.heads import spatial_pooling
 from transferkit.preprocessing import Preprocessing
-from transferkit.sampler import crop_and_resize
+from transferkit.sampler import PatchGrid, crop_and_resize
 
 
 class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Resize each image to the network's size, whatever its shape, and give it to the trunk.
 
-    The trunk is frozen, and put into evaluation mode: ``fit`` learns nothing from the images. Cloning, and so a grid
+    The trunk is frozen, and runs in evaluation mode: ``fit`` learns nothing from the images. Cloning, and so a grid
     search over what follows, copies a trunk that is given as a module; one that is given as a function is built by
     each clone. Either way a search is best spared the work: transform once, and search over the features.
 
@@ -36,9 +39,13 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         image_size: Side in pixels, or ``(height, width)``; what the trunk was trained at unless given, else 224.
         preprocessing: What the trunk wants done to pixels; found by
             :func:`~transferkit.backbones.find_preprocessing` unless given.
+        patches: Instead of the whole image, the patches of a :class:`~transferkit.sampler.PatchGrid`, each resized
+            to the network's size; an image's features are the average of theirs.
+        method: How the patches' features are computed, of :class:`~transferkit.features.PatchFeatures`:
+            ``"exact"``, ``"shared"``, or ``"auto"`` for shared where the trunk can be.
         flips: Whether features are averaged over the image and its mirror image, at twice the time.
-        batch_size: Images at a time.
-        amp: Whether the trunk computes in bfloat16.
+        batch_size: Images, or patches, at a time.
+        amp: Whether the trunk computes in half precision; ``None`` for on with cuda and off elsewhere.
         device: To compute on; where the trunk is unless given.
 
     Attributes:
@@ -62,15 +69,19 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         pooling: str | nn.Module = "average",
         image_size: int | tuple[int, int] | None = None,
         preprocessing: Preprocessing | None = None,
+        patches: PatchGrid | None = None,
+        method: Method = "auto",
         flips: bool = False,
         batch_size: int = 32,
-        amp: bool = False,
+        amp: bool | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.trunk = trunk
         self.pooling = pooling
         self.image_size = image_size
         self.preprocessing = preprocessing
+        self.patches = patches
+        self.method = method
         self.flips = flips
         self.batch_size = batch_size
         self.amp = amp
@@ -90,10 +101,13 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self.preprocessing_ = self.preprocessing or found.preprocessing
         self.preprocessing_origin_ = "given" if self.preprocessing else found.origin
         size = self.image_size or found.image_size or 224
-        self.image_size_ = (size, size) if isinstance(size, int) else tuple(size)
+        self.image_size_: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.trunk_ = trunk if self.device is None else trunk.to(self.device)
-        self.pooling_ = spatial_pooling(self.pooling) if isinstance(self.pooling, str) else self.pooling
-        self._n_features_out = self._forward(torch.zeros(1, 3, *self.image_size_)).shape[1]
+        pooling = spatial_pooling(self.pooling) if isinstance(self.pooling, str) else self.pooling
+        self.pooling_ = ToVector(pooling).to(device_of(trunk))
+        self._of_patches = None if self.patches is None else self._patch_features()
+        with self._whole().evaluating():
+            self._n_features_out = self._whole().features(torch.zeros(1, 3, *self.image_size_)).shape[1]
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -113,42 +127,77 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     def _features(self, images: list[Tensor]) -> Tensor:
         """Return (B, D) float32 on the cpu."""
-        height, width = self.image_size_
-        pixels = torch.cat(
-            [
-                crop_and_resize(
-                    image, torch.tensor([[0.0, 0.0, image.shape[2], image.shape[1]]]), (height, width)
-                )
-                for image in images
-            ]
-        )
-        features = self._forward(pixels)
-        return (features + self._forward(pixels.flip(-1))) / 2 if self.flips else features
+        find = self._of_whole_images if self._of_patches is None else self._averaged_over_patches
+        features = find(images)
+        if self.flips:
+            features = (features + find([image.flip(-1) for image in images])) / 2
+        return features.cpu()
 
-    @torch.inference_mode()
-    def _forward(self, pixels: Tensor) -> Tensor:
-        """Return the features (B, D) of pixels (B, 3, H, W), 0..255."""
-        weight = next(self.trunk_.parameters(), pixels.float())
-        inputs = self.preprocessing_(pixels.to(weight.device)).to(weight.dtype)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(weight.device.type, torch.bfloat16, enabled=self.amp):
-            output = features_of(self.trunk_.eval()(inputs)).float()
-        if output.ndim == 4:
-            output = self.pooling_(output)
-        elif output.ndim == 3:
-            output = output.mean(dim=1)
-        if output.ndim != 2:
-            raise ArgumentError(
-                "trunk must return (B, C, H, W), (B, T, D) or (B, D), and pooling make (B, D) of the first, got "
-                f"{tuple(output.shape)} of pixels {tuple(inputs.shape)}"
-            )
-        return output.cpu()
+    def _of_whole_images(self, images: list[Tensor]) -> Tensor:
+        whole = [torch.tensor([[0.0, 0.0, image.shape[2], image.shape[1]]]) for image in images]
+        sized = map(crop_and_resize, images, whole, repeat(self.image_size_))
+        with self._whole().evaluating():
+            return self._whole().features(torch.cat(list(sized)))
+
+    def _averaged_over_patches(self, images: list[Tensor]) -> Tensor:
+        assert self._of_patches is not None and self.patches is not None
+        boxes = [self.patches((image.shape[1], image.shape[2])) for image in images]
+        features = map(self._of_patches, images, boxes)  # each (P, D)
+        return torch.stack([each.mean(dim=0) for each in features])
+
+    def _whole(self) -> Forward:
+        return Forward(self.trunk_, self.pooling_, self.preprocessing_, self.amp, device_of(self.trunk_))
+
+    def _patch_features(self) -> PatchFeatures:
+        height, width = self.image_size_
+        require(height == width, "image_size", "square with patches", self.image_size_)
+        trunk, tail = split_pooling(self.trunk_)
+        return PatchFeatures(
+            trunk,
+            pool=nn.Sequential(tail, self.pooling_),
+            method=self.method,
+            preprocessing=self.preprocessing_,
+            patch_size=height,
+            batch_size=self.batch_size,
+            amp=self.amp,
+        )
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
         tags.requires_fit = True
         return tags
+
+
+class ToVector(nn.Module):
+    """Make features (B, D) of whatever a trunk returns: maps are pooled, tokens averaged.
+
+    Args:
+        pooling: Maps (B, C, h, w) to (B, D).
+    """
+
+    def __init__(self, pooling: nn.Module) -> None:
+        super().__init__()
+        self.pooling = pooling
+
+    def forward(self, output: Any) -> Tensor:
+        """Return (B, D).
+
+        Raises:
+            ArgumentError: It is none of these, or the pooling makes something else of a map.
+        """
+        features = features_of(output)
+        shape = tuple(features.shape)
+        if features.ndim == 4:
+            features = self.pooling(features)
+        elif features.ndim == 3:
+            features = features.mean(dim=1)
+        if features.ndim != 2:
+            raise ArgumentError(
+                "trunk must return (B, C, H, W), (B, T, D) or (B, D), and pooling make (B, D) of the first, got "
+                f"{shape} and {tuple(features.shape)}"
+            )
+        return features
 
 
 def chunks(items: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
