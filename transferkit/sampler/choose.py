@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,32 +11,28 @@ from PIL.Image import DecompressionBombError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from transferkit.boxes import as_boxes
-from transferkit.errors import ArgumentError, DataError, require
+from transferkit.errors import ArgumentError, require
 from transferkit.labeling import Rule, label_patches
 from transferkit.sampler.balance import Balance
-from transferkit.sampler.grid import PatchGrid
 from transferkit.sampler.randomness import generator
-
-Proposals = Callable[[Any], Tensor]
-"""Takes an annotated image and returns (P, 4) boxes, xyxy, pixels."""
+from transferkit.sampler.source import PatchSource
 
 # What data sets raise for a file that cannot be read or decoded; Pillow's plugins raise all of these.
 _BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, DecompressionBombError)
 
 
 class ChosenPatches(NamedTuple):
-    """An image and what is to be cut from it.
+    """What was chosen of an image, and what it can be made from.
 
     Attributes:
         image_index: The image's place in the data set.
-        image: (3, H, W) uint8.
+        content: What the source makes minibatches from; for patches to be cut, the image, (3, H, W) uint8.
         boxes: (B, 4) float64 xyxy, pixels.
         labels: (B,) int64.
     """
 
     image_index: int
-    image: Tensor
+    content: Tensor
     boxes: Tensor
     labels: Tensor
 
@@ -60,8 +55,7 @@ class PatchChooser(Dataset["ChosenPatches | BadImage"]):
 
     Attributes:
         dataset: Of annotated images.
-        grid: Lays patches by the image's size; ``None`` for none.
-        proposals: Gives patches, or more patches; ``None`` for none.
+        source: Lays an image's patches.
         rule: Labels them.
         balance: Chooses among them.
         count: How many patches are wanted.
@@ -69,8 +63,7 @@ class PatchChooser(Dataset["ChosenPatches | BadImage"]):
     """
 
     dataset: Any
-    grid: PatchGrid | None
-    proposals: Proposals | None
+    source: PatchSource
     rule: Rule
     balance: Balance
     count: int | None
@@ -79,38 +72,18 @@ class PatchChooser(Dataset["ChosenPatches | BadImage"]):
     def __post_init__(self) -> None:
         require(isinstance(self.rule, Rule), "rule", "a value with a method label(boxes, objects)", self.rule)
         require(callable(self.balance), "balance", "called as (labels, count, generator)", self.balance)
-        proposals = self.proposals
-        require(
-            proposals is None or callable(proposals), "proposals", "called with an item, or None", proposals
-        )
 
     def __getitem__(self, visit: tuple[int, int]) -> ChosenPatches | BadImage:
         epoch, index = visit
         try:
             item = self.dataset[index]
-            check_item(item)
-            boxes = self.patches(item)
+            boxes = self.source.patches(item)
             labels = self.labels(item, boxes)
         except _BAD_IMAGE as error:
             return BadImage(index, f"{type(error).__name__}: {error}")
         chosen = self.balance(labels, self.count, generator(self.seed, epoch, index, "balance"))
         rows = _as_rows(chosen, len(labels), self.balance)
-        return ChosenPatches(index, item.image, boxes[rows], labels[rows])
-
-    def patches(self, item: Any) -> Tensor:
-        """Return all patches of an annotated image, (P, 4) float64, those of the grid before the proposals."""
-        height, width = item.image.shape[-2:]
-        parts = []
-        if self.grid is not None:
-            parts.append(self.grid((height, width)))
-        if self.proposals is not None:
-            proposed = as_boxes(torch.as_tensor(self.proposals(item)), "proposals").double().cpu()
-            if len(proposed) and (
-                (proposed < 0).any() or (proposed.amax(0) > torch.tensor([width, height] * 2)).any()
-            ):
-                raise DataError(f"proposals must lie inside the image, {width} wide and {height} high")
-            parts.append(proposed)
-        return torch.cat(parts)
+        return ChosenPatches(index, self.source.content(item, rows), boxes[rows], labels[rows])
 
     def labels(self, item: Any, boxes: Tensor) -> Tensor:
         """Return the labels, (P,), of an annotated image's patches."""
@@ -137,21 +110,3 @@ def _as_rows(chosen: Any, patches: int, balance: Balance) -> Tensor:
             f"from {balance!r}"
         )
     return rows.long()
-
-
-def check_item(item: Any) -> None:
-    """Raise unless ``item`` has the attributes and the kind of image that the sampler needs."""
-    missing = [name for name in ("image", "boxes", "classes") if not hasattr(item, name)]
-    if missing:
-        raise DataError(
-            f"a data set's items must have image, boxes and classes, this {type(item).__name__} has no "
-            f"{' and no '.join(missing)}; an adapter in transferkit.datasets may help"
-        )
-    image = item.image
-    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
-        found = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
-        raise DataError(f"image must be a (3, H, W) uint8 tensor, got {found}")
-    for name in ("boxes", "classes"):
-        column = getattr(item, name)
-        if not isinstance(column, Tensor):
-            raise DataError(f"{name} must be a tensor, got {type(column).__name__}: wrap it in torch.as_tensor")

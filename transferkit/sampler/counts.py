@@ -9,26 +9,24 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from transferkit.sampler.choose import BadImage, PatchChooser
-from transferkit.sampler.views import tellers_of
 
 
 def patch_counts(chooser: PatchChooser, num_workers: int = 0) -> Sequence[int]:
     """Return the number of patches that each image gives, (N,); 0 for an image that cannot be used.
 
-    No image is touched where the balance always chooses the same number. None is decoded where the number follows
-    from the image's size, which the data set tells by ``image_size(i)``. Otherwise every image is decoded and
+    No image is touched where the balance always chooses the same number. None is looked at where the number
+    follows from how many patches there are, and the source knows that. Otherwise every image is decoded and
     labelled once, by ``num_workers`` processes.
     """
     size = getattr(chooser.balance, "size", None)
     images = len(chooser.dataset)
-    if size is not None and chooser.grid is not None:
+    if size is not None and chooser.source.always_some:
         least, most = size(1, chooser.count), size(2**62, chooser.count)
         if least is not None and least == most:
             return [least] * images
-        tellers = tellers_of(chooser.dataset, "image_size")
-        if least is not None and chooser.proposals is None and tellers is not None:
-            sizes = (data.image_size(place) for data, place in tellers)
-            return [size(chooser.grid.count((height, width)), chooser.count) for height, width in sizes]
+        available = chooser.source.available(chooser.dataset)
+        if least is not None and available is not None:
+            return [size(patches, chooser.count) for patches in available]
     counted = DataLoader(
         _Counted(chooser), batch_size=None, num_workers=num_workers, generator=torch.Generator()
     )

@@ -11,9 +11,9 @@ from torch import Tensor
 from transferkit.labeling import IGNORE
 from transferkit.sampler.batch import PatchBatch
 from transferkit.sampler.choose import ChosenPatches
-from transferkit.sampler.crop import crop_and_resize
 from transferkit.sampler.patch_transforms import PatchTransform
 from transferkit.sampler.randomness import generator
+from transferkit.sampler.source import PatchSource
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,8 @@ class Cutter:
     """Makes minibatches; the settings it needs.
 
     Attributes:
+        source: Makes patches of what was chosen.
         batch_size: B.
-        patch_size: S.
-        antialias: See :func:`crop_and_resize`.
-        whole_pixels: See :func:`crop_and_resize`.
-        dtype: Of the pixels.
         transforms: Made to every patch, in this order.
         shuffle: Shuffle the patches of a group among its minibatches.
         drop_last: Leave out a minibatch that is not full.
@@ -33,11 +30,8 @@ class Cutter:
         device: Where patches are cut and stay.
     """
 
+    source: PatchSource
     batch_size: int
-    patch_size: int
-    antialias: bool
-    whole_pixels: bool
-    dtype: torch.dtype
     transforms: tuple[PatchTransform, ...]
     shuffle: bool
     drop_last: bool
@@ -54,15 +48,15 @@ class Cutter:
         labels = torch.cat([chosen.labels for chosen in group])
         member = torch.repeat_interleave(torch.tensor([len(chosen.labels) for chosen in group]))
         draws = self._draws(group, epoch)
-        images = [chosen.image.to(self.device, non_blocking=True) for chosen in group]
+        contents = [chosen.content.to(self.device, non_blocking=True) for chosen in group]
         order = self._order(group, epoch)
-        whole = self._cut(images[0], boxes[order]) if len(group) == 1 else None
+        whole = self.source.make(contents[0], boxes, order) if len(group) == 1 else None
         for start in range(first * self.batch_size, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             if whole is not None:
                 pixels = whole[start : start + self.batch_size]
             else:
-                pixels = self._cut_from_several(images, member[rows], boxes[rows])
+                pixels = self._make_from_several(group, contents, member, rows)
             for transform, drawn in zip(self.transforms, draws, strict=True):
                 pixels = transform.apply(pixels, drawn[rows].to(self.device, non_blocking=True))
             yield PatchBatch(
@@ -74,9 +68,9 @@ class Cutter:
 
     def filler(self) -> PatchBatch:
         """Return a minibatch that trains nothing: black patches of no image (-1), labelled ``IGNORE``."""
-        count, side = self.batch_size, self.patch_size
+        count = self.batch_size
         return PatchBatch(
-            torch.zeros(count, 3, side, side, dtype=self.dtype, device=self.device),
+            self.source.blank(count, self.device),
             torch.full((count,), IGNORE, device=self.device),
             torch.zeros(count, 4, dtype=torch.float64),
             torch.full((count,), -1),
@@ -105,17 +99,18 @@ class Cutter:
             for place, transform in enumerate(self.transforms)
         ]
 
-    def _cut(self, image: Tensor, boxes: Tensor) -> Tensor:
-        whole = self.whole_pixels
-        return crop_and_resize(
-            image, boxes, self.patch_size, self.antialias, whole_pixels=whole, dtype=self.dtype
-        )
-
-    def _cut_from_several(self, images: Sequence[Tensor], member: Tensor, boxes: Tensor) -> Tensor:
-        """Cut ``boxes``, (B, 4), each from the image that ``member``, (B,), says."""
-        side = self.patch_size
-        pixels = torch.empty(len(boxes), 3, side, side, dtype=self.dtype, device=self.device)
-        for place in torch.unique(member).tolist():
-            rows = (member == place).nonzero()[:, 0]
-            pixels[rows.to(self.device)] = self._cut(images[place], boxes[rows])
-        return pixels
+    def _make_from_several(
+        self, group: Sequence[ChosenPatches], contents: Sequence[Tensor], member: Tensor, rows: Tensor
+    ) -> Tensor:
+        """Make the group's patches ``rows``, (B,), each of the image that ``member`` says."""
+        first = torch.tensor([0, *(len(chosen.labels) for chosen in group)]).cumsum(
+            0
+        )  # of each image's patches
+        made: Tensor | None = None
+        for place in torch.unique(member[rows]).tolist():
+            here = (member[rows] == place).nonzero()[:, 0]
+            some = self.source.make(contents[place], group[place].boxes, rows[here] - first[place])
+            if made is None:
+                made = some.new_empty(len(rows), *some.shape[1:])
+            made[here.to(made.device)] = some
+        return self.source.blank(0, self.device) if made is None else made

@@ -12,11 +12,12 @@ from transferkit.labeling import OverlapRule, Rule
 from transferkit.sampler.ahead import ahead
 from transferkit.sampler.balance import Balance, PositivesFirst, RandomSubset
 from transferkit.sampler.batch import PatchBatch
-from transferkit.sampler.choose import PatchChooser, Proposals
+from transferkit.sampler.choose import PatchChooser
 from transferkit.sampler.grid import PatchGrid
 from transferkit.sampler.identity import describe_data, described, require_same
 from transferkit.sampler.minibatches import Cutter
 from transferkit.sampler.patch_transforms import PatchTransform
+from transferkit.sampler.source import PatchSource, PixelSource, Proposals
 from transferkit.sampler.stream import PatchStream
 
 
@@ -30,8 +31,9 @@ class MultiscaleSampler:
     that train nothing (all labels ``IGNORE``, image index -1), so that all ranks take equally many steps.
 
     Args:
-        dataset: ``len`` and items like :class:`AnnotatedImage`. May have ``image_size(i) -> (height, width)``, which
-            spares decoding where only sizes matter, and ``ids``, by which a saved state knows its data.
+        dataset: ``len`` and items like :class:`AnnotatedImage`, or a :class:`FeatureCache` of such: then ``pixels``
+            of minibatches are features. May have ``image_size(i) -> (height, width)``, which spares decoding where
+            only sizes matter, and ``ids``, by which a saved state knows its data.
         grid: Lays patches over an image; ``None`` to use ``proposals`` alone.
         proposals: Called with an item, gives (P, 4) boxes more, such as selective search's.
         rule: Labels patches by the objects in them.
@@ -105,22 +107,20 @@ class MultiscaleSampler:
         rank, world_size = _place_among_ranks(rank, world_size)
         train = mode == "train"
         self.mode = mode
+        self._pixels = PixelSource(grid, proposals, patch_size, antialias, whole_pixels, dtype)
+        source = _source_of(dataset, self._pixels, transforms)
         self._stream = PatchStream(
             chooser=PatchChooser(
                 dataset=dataset,
-                grid=grid,
-                proposals=proposals,
+                source=source,
                 rule=rule,
                 balance=balance or (PositivesFirst() if train else RandomSubset()),
                 count=patches_per_image,
                 seed=seed,
             ),
             cutter=Cutter(
+                source=source,
                 batch_size=batch_size,
-                patch_size=patch_size,
-                antialias=antialias,
-                whole_pixels=whole_pixels,
-                dtype=dtype,
                 transforms=tuple(transforms),
                 shuffle=train if shuffle is None else shuffle,
                 drop_last=drop_last,
@@ -207,11 +207,12 @@ class MultiscaleSampler:
     def _identity(self) -> dict[str, Any]:
         """Return all that decides which patches come when, as plain values by name."""
         stream, chooser, cutter = self._stream, self._stream.chooser, self._stream.cutter
+        pixels = self._pixels
         settings = {
             "mode": self.mode,
             "seed": cutter.seed,
-            "grid": chooser.grid,
-            "proposals": chooser.proposals,
+            "grid": pixels.grid,
+            "proposals": pixels.proposals,
             "rule": chooser.rule,
             "balance": chooser.balance,
             "patches_per_image": chooser.count,
@@ -220,16 +221,29 @@ class MultiscaleSampler:
             "shuffle": cutter.shuffle,
             "drop_last": cutter.drop_last,
             "transforms": cutter.transforms,
-            "patch_size": cutter.patch_size,
-            "antialias": cutter.antialias,
-            "whole_pixels": cutter.whole_pixels,
-            "dtype": cutter.dtype,
+            "patch_size": pixels.patch_size,
+            "antialias": pixels.antialias,
+            "whole_pixels": pixels.whole_pixels,
+            "dtype": pixels.dtype,
             "world_size": stream.world_size,
         }
         return {
             **describe_data(chooser.dataset),
             **{name: described(value) for name, value in settings.items()},
         }
+
+
+def _source_of(dataset: Any, pixels: PixelSource, transforms: Sequence[PatchTransform]) -> PatchSource:
+    """Return the data set's own source of patches where it has one, else one that cuts pixels."""
+    if not hasattr(dataset, "patch_source"):
+        return pixels
+    if transforms:
+        raise ArgumentError(
+            f"transforms change pixels, and {type(dataset).__name__} gives patches that were worked on already; "
+            "leave the transforms out, or give the images themselves"
+        )
+    source: PatchSource = dataset.patch_source(pixels)
+    return source
 
 
 def _place_among_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
