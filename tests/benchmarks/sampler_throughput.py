@@ -5,7 +5,8 @@
 Every way decodes the same photos and cuts the same 448 patches of each to 224 x 224. The sampler cuts in this process
 what its workers decoded; the others decode and cut in as many workers, except the recipe, which did all in the process
 that trained. All are run in turn, round by round, so that other work on the machine touches all alike, and the ratios are
-those of each round. The error is the difference from PIL's ``resize(box=...)`` in grey levels; a way that is more than 1
+those of each round. Processor time is that of this process and its workers, in the round with the least: what a way costs
+where it has the machine to itself, roughly, however crowded the machine is. The error is the difference from PIL's ``resize(box=...)`` in grey levels; a way that is more than 1
 off on average, or 3 anywhere, cuts something else.
 
 OpenCV and kornia are left out where they are not installed.
@@ -204,10 +205,17 @@ def main() -> None:
         runs[name] = lambda way=way: in_workers(Cut(paths, boxes, way), 0)
         errors[name] = errors["the recipe's way, uint8, in workers"]
     patches = sum(map(len, boxes))
-    seconds = in_turn({name: lambda _, run=run: run() for name, run in runs.items()}, options.rounds)
+    spent: dict[str, list[float]] = {name: [] for name in runs}
+
+    def measured(name: str) -> None:
+        before = processor_seconds()
+        runs[name]()
+        spent[name].append(processor_seconds() - before)
+
+    seconds = in_turn({name: lambda _, name=name: measured(name) for name in runs}, options.rounds)
     for name in ("MultiscaleSampler", "MultiscaleSampler, float32"):
         errors[name] = errors["crop_and_resize, in workers"]
-    table = report(seconds, errors, patches, options)
+    table = report(seconds, spent, errors, patches, options)
     print(table.markdown())
     if options.json:
         write_tables(options.json, [table])
@@ -252,8 +260,15 @@ def in_workers(cut: Cut, workers: int) -> int:
     return sum(len(patches) for patches in loader)
 
 
+def processor_seconds() -> float:
+    """Return the processor time of this process and of its workers that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def report(
     seconds: dict[str, list[float]],
+    spent: dict[str, list[float]],
     errors: dict[str, tuple[float, int]],
     patches: int,
     options: argparse.Namespace,
@@ -265,6 +280,7 @@ def report(
         {
             "way": "",
             "patches/s": ",.0f",
+            "per second of processor time": ",.0f",
             "the sampler is faster by": ".2f",
             "mean error, grey levels": ".2f",
             "largest": ".0f",
@@ -274,7 +290,15 @@ def report(
     for name, found in sorted(seconds.items(), key=lambda pair: min(pair[1])):
         mean, largest = errors[name]
         exact = "yes" if mean <= 1 and largest <= 3 else "no"
-        table.add(name, [patches / s for s in found], ratios(found, reference), mean, largest, exact)
+        table.add(
+            name,
+            [patches / s for s in found],
+            patches / min(spent[name]),
+            ratios(found, reference),
+            mean,
+            largest,
+            exact,
+        )
     return table
 
 
