@@ -104,7 +104,8 @@ def main(folder: Path) -> None:
     for name, steps in (("each", 1), ("accumulated", 2)):
         run = plain_run()
         accumulate = steps * (2 if ranks == 1 else 1)
-        fit(run, Share(rank, ranks), epochs=1, loop=LoopSettings(accumulate=accumulate))
+        for epochs in (1, 2):  # the second call shares the model anew
+            fit(run, Share(rank, ranks), epochs=epochs, loop=LoopSettings(accumulate=accumulate))
         found[name] = run.model.state_dict()
         found[f"{name}, history"] = [dataclasses.asdict(record) for record in run.history]
 

@@ -17,7 +17,8 @@ from tests.finetune.tiny import IDENTITY, Batch, Stream, tiny_model, tiny_run
 from transferkit.errors import ArgumentError, DivergedError
 from transferkit.finetune import LoopSettings, Run, fill_scorer, fit, score_images, train_epoch
 from transferkit.finetune.scoring import joined
-from transferkit.finetune.training import prepare, train_on
+from transferkit.finetune.stepper import Stepper
+from transferkit.finetune.training import train_on
 from transferkit.scorer import ImageScorer
 
 
@@ -75,9 +76,8 @@ def meta_batches() -> Iterator[Batch]:
 
 
 def test_training_reads_nothing_back_from_the_device() -> None:
-    run = on_meta(tiny_run())
     loop = LoopSettings(accumulate=2)
-    totals = train_on(run, prepare(run, loop), meta_batches(), loop)
+    totals = train_on(Stepper(on_meta(tiny_run()), loop), meta_batches(), loop)
     assert totals.device.type == "meta"
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         totals.tolist()  # so the loop would have raised
@@ -109,12 +109,12 @@ def test_the_loop_never_waits_for_a_gpu() -> None:
         for batch in [*Stream(), ranked.filler()]
     ]
     loop = LoopSettings()
-    network = prepare(run, loop)
-    train_on(run, network, batches, loop)  # constants are made, and kernels loaded
+    stepper = Stepper(run, loop)
+    train_on(stepper, batches, loop)  # constants are made, and kernels loaded
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train_on(run, network, batches, loop)
+        train_on(stepper, batches, loop)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -25,19 +25,17 @@ def choose_device(name: str | None = None) -> torch.device:
     try:
         device = torch.device("cuda" if name == "gpu" else name)
     except RuntimeError:
-        raise ArgumentError(f"--backend must be cpu, gpu or cuda:N, got {name!r}") from None
+        raise ArgumentError(f"device must be cpu, gpu or cuda:N, got {name!r}") from None
     if device.type != "cuda":
         return device
     place = local_rank()
     index = device.index if place is None else place
     if place is not None and device.index is not None:
-        raise ArgumentError(
-            f"--backend must be cpu or gpu under torchrun, which deals out the GPUs, got {name!r}"
-        )
+        raise ArgumentError(f"device must be cpu or gpu under torchrun, which deals out the GPUs, got {name!r}")
     count = torch.cuda.device_count()
     if (index or 0) >= count:
         raise ArgumentError(
-            f"--backend {name} asks for CUDA device {index or 0} and torch sees {count}; use -b cpu, as many "
-            "processes as there are GPUs, or a build of torch for your GPU"
+            f"device {name} asks for CUDA device {index or 0} and torch sees {count}; use the cpu (-b cpu), no "
+            "more processes than GPUs, or a build of torch for your GPU"
         )
     return device if index is None else torch.device("cuda", index)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
-from torch.profiler import record_function
+from torch import Tensor
 
 from transferkit.errors import DivergedError
 from transferkit.finetune import distributed
 from transferkit.finetune.loop_settings import LoopSettings
 from transferkit.finetune.profiling import profiled, waited_for
 from transferkit.finetune.run import EpochRecord, Run
-from transferkit.labeling import IGNORE
+from transferkit.finetune.stepper import Stepper
 from transferkit.progress import Progress, track
 from transferkit.sampler import MultiscaleSampler, PatchBatch
 
@@ -45,19 +43,13 @@ def fit(
     Returns:
         ``run.history``.
     """
-    network = prepare(run, loop)
+    stepper = Stepper(run, loop)
     while run.epoch < epochs:
-        train_epoch(run, sampler, loop=loop, network=network, progress=progress)
+        train_epoch(run, sampler, loop=loop, stepper=stepper, progress=progress)
         loop = replace(loop, profile=None)
         if after_epoch is not None:
             after_epoch(run)
     return run.history
-
-
-def prepare(run: Run, loop: LoopSettings) -> nn.Module:
-    """Return what is called in the place of ``run.model``: the same weights, laid out, shared and compiled."""
-    loop.lay_out_weights(run.model)
-    return loop.compiled(distributed.parallel(run.model, run.device))
 
 
 def train_epoch(
@@ -65,7 +57,7 @@ def train_epoch(
     sampler: MultiscaleSampler,
     *,
     loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
-    network: nn.Module | None = None,
+    stepper: Stepper | None = None,
     progress: Progress = False,
 ) -> EpochRecord:
     """Train ``run.model`` on one epoch of ``sampler``'s patches.
@@ -76,7 +68,7 @@ def train_epoch(
         run: Changed in place: model, optimizer, schedule, epoch, history, sampler state.
         sampler: In training mode; its epoch is set to ``run.epoch``.
         loop: Precision, layout, minibatches per step.
-        network: What :func:`prepare` returned, where that is done once for several epochs.
+        stepper: Of ``run`` and ``loop``, where one serves several epochs.
         progress: See :func:`transferkit.progress.track`.
 
     Returns:
@@ -87,13 +79,13 @@ def train_epoch(
     """
     started = time.perf_counter()
     learning_rate = run.optimizer.param_groups[0]["lr"]
-    network = prepare(run, loop) if network is None else network
+    stepper = Stepper(run, loop) if stepper is None else stepper
     distributed.spread_randomness(run.device)
     run.model.train()
     sampler.set_epoch(run.epoch)
     batches = track(sampler, progress, description=f"epoch {run.epoch + 1}", unit="batch")
 
-    totals = distributed.sum_over_ranks(train_on(run, network, batches, loop))
+    totals = distributed.sum_over_ranks(train_on(stepper, batches, loop))
     distributed.average_statistics(run.model)
     loss, right, patches = totals.tolist()
     if not math.isfinite(loss):
@@ -116,17 +108,16 @@ def train_epoch(
     return record
 
 
-def train_on(run: Run, network: nn.Module, batches: Iterable[PatchBatch], loop: LoopSettings) -> Tensor:
+def train_on(stepper: Stepper, batches: Iterable[PatchBatch], loop: LoopSettings) -> Tensor:
     """Train on minibatches, and read nothing back from the device.
 
     Returns:
         The patches' summed loss, how many were right, and how many counted, (3,) float64.
     """
-    scaler = loop.gradient_scaler(run.device)
-    totals = torch.zeros(3, dtype=torch.float64, device=run.device)
+    totals = torch.zeros(3, dtype=torch.float64, device=stepper.run.device)
     with profiled(loop.profile) as end_of_step:
         for minibatches in waited_for(steps(batches, loop.accumulate)):
-            totals += take_step(run, network, minibatches, scaler, loop)
+            totals += stepper.step(minibatches)
             end_of_step()
     return totals
 
@@ -141,63 +132,3 @@ def steps(batches: Iterable[PatchBatch], accumulate: int) -> Iterator[list[Patch
     source = iter(batches)
     while step := list(islice(source, accumulate)):
         yield step
-
-
-def take_step(
-    run: Run,
-    network: nn.Module,
-    minibatches: Sequence[PatchBatch],
-    scaler: torch.amp.GradScaler,
-    loop: LoopSettings,
-) -> Tensor:
-    """Step along the gradient of the mean loss over all patches that count, of all minibatches on all ranks.
-
-    Returns:
-        This rank's summed loss, how many patches were right, and how many counted, (3,) float64.
-    """
-    mine = torch.stack([(batch.labels != IGNORE).sum() for batch in minibatches]).sum()
-    counted = distributed.sum_over_ranks(mine.to(run.device)).clamp(
-        min=1
-    )  # all may be ignored, and 0 / 0 is NaN
-    divisor = counted / distributed.world_size()  # the mean over ranks is the exchange's own division
-    totals = torch.zeros(3, dtype=torch.float64, device=run.device)
-    run.optimizer.zero_grad(set_to_none=True)
-    for place, batch in enumerate(minibatches):
-        last = place == len(minibatches) - 1
-        with nullcontext() if last else distributed.without_exchange(network):
-            totals += _add_gradient(run, network, batch, divisor, scaler, loop)
-    with record_function("optimizer"):
-        scaler.step(run.optimizer)
-        scaler.update()
-    return totals
-
-
-def _add_gradient(
-    run: Run,
-    network: nn.Module,
-    batch: PatchBatch,
-    divisor: Tensor,
-    scaler: torch.amp.GradScaler,
-    loop: LoopSettings,
-) -> Tensor:
-    """Add the gradient of a minibatch's summed loss over ``divisor``; return what :func:`take_step` sums up."""
-    # A filler, known by its image index on the cpu, keeps step with other ranks: it has no say in any statistics.
-    filler = bool((batch.image_index < 0).all())
-    pixels, labels = (tensor.to(run.device, non_blocking=True) for tensor in (batch.pixels, batch.labels))
-    with record_function("forward"), _evaluation(run.model) if filler else nullcontext():
-        with loop.mixed_precision(run.device):
-            logits: Tensor = network(loop.lay_out(run.preprocessing(pixels)))
-        losses = nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    with record_function("backward"):
-        torch.autograd.backward(scaler.scale(losses / divisor))
-    counted = labels != IGNORE
-    right = (logits.detach().argmax(dim=1) == labels) & counted
-    return torch.stack([losses.detach().double(), right.sum().double(), counted.sum().double()])
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a model in training into evaluation mode for a while."""
-    model.eval()
-    yield
-    model.train()
