@@ -19,15 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks import plain, ways
-from tests.benchmarks.heads import EXACT, SHARED, Training, add_training_arguments
-from tests.benchmarks.kept_features import score_kept
+from tests.benchmarks.heads import EXACT, SHARED, Testing, Training, add_test_arguments, add_training_arguments
 from tests.benchmarks.parts import Parts
 from tests.benchmarks.rounds import one_round, ratios
 from tests.benchmarks.scores_on_photos import paired_interval
-from tests.benchmarks.setting import Photos, load_trunk, mean_ap, new_head
+from tests.benchmarks.setting import Photos, load_trunk, new_head
 from tests.benchmarks.table import Table, write_tables
 from tests.benchmarks.trade_off import plot
-from transferkit.datasets import VOCDataset
 
 PLAIN = "plain PyTorch"
 Seconds = dict[str, list[float]]
@@ -41,12 +39,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     trunk = load_trunk(options.weights)
     seconds = timed_ways(options, trunk)
-    test = Photos.read(options.data_dir, "test", options.test_photos).random_subset(options.test_patches)
+    test = Testing(options, trunk)
     scores = scored_ways(options, trunk, test)
-    tables = [speed_table(options, seconds), quality_table(options, seconds, scores, test.data)]
+    tables = [speed_table(options, seconds), quality_table(options, seconds, scores, test)]
     picture = options.out / "feature_scoring.png"
     per_photo = {way: [s * options.rounds / options.photos for s in found] for way, found in seconds.items()}
-    plot(per_photo, {way: mean_aps(found[EXACT], test.data) for way, found in scores.items()}, picture)
+    plot(per_photo, {way: test.mean_aps(found[EXACT]) for way, found in scores.items()}, picture)
     tables[1].pictures.append(picture.name)
     for table in tables:
         print(table.markdown(), end="\n\n")
@@ -65,11 +63,11 @@ def timed_ways(options: argparse.Namespace, trunk: nn.Module) -> Seconds:
     scorers: dict[str, Callable[[Photos], object]] = {
         PLAIN: partial(plain_scores, trunk, head, options.workers)
     }
-    for name, features in ways.feature_ways(trunk, options.levels).items():
+    for name, features in feature_ways(options, trunk).items():
         scorers[name] = partial(ways.score, features, head, options.workers)
     for scorer in scorers.values():  # the first call sets up threads and memory
         scorer(every.part(0, 1).random_subset(plain.BATCH))
-    names = ("photos", "patches", "rounds", "levels", "threads", "workers", "data_dir", "weights")
+    names = ("photos", "patches", "rounds", "levels", "bfloat16", "threads", "workers", "data_dir", "weights")
     parts = Parts(options.out, name="timed_ways", **{name: getattr(options, name) for name in names})
     timed = {
         name: partial(lambda scorer, number: scorer(rounds[number]), scorer) for name, scorer in scorers.items()
@@ -78,29 +76,26 @@ def timed_ways(options: argparse.Namespace, trunk: nn.Module) -> Seconds:
     return {name: [seconds[name] for seconds in found] for name in timed}
 
 
+def feature_ways(options: argparse.Namespace, trunk: nn.Module) -> dict[str, ways.Features]:
+    """Return the ways that are compared with plain, by name."""
+    half = ways.feature_ways(trunk, [options.training_levels], half=True) if options.bfloat16 else {}
+    return {**ways.feature_ways(trunk, options.levels), **half}
+
+
 def plain_scores(trunk: nn.Module, head: nn.Module, workers: int, photos: Photos) -> Tensor:
     """Score photos in plain PyTorch."""
     data = plain.PhotoPatches(photos.paths, photos.boxes, photos.labels, plain.every_patch)
     return plain.score(trunk, head, plain.loader(data, workers), len(photos.paths))
 
 
-def scored_ways(options: argparse.Namespace, trunk: nn.Module, test: Photos) -> Scores:
+def scored_ways(options: argparse.Namespace, trunk: nn.Module, test: Testing) -> Scores:
     """Return the scores of the test photos by every way and head."""
     training = Training(options, trunk)
     heads = {kind: training.heads(kind) for kind in (EXACT, SHARED)}
-    names = ("test_photos", "test_patches", "data_dir", "weights")
-    parts = Parts(options.out, name="test_features", **{name: getattr(options, name) for name in names})
-    scores: Scores = {}
-    for way, features in ways.feature_ways(trunk, options.levels).items():
-        make = partial(ways.kept_features, features, test, options.workers)
-        kept = parts.tensors(way.replace(" ", "_").replace(",", ""), make)
-        scores[way] = {kind: [score_kept(head, kept) for head in of] for kind, of in heads.items()}
-    return scores
-
-
-def mean_aps(scores: list[Tensor], data: VOCDataset) -> list[float]:
-    """Return the mean AP of each seed's scores, percent."""
-    return [mean_ap(one, data) for one in scores]
+    return {
+        way: {kind: test.scores(way, features, of) for kind, of in heads.items()}
+        for way, features in feature_ways(options, trunk).items()
+    }
 
 
 def speed_table(options: argparse.Namespace, seconds: Seconds) -> Table:
@@ -117,7 +112,7 @@ def speed_table(options: argparse.Namespace, seconds: Seconds) -> Table:
     return table
 
 
-def quality_table(options: argparse.Namespace, seconds: Seconds, scores: Scores, data: VOCDataset) -> Table:
+def quality_table(options: argparse.Namespace, seconds: Seconds, scores: Scores, test: Testing) -> Table:
     """Return the mean AP of each way."""
     table = Table(
         f"Mean AP on {options.test_photos} test photos with {options.test_patches} patches each, against time; heads "
@@ -127,10 +122,12 @@ def quality_table(options: argparse.Namespace, seconds: Seconds, scores: Scores,
     )  # fmt: skip
     exact = scores[ways.EXACT]
     for way, found in scores.items():
-        on_exact, on_shared = (mean_aps(found[kind], data) for kind in (EXACT, SHARED))
-        less = [mine - its for mine, its in zip(on_exact, mean_aps(exact[EXACT], data), strict=True)]
+        on_exact, on_shared = (test.mean_aps(found[kind]) for kind in (EXACT, SHARED))
+        less = [mine - its for mine, its in zip(on_exact, test.mean_aps(exact[EXACT]), strict=True)]
         interval = (
-            "" if way == ways.EXACT else paired_interval(found[EXACT][0], exact[EXACT][0], data.presence())
+            ""
+            if way == ways.EXACT
+            else paired_interval(found[EXACT][0], exact[EXACT][0], test.photos.data.presence())
         )
         per_photo = [s * options.rounds / options.photos for s in seconds[way]]
         table.add(way, per_photo, on_exact, less, interval, on_shared)
@@ -151,11 +148,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--photos", type=int, default=50, help="that are timed")
     parser.add_argument("--patches", type=int, default=448, help="of each")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--test_photos", type=int, default=500, help="for mean AP")
-    parser.add_argument("--test_patches", type=int, default=64, help="of each")
+    add_test_arguments(parser)
     parser.add_argument(
         "--levels", type=int, nargs="+", default=[0, 6, 4, 2], help="of the shared ways; 0: one per scale"
     )
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=ways.has_bfloat16(),
+                        help="also in half precision (default where the processor has it)")  # fmt: skip
     add_training_arguments(parser)
     parser.add_argument("--json", type=Path, help="also write the tables here")
     return parser.parse_args()

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from tests.benchmarks import ways
-from tests.benchmarks.kept_features import train_head
+from tests.benchmarks.kept_features import score_kept, train_head
 from tests.benchmarks.parts import Parts
 from tests.benchmarks.plain_training import all_features, timed_epoch
-from tests.benchmarks.setting import Photos, new_head
+from tests.benchmarks.setting import Photos, mean_ap, new_head
 
 EXACT, SHARED = "exact features", "shared features"
 
@@ -29,6 +29,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=2, help="heads are trained from so many seeds")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+
+
+def add_test_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what mean AP is measured on."""
+    parser.add_argument("--test_photos", type=int, default=500, help="for mean AP")
+    parser.add_argument("--test_patches", type=int, default=64, help="of each")
 
 
 class Training:
@@ -85,3 +91,32 @@ class Training:
             self.features(kind), self.photos.labels, self.num_classes, o.epochs, seed, o.train_patches
         )
         return head.state_dict()
+
+
+class Testing:
+    """The test photos, and their features by each way, kept.
+
+    Args:
+        options: With those of :func:`add_test_arguments`.
+        trunk: Frozen.
+    """
+
+    def __init__(self, options: argparse.Namespace, trunk: nn.Module) -> None:
+        self.options, self.trunk = options, trunk
+        self.photos = Photos.read(options.data_dir, "test", options.test_photos).random_subset(
+            options.test_patches
+        )
+        names = ("test_photos", "test_patches", "data_dir", "weights")
+        self.parts = Parts(
+            options.out, name="test_features", **{name: getattr(options, name) for name in names}
+        )
+
+    def scores(self, way: str, features: ways.Features, heads: list[nn.Module]) -> list[Tensor]:
+        """Return the photos' scores, (N, K), by each head on the features of one way."""
+        make = partial(ways.kept_features, features, self.photos, self.options.workers)
+        found = self.parts.tensors(way.replace(" ", "_").replace(",", ""), make)
+        return [score_kept(head, found) for head in heads]
+
+    def mean_aps(self, scores: list[Tensor]) -> list[float]:
+        """Return the mean AP of each head's scores, percent."""
+        return [mean_ap(one, self.photos.data) for one in scores]

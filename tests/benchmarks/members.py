@@ -74,7 +74,7 @@ MEMBERS = (
         "What do features that patches share save in scoring, and what do they cost?",
         40,
         "--data_dir DIR --weights FILE --out OUT",
-        "--data_dir DIR --weights FILE --out OUT --photos 1 --patches 8 --rounds 1 --test_photos 3 --test_patches 4 --levels 1 --training_levels 1 "
+        "--data_dir DIR --weights FILE --out OUT --photos 1 --patches 8 --rounds 1 --test_photos 3 --test_patches 4 --levels 1 --training_levels 1 --no-bfloat16 "
         "--train_photos 2 --train_patches 8 --grid_patches 10 --epochs 1 --seeds 1 --workers 0 --threads 1",
     ),
     Member(

@@ -17,22 +17,35 @@ Features = Callable[[Tensor, Tensor], Tensor]
 """Takes a photo (3, H, W) uint8 and boxes (P, 4) and returns the maps (P, C, h, w) of the patches."""
 
 EXACT = "exact"
+HALF = ", bfloat16"
 
 
 def shared_name(levels: int) -> str:
     """Return what a shared way is called; 0 levels stand for one per scale."""
-    return f"shared, {levels} levels" if levels else "shared, a level per scale"
+    return f"shared, {levels} level{'s' * (levels > 1)}" if levels else "shared, a level per scale"
 
 
 @cache
-def shared(trunk: nn.Module, levels: int) -> Features:
+def exact(trunk: nn.Module, half: bool = False) -> Features:
+    """Return the exact way, in float32 or bfloat16."""
+    return PatchFeatures(trunk, method="exact", amp=half)
+
+
+@cache
+def shared(trunk: nn.Module, levels: int, half: bool = False) -> Features:
     """Return the shared way with so many levels; 0 for one per scale."""
-    return PatchFeatures(trunk, method="shared", levels=levels or None)
+    return PatchFeatures(trunk, method="shared", levels=levels or None, amp=half)
 
 
-def feature_ways(trunk: nn.Module, levels: Sequence[int]) -> dict[str, Features]:
-    """Return the exact way, and the shared ones with so many levels each, by name."""
-    return {EXACT: PatchFeatures(trunk, method="exact"), **{shared_name(n): shared(trunk, n) for n in levels}}
+def feature_ways(trunk: nn.Module, levels: Sequence[int], half: bool = False) -> dict[str, Features]:
+    """Return the ways by name: exact, and shared with so many levels each; with ``half`` all in bfloat16."""
+    found = {EXACT: exact(trunk, half), **{shared_name(n): shared(trunk, n, half) for n in levels}}
+    return {name + HALF * half: features for name, features in found.items()}
+
+
+def has_bfloat16() -> bool:
+    """Tell whether the processor computes convolutions in bfloat16."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _Decoded(Dataset[tuple[int, Tensor, Tensor]]):
