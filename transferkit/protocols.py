@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from transferkit.errors import ArgumentError, require
-from transferkit.heads import adaptation_head
+from transferkit.heads import SINGLE_LABEL, Objective, adaptation_head
 from transferkit.labeling import OverlapRule, Rule
+from transferkit.optimization import EarlyStopping, WarmupCosine, WeightAverage
 from transferkit.sampler import (
     AllPatches,
     BackgroundFraction,
@@ -39,6 +40,7 @@ class Optimization:
         weight_decay: L2 penalty on every trained parameter.
         steps: Epochs (0-based) at which the learning rate changes.
         factors: What the learning rate is from each of ``steps`` on, as a multiple of the first.
+        schedule: A rate that never rests, instead of ``steps``; ``learning_rate`` is its highest.
 
     Example:
         >>> settings = Optimization(1e-4, 0.9, 5e-4, steps=(15, 20), factors=(0.5, 0.1))
@@ -51,6 +53,7 @@ class Optimization:
     weight_decay: float
     steps: tuple[int, ...] = ()
     factors: tuple[float, ...] = ()
+    schedule: WarmupCosine | None = None
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
@@ -60,16 +63,26 @@ class Optimization:
         require(
             len(self.steps) == len(self.factors), "factors", f"one for each of steps {self.steps}", self.factors
         )
+        require(not (self.steps and self.schedule), "steps", f"empty beside {self.schedule}", self.steps)
 
-    def factor(self, epoch: int) -> float:
-        """Return the learning rate of a 0-based epoch as a multiple of the first."""
+    def factor(self, epoch: float) -> float:
+        """Return the learning rate, as a multiple of ``learning_rate``, after so many epochs and their fraction."""
+        if self.schedule is not None:
+            return self.schedule.factor(epoch)
         reached = [factor for step, factor in zip(self.steps, self.factors, strict=True) if step <= epoch]
         return reached[-1] if reached else 1.0
+
+    def adjusted(self, learning_rate: float | None = None, epochs: int | None = None) -> Optimization:
+        """Return the same with another learning rate, or a schedule that ends after other many epochs."""
+        changes: dict[str, Any] = {} if learning_rate is None else {"learning_rate": learning_rate}
+        if epochs and self.schedule is not None:
+            changes["schedule"] = self.schedule.over(epochs)
+        return replace(self, **changes)
 
     def __str__(self) -> str:
         changes = ", ".join(
             f"x{factor:g} after {step} epochs" for step, factor in zip(self.steps, self.factors, strict=True)
-        )
+        ) or str(self.schedule or "")
         return (
             f"SGD, learning rate {self.learning_rate:g}{f' ({changes})' if changes else ''}, "
             f"momentum {self.momentum:g}, weight decay {self.weight_decay:g}"
@@ -105,6 +118,9 @@ class Protocol:
         exponent: p in the score, the sum or mean over patches of probability^p.
         reduction: Which of the two.
         ap_rule: The average precision that the recipe reports.
+        objective: The loss, and the probabilities that go with it.
+        average: The average of the weights that is tested instead of the last ones.
+        early_stopping: When to stop before ``epochs``, by the average precision on photos held out from training.
     """
 
     name: str
@@ -131,6 +147,9 @@ class Protocol:
     exponent: float
     reduction: Literal["sum", "mean"]
     ap_rule: APRule
+    objective: Objective = SINGLE_LABEL
+    average: WeightAverage | None = None
+    early_stopping: EarlyStopping | None = None
 
     def __post_init__(self) -> None:
         for name in ("patches_per_image", "batch_size", "mix_images", "patch_size"):
@@ -159,9 +178,8 @@ class Protocol:
         """
         given = {"patches_per_image": patches_per_image, "batch_size": batch_size, "epochs": epochs}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        if learning_rate is not None:
-            for regime in ("pretrained", "scratch"):
-                changes[regime] = replace(getattr(self, regime), learning_rate=learning_rate)
+        for regime in ("pretrained", "scratch"):
+            changes[regime] = getattr(self, regime).adjusted(learning_rate, epochs)
         return replace(self, **changes)
 
     def head(self, in_features: int, num_classes: int) -> nn.Sequential:
@@ -225,6 +243,9 @@ class Protocol:
                 f"Linear {', Linear '.join(map(str, self.hidden))} (Gaussian {self.hidden_std:g}, bias "
                 f"{self.hidden_bias:g}){dropout}, Linear to the classes (Gaussian {self.head_std:g}, bias 0)",
             ),
+            ("objective", self.objective),
+            *([("average", self.average)] if self.average else []),
+            *([("early stop", self.early_stopping)] if self.early_stopping else []),
             ("grid", self.grid),
             ("label", self.rule),
             ("train on", f"{self.train_balance}, {self.patches_per_image} patches per image"),

@@ -5,6 +5,7 @@ from transferkit.finetune.averaging import AveragedWeights
 from transferkit.finetune.demo import DEMO, train_on_digits
 from transferkit.finetune.device import choose_device
 from transferkit.finetune.distributed import first_on_machine, is_first, process_group
+from transferkit.finetune.early_stopping import StopEarly
 from transferkit.finetune.loop_settings import LoopSettings
 from transferkit.finetune.optimization import build_optimizer, build_schedule, trains_transferred
 from transferkit.finetune.report import RunReport, build_report
@@ -22,6 +23,7 @@ __all__ = [
     "LoopSettings",
     "Run",
     "RunReport",
+    "StopEarly",
     "Stopwatch",
     "TrainingPatches",
     "build_optimizer",

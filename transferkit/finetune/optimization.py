@@ -33,9 +33,28 @@ def build_optimizer(parameters: Iterable[nn.Parameter], settings: Optimization) 
     )
 
 
-def build_schedule(optimizer: SGD, settings: Optimization) -> LambdaLR:
-    """Return the schedule, stepped once per epoch."""
-    return LambdaLR(optimizer, settings.factor)
+class PerStep(LambdaLR):
+    """A schedule that the loop steps after every step of the optimizer, where others are stepped once per epoch."""
+
+
+def build_schedule(optimizer: SGD, settings: Optimization, *, steps_per_epoch: int | None = None) -> LambdaLR:
+    """Return the schedule, which the loop steps: once per epoch, or :class:`PerStep` where the rate never rests.
+
+    Args:
+        optimizer: Whose rate it sets.
+        settings: The recipe's.
+        steps_per_epoch: Of the optimizer; needed where ``settings.schedule`` is given. Each step has the rate of
+            its middle, so that not even the first one is taken at zero.
+
+    Raises:
+        ArgumentError: It is needed and not given.
+    """
+    if settings.schedule is None:
+        return LambdaLR(optimizer, settings.factor)
+    if not steps_per_epoch:
+        raise ArgumentError(f"steps_per_epoch must be given for {settings.schedule}, got {steps_per_epoch!r}")
+    steps = steps_per_epoch
+    return PerStep(optimizer, lambda step: settings.factor((step + 0.5) / steps))
 
 
 def trains_transferred(model: nn.Module, transfer: Mapping[str, Any] | None) -> bool:

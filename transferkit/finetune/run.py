@@ -15,6 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from transferkit.checkpoints import Checkpoint
 from transferkit.errors import CheckpointError, MissingFileError, StateError
 from transferkit.finetune.atomic import write_atomically
+from transferkit.finetune.averaging import AveragedWeights
+from transferkit.heads import SINGLE_LABEL, Objective
 from transferkit.preprocessing import Preprocessing
 from transferkit.transfer import WeightTransfer
 
@@ -59,7 +61,7 @@ class Run:
     Attributes:
         model: The network; frozen layers have ``requires_grad`` off.
         optimizer: Over the trainable parameters.
-        schedule: Stepped once per epoch.
+        schedule: Stepped once per epoch; after every step of the optimizer, if it is a ``PerStep``.
         preprocessing: What the network wants done to pixels.
         settings: Plain values that describe the run (protocol, data, flags), stored as they are.
         frozen: Names of the frozen layers.
@@ -67,6 +69,8 @@ class Run:
         epoch: Epochs finished.
         history: One record per finished epoch.
         sampler_state: ``MultiscaleSampler.state_dict()`` after the last finished epoch.
+        objective: The loss, and the probabilities that go with it.
+        average: An average of the model's weights, taken while it is trained.
     """
 
     model: nn.Module
@@ -79,11 +83,18 @@ class Run:
     epoch: int = 0
     history: list[EpochRecord] = field(default_factory=list)
     sampler_state: dict[str, Any] | None = None
+    objective: Objective = SINGLE_LABEL
+    average: AveragedWeights | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    @property
+    def tested_model(self) -> nn.Module:
+        """The network to test and to keep: with averaged weights, once there are any."""
+        return self.average.model if self.average is not None and self.average.count else self.model
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run as plain containers and tensors, which load with ``weights_only=True``."""
@@ -102,6 +113,7 @@ class Run:
             "schedule": self.schedule.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
         }
 
     def save(self, path: str | os.PathLike[str], *, keep: int = 1) -> Path:
@@ -140,9 +152,15 @@ class Run:
                 f"only now {sorted(only_here) or 'none'}, only then {sorted(only_there) or 'none'}; "
                 "freeze the same layers to go on"
             )
+        average = state.get("average")
+        if (average is None) != (self.average is None):
+            was, now = ("with", "without") if self.average is None else ("without", "with")
+            raise StateError(f"the run was saved {was} an average of its weights, and is restored {now} one")
         WeightTransfer(Checkpoint.from_state_dict(state["model"])).apply(self.model)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.epoch = state["epoch"]
         self.history = [EpochRecord(**record) for record in state["history"]]
         self.transfer = state["transfer"]

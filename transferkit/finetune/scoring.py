@@ -8,9 +8,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from transferkit.backbones import logits_of
 from transferkit.errors import ArgumentError, DivergedError
 from transferkit.finetune.distributed import in_process_group
 from transferkit.finetune.loop_settings import LoopSettings
+from transferkit.heads import SINGLE_LABEL, Objective
 from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress, track
 from transferkit.sampler import MultiscaleSampler, PatchBatch
@@ -27,6 +29,7 @@ def score_images(
     scorer: Scorer,
     preprocessing: Preprocessing,
     *,
+    objective: Objective = SINGLE_LABEL,
     loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
     progress: Progress = False,
 ) -> Tensor:
@@ -35,7 +38,10 @@ def score_images(
     Returns:
         (N, K) float64 scores, background included.
     """
-    return fill_scorer(model, sampler, scorer, preprocessing, loop=loop, progress=progress).compute()
+    filled = fill_scorer(
+        model, sampler, scorer, preprocessing, objective=objective, loop=loop, progress=progress
+    )
+    return filled.compute()
 
 
 def fill_scorer(
@@ -44,6 +50,7 @@ def fill_scorer(
     scorer: AnyScorer,
     preprocessing: Preprocessing,
     *,
+    objective: Objective = SINGLE_LABEL,
     loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
     progress: Progress = False,
 ) -> AnyScorer:
@@ -55,6 +62,7 @@ def fill_scorer(
         scorer: Collects probabilities, and where the patches lie; its N is the number of images. The values of a
             minibatch need no check of its own (``validate=False``): they are checked here, once for all.
         preprocessing: What the model wants done to pixels.
+        objective: What the model was trained for: gives the probabilities.
         loop: Precision and layout.
         progress: See :func:`transferkit.progress.track`.
 
@@ -79,9 +87,9 @@ def fill_scorer(
         nonlocal finite
         pixels = preprocessing(batch.pixels.to(device, non_blocking=True))
         with loop.mixed_precision(device):
-            logits = network(loop.lay_out(pixels)).float()
+            logits = logits_of(network(loop.lay_out(pixels))).float()
         finite = finite & logits.isfinite().all()
-        return logits.softmax(dim=1), batch.image_index, batch.boxes
+        return objective.probs(logits), batch.image_index, batch.boxes
 
     try:
         batches = track(sampler, progress, description="test", unit="batch")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from transferkit.backbones import logits_of
 from transferkit.finetune import distributed
 from transferkit.finetune.loop_settings import LoopSettings
+from transferkit.finetune.optimization import PerStep
 from transferkit.finetune.run import Run
-from transferkit.labeling import IGNORE
 from transferkit.sampler import PatchBatch
 
 
@@ -44,7 +45,7 @@ class Stepper:
             Of this rank's patches, the summed loss, how many were right, and how many counted; (3,) float64.
         """
         device, optimizer = self.run.device, self.run.optimizer
-        mine = torch.stack([(batch.labels != IGNORE).sum() for batch in minibatches]).sum()
+        mine = torch.stack([self.run.objective.counted(batch.labels).sum() for batch in minibatches]).sum()
         # At least one: where all patches are ignored, 0 / 0 would be NaN.
         counted = distributed.sum_over_ranks(mine.to(device)).clamp(min=1)
         divisor = counted / distributed.world_size()  # the exchange of gradients divides by the number of ranks
@@ -57,6 +58,8 @@ class Stepper:
         with record_function("optimizer"):
             self._scaler.step(optimizer)
             self._scaler.update()
+        if isinstance(self.run.schedule, PerStep):
+            self.run.schedule.step()
         return totals
 
     def _add_gradient(self, batch: PatchBatch, divisor: Tensor) -> Tensor:
@@ -67,12 +70,11 @@ class Stepper:
         filler = bool((batch.image_index < 0).all())
         with record_function("forward"), _evaluation(run.model) if filler else nullcontext():
             with loop.mixed_precision(run.device):
-                logits: Tensor = self._network(loop.lay_out(run.preprocessing(pixels)))
-            losses = nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+                logits = logits_of(self._network(loop.lay_out(run.preprocessing(pixels)))).float()
+            losses = run.objective.losses(logits, labels).sum()
         with record_function("backward"):
             torch.autograd.backward(self._scaler.scale(losses / divisor))
-        counted = labels != IGNORE
-        right = (logits.detach().argmax(dim=1) == labels) & counted
+        counted, right = run.objective.counted(labels), run.objective.right(logits.detach(), labels)
         return torch.stack([losses.detach().double(), right.sum().double(), counted.sum().double()])
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transferkit.errors import DivergedError
 from transferkit.finetune import distributed
 from transferkit.finetune.loop_settings import LoopSettings
+from transferkit.finetune.optimization import PerStep
 from transferkit.finetune.profiling import profiled, waited_for
 from transferkit.finetune.run import EpochRecord, Run
 from transferkit.finetune.stepper import Stepper
@@ -28,9 +29,10 @@ def fit(
     *,
     loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
     after_epoch: Callable[[Run], object] | None = None,
+    stop: Callable[[Run], bool] | None = None,
     progress: Progress = False,
 ) -> list[EpochRecord]:
-    """Train until ``run.epoch`` is ``epochs``.
+    """Train until ``run.epoch`` is ``epochs``, or ``stop`` says so.
 
     Args:
         run: Where to start; a restored run goes on where it was.
@@ -38,6 +40,8 @@ def fit(
         epochs: Total number of epochs, those already done included.
         loop: Precision, layout, minibatches per step.
         after_epoch: Called with the run after each epoch, to save or report it.
+        stop: Asked after that whether to go no further, such as :class:`~transferkit.finetune.StopEarly`. Of
+            several processes, all must answer alike.
         progress: See :func:`transferkit.progress.track`.
 
     Returns:
@@ -49,6 +53,8 @@ def fit(
         loop = replace(loop, profile=None)
         if after_epoch is not None:
             after_epoch(run)
+        if stop is not None and stop(run):
+            break
     return run.history
 
 
@@ -93,7 +99,8 @@ def train_epoch(
             f"the loss became {loss} in epoch {run.epoch + 1} at learning rate {learning_rate:g}; "
             "lower the learning rate and resume from the last saved epoch"
         )
-    run.schedule.step()
+    if not isinstance(run.schedule, PerStep):
+        run.schedule.step()
     run.epoch += 1
     run.sampler_state = sampler.state_dict()
     record = EpochRecord(

@@ -101,6 +101,9 @@ class SingleLabel(Objective):
         """Return the softmax over classes."""
         return logits.softmax(dim=-1)
 
+    def __str__(self) -> str:
+        return "softmax and cross-entropy"
+
     def right(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Tell whose largest logit is that of the target, or of its largest part."""
         best = targets if targets.ndim == 1 else targets.nan_to_num(0.0).argmax(dim=1)
@@ -147,6 +150,9 @@ class MultiLabel(Objective):
         """Return the sigmoid of each class."""
         return logits.sigmoid()
 
+    def __str__(self) -> str:
+        return "a sigmoid and binary cross-entropy per class"
+
     def right(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Tell which rows have every counted class on the right side of one half."""
         wanted = self._per_class(logits, targets)
@@ -159,7 +165,7 @@ class MultiLabel(Objective):
         if targets.ndim == 2:
             return targets.to(logits.dtype)
         counted = self.counted(targets)
-        hot = functional.one_hot(targets.where(counted, 0), logits.shape[1]).to(logits.dtype)
+        hot = torch.zeros_like(logits).scatter(1, targets.where(counted, 0)[:, None], 1.0)
         return hot.masked_fill(~counted[:, None], torch.nan)
 
 

@@ -48,6 +48,10 @@ class WarmupCosine:
         passed = min(1.0, (epoch - self.warmup) / (self.epochs - self.warmup))
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * passed)) / 2
 
+    def over(self, epochs: float) -> WarmupCosine:
+        """Return the same course over another number of epochs; the rise keeps its share."""
+        return WarmupCosine(epochs, self.warmup * epochs / self.epochs, self.final)
+
     def __str__(self) -> str:
         rise = f"warm-up over {self.warmup:g} epochs, " if self.warmup else ""
         return f"{rise}cosine to x{self.final:g} after {self.epochs:g} epochs"
