@@ -52,11 +52,13 @@ class Preprocessing:
         """
         if pixels.shape[-3] != 3:
             require(False, "pixels", "(..., 3, H, W)", tuple(pixels.shape))
-        pixels = pixels if pixels.is_floating_point() else pixels.float()
+        own = not pixels.is_floating_point()
+        pixels = pixels.float() if own else pixels
         if self.channel_order == "BGR":
             pixels = pixels.flip(-3)
         gain, offset = _gain_and_offset(self, pixels.dtype, pixels.device)
-        return torch.addcmul(offset, pixels, gain)
+        # What was made here is overwritten: fresh memory for a minibatch takes as long as the arithmetic.
+        return torch.addcmul(offset, pixels, gain, out=pixels if own else None)
 
     def __str__(self) -> str:
         scaled = self.channel_order if self.scale == 1 else f"{self.channel_order} / {self.scale:g}"
