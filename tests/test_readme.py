@@ -1,26 +1,14 @@
-"""What the README prints runs: its Python as it stands, and its two commands are those of the project."""
+"""The README's two commands are those of the project. (Its Python runs in tests/docs.)"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-import pytest
-
 
 def blocks(root: Path, language: str) -> list[str]:
     text = (root / "README.md").read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def test_the_python_in_the_readme_runs_in_order(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for number, code in enumerate(blocks(root, "python"), start=1):
-        exec(compile(code, f"README.md, block {number}", "exec"), names)
-    assert number == 2
 
 
 def test_the_readme_s_commands_make_their_own_environment_and_keep_to_the_constraints(root: Path) -> None:

@@ -70,6 +70,8 @@ def read_checkpoint(
         raise CheckpointError(f"{path}: {error}") from error.__cause__
     except (TransferKitError, KeyboardInterrupt):
         raise
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file breaks a parser in ways that no one lists
         raise CheckpointError(f"{path}: damaged, or not what it seems: {error!r}") from error
     return Checkpoint.from_contents(contents, format=contents.format or form.name, source=path).to(device)

@@ -65,7 +65,13 @@ class APRule:
 
 
 VOC2007 = APRule("11-point", "ignored")
+"""The VOC2007 development kit's."""
+
 VOC2010 = APRule("all-points", "ignored")
-# The Nervana neon example. That positives under the limit stay to be found is our reading of it.
+"""The development kit's from VOC2010 on."""
+
 NEON = APRule("all-points", "positive", minimum_score=1e-6)
+"""The Nervana neon example's. That positives under the limit stay to be found is our reading of it."""
+
 ALL_RULES = (*(APRule(i, d) for d in DIFFICULT for i in INTERPOLATIONS), NEON)
+"""Every interpolation with every treatment of difficult objects, and NEON."""

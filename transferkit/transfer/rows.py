@@ -58,10 +58,15 @@ def _row(members: Iterable[Entry]) -> Row:
 
 def _why(entry: Entry) -> list[str]:
     words = [entry.reason] if entry.reason else []
-    words += [f"by {entry.handler}"] if entry.handler and not entry.is_problem else []
+    words += [f"by {_short(entry.handler)}"] if entry.handler and not entry.is_problem else []
     words += [f"allowed by {entry.allowed}"] if entry.allowed else []
     words += [f"with {entry.tied_to}"] if entry.tied_to else []
     return words
+
+
+def _short(handler: str) -> str:
+    """Return what a handler is called, without the thousand class names that it may have been given."""
+    return handler if len(handler) <= 60 else handler.partition("(")[0]
 
 
 def _fold(rows: Sequence[Row], position: int) -> list[Row]:

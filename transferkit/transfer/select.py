@@ -50,6 +50,7 @@ class Rule:
 
 
 Predicate = Rule | Callable[[int, Layer], bool]
+"""What selects layers: a rule, or any function ``(index, layer) -> bool``; true means select this layer."""
 
 
 @dataclass(frozen=True)

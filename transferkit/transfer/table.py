@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,15 +27,15 @@ def render_text(account: Account, *, width: int | None = None, colour: bool | No
         account: A plan or a report.
         width: Characters a line may have; ``None`` for the terminal's width, or as many as it takes where standard
             output is none.
-        colour: Whether buckets are coloured; ``None`` for on a terminal.
+        colour: Whether buckets are coloured; ``None`` for on a terminal, unless ``NO_COLOR`` is set.
     """
     terminal = sys.stdout is not None and sys.stdout.isatty()
     if width is None and terminal:
         width = shutil.get_terminal_size().columns
     cells = [_cells(row) for row in rows_of(account.entries)]
     lines = [_fit(line, width) for line in (*_head(account), *columns(cells, width))]
-    if terminal if colour is None else colour:
-        lines = [_coloured(line) for line in lines]
+    if terminal and not os.environ.get("NO_COLOR") if colour is None else colour:
+        lines = [coloured(line) for line in lines]
     return "\n".join([*lines, *_tail(account)])
 
 
@@ -67,6 +68,13 @@ def columns(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str
     ]
 
 
+def coloured(line: str) -> str:
+    """Return a line of :func:`render_text` with its bucket, if it begins with one, in that bucket's colour."""
+    bucket = line.partition(" ")[0]
+    code = _COLOURS.get(bucket)
+    return line if code is None else f"\x1b[{code}m{bucket}\x1b[0m{line[len(bucket) :]}"
+
+
 def _head(account: Account) -> list[str]:
     counts = {bucket: len(account.bucket(bucket)) for bucket in BUCKETS}
     return [
@@ -95,9 +103,3 @@ def _cells(row: Row) -> tuple[str, str, str, str]:
 
 def _fit(text: str, width: int | None) -> str:
     return text if width is None or len(text) <= width else f"{text[: max(width - 1, 0)]}…"
-
-
-def _coloured(line: str) -> str:
-    bucket = line.partition(" ")[0]
-    code = _COLOURS.get(bucket)
-    return line if code is None else f"\x1b[{code}m{bucket}\x1b[0m{line[len(bucket) :]}"

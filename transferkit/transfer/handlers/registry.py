@@ -14,6 +14,8 @@ from transferkit.errors import ArgumentError, did_you_mean
 from transferkit.layers import Layer
 
 Handler = Callable[[Layer, Layer], Mapping[str, Tensor] | None]
+"""What converts a source layer to fit a target layer: ``(source, target) -> tensors by short name, or None``."""
+
 SomeHandler = TypeVar("SomeHandler", bound=Handler | type[Handler])
 
 ENTRY_POINTS = "transferkit.handlers"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import transferkit
 from transferkit.cli import main
 
 Capture = pytest.CaptureFixture[str]
@@ -91,9 +97,91 @@ def test_control_characters_in_names_do_not_reach_the_terminal(tmp_path: Path, c
     assert "\x1b" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["inspect", "diff"])
+@pytest.mark.parametrize("command", ["inspect", "diff", "plan"])
 def test_help_teaches_by_example(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     printed = capsys.readouterr().out
     assert ended.value.code == 0 and "examples:" in printed and "exit status:" in printed
+
+
+def test_without_a_command_it_says_what_there_is(capsys: Capture) -> None:
+    assert main([]) == 2
+    assert "transferkit inspect alexnet.pth" in capsys.readouterr().err
+
+
+def test_version(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"transferkit {transferkit.__version__}\n"
+
+
+def test_a_file_that_may_not_be_read_is_no_traceback(tmp_path: Path, capsys: Capture, monkeypatch) -> None:
+    (tmp_path / "x.pt").write_bytes(b"PK")
+
+    def refuse(*_: object, **__: object) -> object:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "x.pt"))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert main(["inspect", str(tmp_path / "x.pt")]) == 2
+    err = capsys.readouterr().err
+    assert err == f"transferkit: {tmp_path / 'x.pt'}: cannot be read: Permission denied\n"
+
+
+def on_a_terminal(arguments: list[str], folder: Path, **environment: str) -> str:
+    """Run the command line on a terminal of eighty columns and return what it shows."""
+    code = "import sys, transferkit.cli; sys.exit(transferkit.cli.main(sys.argv[1:]))"
+    ours, theirs = pty.openpty()
+    settings = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")}
+    settings |= {"TERM": "xterm", "COLUMNS": "80", **environment}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=theirs, cwd=folder, env=settings
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while part := os.read(ours, 4096):
+            shown += part
+    except OSError:  # how a terminal ends on Linux
+        pass
+    os.close(ours)
+    assert process.wait() == 0
+    return shown.decode()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo terminals")
+def test_buckets_are_coloured_on_a_terminal_alone_and_names_cannot_colour(
+    root: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets.py").write_text("from torch import nn\nbuild = lambda: nn.Sequential(nn.Linear(2, 3))\n")
+    torch.save(
+        {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3), "\x1b[7mx.w": torch.zeros(1)},
+        tmp_path / "a.pt",
+    )
+    command = ["plan", "a.pt", "nets:build"]
+    path = os.pathsep.join([str(root), str(tmp_path)])
+    shown = on_a_terminal(command, tmp_path, PYTHONPATH=path)
+    assert "\x1b[32mcopied\x1b[0m" in shown and "?[7mx" in shown and "\x1b[7m" not in shown
+    assert "\x1b" not in on_a_terminal(command, tmp_path, PYTHONPATH=path, NO_COLOR="1")
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_bash_completes_commands_options_and_files(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["completion"]) == 0
+    (tmp_path / "weights.pt").touch()
+
+    def complete(*words: str) -> list[str]:
+        line = " ".join(f"'{word}'" for word in words)
+        code = f"{script}\nCOMP_WORDS=({line})\nCOMP_CWORD={len(words) - 1}\n_transferkit\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
+        answer = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+        return answer.stdout.split()
+
+    script = capsys.readouterr().out
+    assert complete("transferkit", "") == ["inspect", "diff", "plan", "completion"]
+    assert complete("transferkit", "pl") == ["plan"]
+    assert complete("transferkit", "inspect", "wei") == ["weights.pt"]
+    assert complete("transferkit", "diff", "a", "b", "--va") == ["--values"]
+    assert complete("transferkit", "plan", "a", "b", "--mapping", "str") == ["structure"]

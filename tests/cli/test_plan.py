@@ -51,6 +51,8 @@ def folder(tmp_path, monkeypatch):
     [
         ("whole.pth plan_models:build --before classifier.6", 0, "14 copied, 2 skipped"),
         ("whole.pth plan_models:build", 1, "mismatched  classifier.6"),
+        ("whole.pth plan_models:build", 1, "on this command line: --exclude classifier.6, or --adapt"),
+        ("whole.pth plan_models:build --exclude classifier.6", 0, "14 copied, 2 skipped"),
         ("features.pth plan_models:build --before classifier.6", 1, "--allow_missing 'classifier.*'"),
         ("features.pth plan_models:build --before classifier.6 --allow_missing classifier.*", 0, "10 copied"),
         ("features.pth plan_models:build --name features.* --kind conv", 0, "by_kind('conv') selects 5 layers"),

@@ -1,0 +1,89 @@
+"""Show docstrings, which are written for ``help()`` too, as Markdown.
+
+``:class:`MultiscaleSampler``` becomes a link where the reference has the name and plain code where it has not, and an
+``Example:`` becomes a block of code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import griffe
+
+import transferkit
+
+# Modules without __all__ that users import from.
+PLAIN = ("alexnet", "boxes", "errors", "layers", "preprocessing", "progress", "protocols")
+
+_ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`~?([^`]+)`")
+
+
+class Roles(griffe.Extension):
+    """Rewrites every docstring before it is parsed."""
+
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        """Let a public function stand for the module of its name, as the import that follows it does."""
+        for part in pkg.modules.values():
+            for name in part.exports or ():
+                module = part.members[str(name)]
+                if module.is_module and name in module.members:
+                    part.members[str(name)] = griffe.Alias(str(name), module.members[str(name)], parent=part)
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Rewrite one object's docstring."""
+        if obj.docstring is not None:
+            text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = _ROLE.sub(lambda found: _link(found[1], obj), text)
+
+
+def _link(name: str, obj: griffe.Object) -> str:
+    """Return Markdown for a name that a docstring of ``obj`` mentions."""
+    short = name.removeprefix("transferkit.")
+    owner, _, method = short.rpartition(".")
+    public = public_names()
+    last = short.rpartition(".")[2]
+    if name in public.values():
+        return f"[`{last}`][{name}]"
+    if last in public and owner in ("", public[last].rpartition(".")[0].removeprefix("transferkit.")):
+        return f"[`{last}`][{public[last]}]"
+    parent = obj if obj.is_class else obj.parent
+    if (
+        not owner
+        and parent is not None
+        and parent.is_class
+        and last in parent.members
+        and parent.name in public
+    ):
+        return f"[`{last}`][{public[parent.name]}.{last}]"
+    return f"`{method}`" if method else f"`{short}`"
+
+
+def roles_as_code(text: str) -> str:
+    """Return text with the names in it as plain code."""
+    return _ROLE.sub(lambda found: f"`{found[1].rpartition('.')[2]}`", text).replace("``", "`")
+
+
+@cache
+def parts() -> dict[str, ModuleType]:
+    """Return the parts of the package that have public names, by their short ones."""
+    modules = {
+        part.name: importlib.import_module(f"transferkit.{part.name}")
+        for part in pkgutil.iter_modules(transferkit.__path__)
+        if not part.name.startswith("_") and part.name != "cli"
+    }
+    return {name: module for name, module in modules.items() if hasattr(module, "__all__") or name in PLAIN}
+
+
+@cache
+def public_names() -> dict[str, str]:
+    """Return the full name that the reference has for each public name, by its short one."""
+    names: dict[str, str] = {}
+    for part in parts().values():
+        for name in getattr(part, "__all__", ()):
+            names.setdefault(name, f"{part.__name__}.{name}")
+    return names

@@ -1,0 +1,74 @@
+"""The command line: look into a checkpoint, compare two of them, plan a transfer.
+
+One module a command. Exit status: 0, all is well (``diff``: nothing differs); 1, ``diff`` found a difference, or
+``plan`` a reason to refuse; 2, it could not be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import transferkit
+from transferkit.cli import completion, diff, inspect, plan
+from transferkit.errors import TransferKitError
+
+OK, FAILED, INTERRUPTED = 0, 2, 130
+
+_EPILOG = """\
+examples:
+  transferkit inspect alexnet.pth                  what is in a file
+  transferkit diff before.pt after.pt --values     what differs between two
+  transferkit plan alexnet.pth mynet:build         what a transfer onto a model would do
+  transferkit COMMAND --help                       more of them
+
+exit status: 0 all is well, 1 the files differ or the transfer would be refused, 2 it could not be done
+
+shell completion: eval "$(transferkit completion)" in ~/.bashrc, or in ~/.zshrc after bashcompinit"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.run is None:
+        parser.print_help(sys.stderr)
+        return FAILED
+    try:
+        return int(options.run(options))
+    except (TransferKitError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return OK
+        print(f"transferkit: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; each command's is among its subparsers."""
+    parser = argparse.ArgumentParser(
+        "transferkit",
+        description="Look into checkpoints of any format, compare them, and plan a transfer. No code in a file runs.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"transferkit {transferkit.__version__}")
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for command in (inspect, diff, plan):
+        added = commands.add_parser(
+            command.__name__.rpartition(".")[2],
+            help=command.PURPOSE,
+            description=f"{command.PURPOSE[0].upper()}{command.PURPOSE[1:]}.",
+            epilog=command.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(added)
+        added.set_defaults(run=command.run)
+    shell = commands.add_parser("completion", help="print what bash and zsh need to complete these commands")
+    shell.set_defaults(run=lambda _: print(completion.script(parser)) or OK)
+    return parser
