@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from transferkit.datasets.annotation import read_annotation
 from transferkit.datasets.devkit import find_voc_folder, read_image_set
+from transferkit.datasets.fingerprint import fingerprint
 from transferkit.datasets.photo import read_photo
 from transferkit.datasets.presence import Presence, presence_of
 from transferkit.datasets.records import raise_problems, read_records
@@ -132,6 +133,13 @@ class VOCDataset(Dataset[AnnotatedImage]):
     def image_size(self, index: int) -> tuple[int, int]:
         """Return ``(height, width)`` without decoding."""
         return self._records[index].image_size
+
+    def fingerprint(self, index: int) -> str:
+        """Return a digest of an image's file and its annotation: another one if either changes."""
+        record = self._records[index]
+        return fingerprint(
+            record.photo, record.upright, record.boxes, record.classes, record.difficult, record.truncated
+        )
 
     def presence(self) -> Presence:
         """Return which classes each image holds, without decoding."""

@@ -1,8 +1,14 @@
-"""A trunk's features for the patches of an image: patch by patch, or read from maps of the whole image.
+"""A trunk's features for the patches of an image: patch by patch, read from maps of the whole image, or kept on
+disk.
 
-:class:`PatchFeatures` is the interface; :func:`probe_geometry` works out how a network's map lies in its image.
+:class:`PatchFeatures` computes them, :class:`FeatureCache` keeps those of a whole data set,
+:class:`FeatureImages` computes them as they are needed; either is given to a sampler in place of the data set.
+:func:`probe_geometry` works out how a network's map lies in its image.
 """
 
+from transferkit.features.cache import FeatureCache
+from transferkit.features.cache_size import CacheSize
+from transferkit.features.from_cache import FeatureImages
 from transferkit.features.geometry import AxisGeometry, MapGeometry, map_coordinates
 from transferkit.features.levels import LevelPlan, plan_levels
 from transferkit.features.patch_features import PatchFeatures
@@ -12,6 +18,9 @@ from transferkit.features.read_map import read_map
 
 __all__ = [
     "AxisGeometry",
+    "CacheSize",
+    "FeatureCache",
+    "FeatureImages",
     "LevelPlan",
     "MapGeometry",
     "PatchFeatures",

@@ -33,8 +33,8 @@ class Forward:
 
     def maps(self, pixels: Tensor) -> Tensor:
         """Return the trunk's maps of pixels in 0..255."""
-        # Channels last in memory: a third faster on the cpu, and what half precision wants on a GPU. Turned around as
-        # bytes, before they are floats.
+        # Channels last in memory: a third faster on the cpu, and what half precision wants on a GPU. Turned
+        # around as bytes, before they are floats.
         pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
         with mixed_precision(self.device, self.amp):
             maps: Tensor = self.trunk(self.preprocessing(pixels))

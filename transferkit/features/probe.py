@@ -123,7 +123,9 @@ def _probe_axis(ask: _Axis, size: int, longest: int, guess: AxisGeometry | None)
 
 
 def _long_enough(ask: _Axis, size: int, stride: int, longest: int) -> tuple[int, Clean]:
-    """Return an image length, and its four cells or more that see nothing of ``2 * stride`` pixels at its ends."""
+    """Return an image length, and its four cells or more that see nothing of ``2 * stride`` pixels at its
+    ends.
+    """
     length = 2 * size
     while length <= max(longest, 2 * size):
         found = ask.clean(length, 2 * stride, length - 2 * stride)

@@ -18,7 +18,7 @@ from transferkit.sampler.randomness import generator
 from transferkit.sampler.source import PatchSource
 
 # What data sets raise for a file that cannot be read or decoded; Pillow's plugins raise all of these.
-_BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, DecompressionBombError)
+BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, DecompressionBombError)
 
 
 class ChosenPatches(NamedTuple):
@@ -79,7 +79,7 @@ class PatchChooser(Dataset["ChosenPatches | BadImage"]):
             item = self.dataset[index]
             boxes = self.source.patches(item)
             labels = self.labels(item, boxes)
-        except _BAD_IMAGE as error:
+        except BAD_IMAGE as error:
             return BadImage(index, f"{type(error).__name__}: {error}")
         chosen = self.balance(labels, self.count, generator(self.seed, epoch, index, "balance"))
         rows = _as_rows(chosen, len(labels), self.balance)

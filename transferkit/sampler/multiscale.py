@@ -17,6 +17,7 @@ from transferkit.sampler.grid import PatchGrid
 from transferkit.sampler.identity import describe_data, described, require_same
 from transferkit.sampler.minibatches import Cutter
 from transferkit.sampler.patch_transforms import PatchTransform
+from transferkit.sampler.ranks import place_among_ranks
 from transferkit.sampler.source import PatchSource, PixelSource, Proposals
 from transferkit.sampler.stream import PatchStream
 
@@ -104,7 +105,7 @@ class MultiscaleSampler:
         require(len(dataset) > 0, "dataset", "not empty", dataset)
         if grid is None and proposals is None:
             raise ArgumentError("patches must come from somewhere: give a grid, proposals, or both")
-        rank, world_size = _place_among_ranks(rank, world_size)
+        rank, world_size = place_among_ranks(rank, world_size)
         train = mode == "train"
         self.mode = mode
         self._pixels = PixelSource(grid, proposals, patch_size, antialias, whole_pixels, dtype)
@@ -244,13 +245,3 @@ def _source_of(dataset: Any, pixels: PixelSource, transforms: Sequence[PatchTran
         )
     source: PatchSource = dataset.patch_source(pixels)
     return source
-
-
-def _place_among_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if world_size is None:
-        world_size = torch.distributed.get_world_size() if ready else 1
-    if rank is None:
-        rank = torch.distributed.get_rank() if ready else 0
-    require(0 <= rank < world_size, "rank", f"from 0 to world_size - 1 = {world_size - 1}", rank)
-    return rank, world_size

@@ -1,0 +1,70 @@
+"""A writer may be killed at any moment: what it leaves is whole, and the cache ends bit-equal to an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.features.scenes import GRID, Scenes, features
+from transferkit.features import FeatureCache
+from transferkit.sampler import MultiscaleSampler
+
+IMAGES = 10
+KILLS = int(os.environ.get("TRANSFERKIT_KILLS", "3"))
+
+
+def start(folder: Path, root: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.features.fill_slowly", str(folder), str(IMAGES)]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def cache_in(folder: Path) -> FeatureCache:
+    return FeatureCache(folder, features(), Scenes(IMAGES), grid=GRID)
+
+
+def files_of(cache: FeatureCache) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(cache.folder.iterdir()) if path.suffix != ".part"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + 30 * KILLS)
+def test_a_killed_writer_loses_at_most_the_image_in_work(tmp_path: Path, root: Path) -> None:
+    undisturbed = cache_in(tmp_path / "undisturbed")
+    undisturbed.fill()
+    whole = files_of(undisturbed)
+
+    chance = random.Random(0)
+    folder, killed, interrupted = tmp_path / "killed", 0, 0
+    while killed < KILLS:
+        writer = start(folder, root)
+        assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+        before = len(cache_in(folder).missing())
+        time.sleep(chance.uniform(0, 0.15))
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        killed += 1
+        cache = cache_in(folder)
+        left = files_of(cache)
+        assert all(left[name] == whole[name] for name in left)  # nothing half-written is under its name
+        interrupted += len(cache.missing()) > 0
+        assert len(cache.missing()) <= before
+        if not cache.missing():  # it was faster than the kill: take some away, so that the next has work
+            for image in chance.sample(range(IMAGES), IMAGES // 2):
+                (cache.folder / f"{image:07d}.npy").unlink()
+    assert interrupted
+    cache = cache_in(folder)
+    cache.fill()
+    assert files_of(cache) == whole
+    assert (
+        len(list(MultiscaleSampler(cache, grid=GRID, patch_size=32, patches_per_image=8, batch_size=8)))
+        == IMAGES
+    )

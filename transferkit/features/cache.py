@@ -1,0 +1,245 @@
+"""Features of frozen layers, computed once for every patch of every image, and kept on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from transferkit.atomic import write_atomically
+from transferkit.errors import OutputError, StateError, require
+from transferkit.features.cache_size import CacheSize, bytes_for, count_patches, free_bytes
+from transferkit.features.from_cache import CachedSource
+from transferkit.features.identity import describe_cache, key_of
+from transferkit.features.patch_features import PatchFeatures
+from transferkit.features.shards import PRECISIONS, CachedImage, Shards
+from transferkit.progress import Progress, track
+from transferkit.sampler import PatchGrid
+from transferkit.sampler.choose import BAD_IMAGE
+from transferkit.sampler.ranks import place_among_ranks
+from transferkit.sampler.source import PixelSource, Proposals
+
+FORMAT = "transferkit-features"
+VERSION = 1
+
+
+class FeatureCache(Dataset[CachedImage]):
+    """The features of all patches of a data set's images, on disk.
+
+    Give it to a sampler in place of the data set, and minibatches hold features where they held pixels;
+    patches, labels and their order are those that the data set itself would give with the same settings::
+
+        features = PatchFeatures(model.features)
+        cache = FeatureCache("cache", features, dataset, grid=NEON2016.grid)
+        print(cache.size())
+        cache.fill(progress=True)
+        for batch in NEON2016.sampler(cache, mode="train"):
+            loss = cross_entropy(head(batch.pixels), batch.labels)
+
+    Its folder is named after a digest of all that its numbers depend on (:func:`describe_cache`): the weights
+    and structure of trunk and pool, method and levels, patches, pixels, precision, and the data, by its images'
+    names and, where it has ``fingerprint(i)``, their content. What changed is looked for elsewhere, so what is
+    stale is never read. A function of proposals is known by its name alone; give it another one when it
+    changes.
+
+    A killed :meth:`fill` loses at most the image in work, and the next one goes on. Each image has one writer.
+
+    Args:
+        folder: Holds any number of caches, each in a folder of its own.
+        features: Computes them; its settings of pixels are those that a sampler must have.
+        dataset: Of annotated images.
+        grid: Lays patches; ``None`` for ``proposals`` alone.
+        proposals: Gives more patches, as for :class:`MultiscaleSampler`.
+        precision: ``torch.float16``, ``torch.bfloat16`` or ``torch.float32``. With float32 training is bit for
+            bit what it would be without a cache.
+        limit: The most bytes that it may take; ``None`` for as much as the disk has.
+
+    Attributes:
+        folder: Where this cache is.
+        key: The digest.
+
+    Raises:
+        ArgumentError: An argument out of range.
+        OutputError: The folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        features: PatchFeatures,
+        dataset: Any,
+        *,
+        grid: PatchGrid | None = PatchGrid(),  # noqa: B008 - a frozen value
+        proposals: Proposals | None = None,
+        precision: torch.dtype = torch.float16,
+        limit: int | None = None,
+    ) -> None:
+        require(precision in PRECISIONS, "precision", f"one of {', '.join(map(str, PRECISIONS))}", precision)
+        require(limit is None or limit > 0, "limit", "positive or None", limit)
+        require(len(dataset) > 0, "dataset", "not empty", dataset)
+        require(grid is not None or proposals is not None, "grid", "given where there are no proposals", grid)
+        cutting = features.resizing
+        pixels = PixelSource(
+            grid, proposals, cutting.patch_size, cutting.antialias, cutting.whole_pixels, cutting.dtype
+        )
+        description = describe_cache(features, dataset, pixels, precision)
+        self.key = key_of(description)
+        self.folder = Path(folder) / self.key
+        self.shape = features.shape
+        self._features: PatchFeatures | None = features
+        self._dataset, self._pixels, self._limit = dataset, pixels, limit
+        self._shards = Shards(self.folder, precision)
+        manifest = {"format": FORMAT, "version": VERSION, "shape": list(self.shape), **description}
+        _open_folder(self.folder, manifest)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> CachedImage:
+        """Return one image's patches, objects and features.
+
+        Raises:
+            DataError: It is not in the cache yet, or could not be used when it was written.
+        """
+        return self._shards.read(index)
+
+    def __getattr__(self, name: str) -> Any:
+        """Tell what the data set tells about its images as a whole: ``ids``, ``class_names``, ``image_size``
+        and so on.
+        """
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the network at home: workers only read."""
+        return {**self.__dict__, "_features": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __repr__(self) -> str:
+        return f"FeatureCache({len(self)} images, {tuple(self.shape)} {self._shards.precision}, {str(self.folder)!r})"
+
+    def patch_source(self, pixels: PixelSource) -> CachedSource:
+        """Return where a sampler gets its patches, if they are those that it wants.
+
+        Raises:
+            ArgumentError: The sampler's patches would be others; names each setting that differs.
+            StateError: The cache is not filled.
+        """
+        missing = self.missing()
+        if missing:
+            raise StateError(
+                f"{len(missing)} of {len(self)} images are not in the cache at {self.folder}; fill it first"
+            )
+        return CachedSource.for_sampler(self._pixels, pixels, self._shards, self.shape)
+
+    def missing(self) -> list[int]:
+        """Return the images that are not in the cache yet."""
+        return [index for index in range(len(self)) if not self._shards.done(index)]
+
+    def size(self) -> CacheSize:
+        """Return how much the cache takes, of which how much is there, and what the disk has left."""
+        patches, exact = count_patches(self._dataset, self._pixels)
+        item_size = torch.empty((), dtype=self._shards.precision).element_size()
+        return CacheSize(
+            images=len(self),
+            patches=patches,
+            exact=exact,
+            needed=bytes_for(len(self), patches, self.shape, item_size),
+            written=self._shards.bytes_on_disk(range(len(self))),
+            free=free_bytes(self.folder),
+        )
+
+    def fill(
+        self,
+        *,
+        num_workers: int = 0,
+        progress: Progress = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> CacheSize:
+        """Compute and write what is missing.
+
+        Images that cannot be used are noted, and a sampler treats them as it would without a cache.
+
+        Args:
+            num_workers: Processes that decode.
+            progress: See :func:`transferkit.progress.track`; counts images.
+            rank: This process, which writes every ``world_size``-th image; by default its rank
+                in ``torch.distributed``, where all wait for each other at the end.
+            world_size: How many processes share the work; likewise.
+
+        Returns:
+            What :meth:`size` told before it began.
+
+        Raises:
+            OutputError: It would take more than the limit, or than the disk has.
+        """
+        rank, world = place_among_ranks(rank, world_size)
+        size = self.size()
+        size.require_room(self.folder, self._limit)
+        mine = [index for index in self.missing() if index % world == rank]
+        items = DataLoader(
+            _Items(self._dataset, self._pixels),
+            sampler=mine,
+            batch_size=None,
+            num_workers=num_workers,
+            generator=torch.Generator(),
+        )
+        for index, found in zip(mine, self._tracked(items, len(mine), progress), strict=True):
+            self._write(index, found)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        return size
+
+    def _tracked(self, items: Iterable[Any], total: int, progress: Progress) -> Iterable[Any]:
+        return track(items, progress, total=total, description="features", unit="image") if total else ()
+
+    def _write(self, index: int, found: tuple[Any, Tensor] | str) -> None:
+        if isinstance(found, str):
+            self._shards.write_problem(index, found)
+            return
+        if self._features is None:
+            raise StateError("a cache that was sent to another process only reads; fill it where it was made")
+        item, patches = found
+        self._shards.write(index, patches, item, self._features(item.image, patches))
+
+
+class _Items(Dataset["tuple[Any, Tensor] | str"]):
+    """Decoded images with their patches, or what is wrong with them."""
+
+    def __init__(self, dataset: Any, pixels: PixelSource) -> None:
+        self._dataset, self._pixels = dataset, pixels
+
+    def __getitem__(self, index: int) -> tuple[Any, Tensor] | str:
+        try:
+            item = self._dataset[index]
+            return item, self._pixels.patches(item)
+        except BAD_IMAGE as error:
+            return f"{type(error).__name__}: {error}"
+
+
+def _open_folder(folder: Path, manifest: dict[str, Any]) -> None:
+    """Make the folder of a cache, or see that it is this one's."""
+    path = folder / "manifest.json"
+    text = json.dumps(manifest, indent=1) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_atomically(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
+    found = json.loads(path.read_bytes())
+    if found != json.loads(text):
+        differ = sorted(name for name in {*found, *manifest} if found.get(name) != json.loads(text).get(name))
+        raise StateError(
+            f"{path} belongs to another cache: {', '.join(differ)} differ; delete {os.fspath(folder)}"
+        )
