@@ -10,12 +10,18 @@ where it has the machine to itself, roughly, however crowded the machine is. The
 off on average, or 3 anywhere, cuts something else.
 
 OpenCV and kornia are left out where they are not installed.
+
+Measured on one core of a crowded machine, cutting alone, patches per second of processor time, best of 3 rounds over 3
+photos (torch 2.13.0, OpenCV 5.0.0): crop_and_resize 4,875, PIL ``resize(box=...)`` 1,804 (the only other that is exact
+enough), the recipe's own way 634 (1,318 in bytes); not exact enough: OpenCV linear 5,347, F.interpolate 5,011, OpenCV area
+4,844, OpenCV warpAffine 2,399.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -262,8 +268,8 @@ def in_workers(cut: Cut, workers: int) -> int:
 
 def processor_seconds() -> float:
     """Return the processor time of this process and of its workers that have ended."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(used.ru_utime + used.ru_stime for used in both)
 
 
 def report(
