@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 from importlib.util import find_spec
@@ -28,23 +29,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 import transferkit as tk
-from transferkit.alexnet import AlexNet
 from transferkit.datasets import (
     DEMO_CLASSES,
     VOC_CLASSES,
     VOCDataset,
-    fetch_alexnet_weights,
     fetch_voc,
     write_demo_devkit,
 )
 from transferkit.finetune import (
     DEMO,
+    NETWORKS,
+    AveragedWeights,
     LoopSettings,
+    Network,
     Run,
     RunReport,
     Stopwatch,
+    build_network,
     build_optimizer,
     build_report,
     build_schedule,
@@ -57,6 +61,7 @@ from transferkit.finetune import (
     process_group,
     read_run,
     require_writable,
+    small_alexnet,
     train_on_digits,
     trains_transferred,
     write_convergence,
@@ -67,21 +72,7 @@ from transferkit.protocols import PROTOCOLS as PUBLISHED
 from transferkit.protocols import Protocol
 from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog
 from transferkit.scorer.pictures import require_matplotlib
-
-# The layer of AlexNet that tells ImageNet's classes apart; the adaptation layers take its place.
-CLASSIFICATION_LAYER = "classifier.6"
-
-MODELS: dict[str, dict[str, Any]] = {
-    "alexnet": {},
-    "alexnet-small": {
-        "channels": (16, 32, 48, 48, 32),
-        "hidden": 128,
-        "stem": (5, 1, 2),
-        "pooled": 3,
-        "drop_rate": 0.1,
-        "kaiming": True,
-    },
-}
+from transferkit.transfer import Predicate
 
 PROTOCOLS = {**PUBLISHED, "demo": DEMO}
 
@@ -120,12 +111,17 @@ def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -
 
     # Model: its classification layer is replaced by the adaptation layers.
     torch.manual_seed(args.rng_seed)
-    model = build_model(args, protocol, len(test_set.class_names)).to(device)
+    network = build_network(args.model)
+    print(network)
+    head = tk.replace_head(network.model, lambda width: protocol.head(width, len(test_set.class_names)))
+    before_head = ~tk.by_name(f"{head.name}.*")
+    model = network.model.to(device)
 
     # Transfer: every layer before the adaptation layers comes from the pretrained network, or all from a saved run.
-    moved = saved["transfer"] if saved else None if args.from_scratch else transfer(args, model)
-    frozen = freeze(args, protocol, model)
-    state = build_run(args, protocol, model, frozen, moved)
+    moved = saved["transfer"] if saved else None if args.from_scratch else transfer(args, network, before_head)
+    frozen = freeze(args, protocol, model, before_head)
+    steps = math.ceil(len(train_patches) / args.accumulate) if train_patches else 1
+    state = build_run(args, protocol, network, frozen, moved, steps)
     if saved:
         state.restore(saved)
         print(f"{args.model_file}: {state.epoch} epochs done")
@@ -207,45 +203,48 @@ def patches_of(
     return photos, patches
 
 
-def build_model(args: argparse.Namespace, protocol: Protocol, num_classes: int) -> AlexNet:
-    """Build the network, with the protocol's adaptation layers in the place of its classification layer."""
-    model = AlexNet(**MODELS[args.model])
-    tk.replace_head(model, lambda width: protocol.head(width, num_classes), name=CLASSIFICATION_LAYER)
-    return model
-
-
-def transfer(args: argparse.Namespace, model: AlexNet) -> dict[str, Any]:
-    """Move every layer before the adaptation layers from the pretrained weights; return the report."""
-    checkpoint = tk.read_checkpoint(args.weights or fetch_alexnet_weights(progress=True))
-    before_head = tk.before(CLASSIFICATION_LAYER)
-    report = tk.WeightTransfer(checkpoint, select=before_head, allow_missing=args.allow_missing).apply(model)
+def transfer(args: argparse.Namespace, network: Network, before_head: Predicate) -> dict[str, Any]:
+    """Move every layer but the adaptation layers from the pretrained weights; return the report."""
+    checkpoint = network.checkpoint(args.weights)
+    move = tk.WeightTransfer(checkpoint, select=before_head, allow_missing=args.allow_missing)
+    report = move.apply(network.model)
     print(report)
     return report.to_dict()
 
 
-def freeze(args: argparse.Namespace, protocol: Protocol, model: AlexNet) -> tuple[str, ...]:
+def freeze(
+    args: argparse.Namespace, protocol: Protocol, model: nn.Module, before_head: Predicate
+) -> tuple[str, ...]:
     """Freeze up to and including --freeze, or what the protocol does not train; return the layers' names."""
     if args.from_scratch:
         return ()
     if args.freeze:
         return tk.freeze(model, ~tk.after(args.freeze))
-    return () if protocol.train_trunk else tk.freeze(model, tk.before(CLASSIFICATION_LAYER))
+    return () if protocol.train_trunk else tk.freeze(model, before_head)
 
 
 def build_run(
     args: argparse.Namespace,
     protocol: Protocol,
-    model: AlexNet,
+    network: Network,
     frozen: tuple[str, ...],
     moved: dict[str, Any] | None,
+    steps_per_epoch: int,
 ) -> Run:
     """Put the model together with its optimizer and schedule; low rates only where they protect something."""
+    model = network.model
     optimization = protocol.optimization(from_scratch=not trains_transferred(model, moved))
     optimizer = build_optimizer(model.parameters(), optimization)
-    schedule = build_schedule(optimizer, optimization)
+    schedule = build_schedule(optimizer, optimization, steps_per_epoch=steps_per_epoch)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print(f"{trained:,} parameters to train: {optimization}")
-    return Run(model, optimizer, schedule, IMAGENET, settings_of(args), frozen, moved)
+    state = Run(
+        model, optimizer, schedule, network.preprocessing.preprocessing, settings_of(args), frozen, moved
+    )
+    state.objective = protocol.objective
+    if protocol.average:
+        state.average = AveragedWeights(model, optimizer, protocol.average, steps_per_epoch=steps_per_epoch)
+    return state
 
 
 def test(
@@ -264,7 +263,13 @@ def test(
         else protocol.scorer(*size, device=state.device, validate=False)
     )
     scorer = fill_scorer(
-        state.model, patches, empty, state.preprocessing, loop=loop_settings(args), progress=is_first()
+        state.tested_model,
+        patches,
+        empty,
+        state.preprocessing,
+        objective=state.objective,
+        loop=loop_settings(args),
+        progress=is_first(),
     )
     truth = test_set.presence()
     result = tk.evaluate(
@@ -292,7 +297,7 @@ def demo(args: argparse.Namespace) -> None:
         if first:
             write_demo_devkit(args.data_dir, seed=args.rng_seed, progress=True)
             torch.manual_seed(args.rng_seed)
-            source = AlexNet(10, **MODELS["alexnet-small"]).to(choose_device(args.backend))
+            source = small_alexnet(10).to(choose_device(args.backend))
             loss = train_on_digits(source, IMAGENET, seed=args.rng_seed, progress=True)
             torch.save(source.state_dict(), args.weights)
             print(f"single digits: loss {loss:.3f}")
@@ -363,8 +368,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("-r", "--rng_seed", type=int, default=13, help="seed of every random choice (default 13)")
 
     add = parser.add_argument_group("network").add_argument
-    add("--model", choices=MODELS, default="alexnet", help="(default alexnet)")
-    add("--weights", type=Path, help="pretrained weights; AlexNet's are downloaded unless given")
+    add(
+        "--model",
+        default="alexnet",
+        metavar="NAME",
+        help=f"{', '.join(NETWORKS)}, or module:factory (default alexnet)",
+    )
+    add("--weights", type=Path, help="pretrained weights (default the model's own; AlexNet's are downloaded)")
     add(
         "--allow_missing",
         nargs="*",

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from transferkit.alexnet import AlexNet
 from transferkit.datasets import DEMO_CLASSES, write_demo_devkit
+from transferkit.finetune import small_alexnet
 
 
 class Outcome(NamedTuple):
@@ -45,7 +45,7 @@ def weights(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """Weights of the small AlexNet, untrained."""
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("weights") / "small.pt"
-    torch.save(AlexNet(10, **script.MODELS["alexnet-small"]).state_dict(), path)
+    torch.save(small_alexnet(10).state_dict(), path)
     return path
 
 

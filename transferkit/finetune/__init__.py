@@ -7,6 +7,7 @@ from transferkit.finetune.device import choose_device
 from transferkit.finetune.distributed import first_on_machine, is_first, process_group
 from transferkit.finetune.early_stopping import StopEarly
 from transferkit.finetune.loop_settings import LoopSettings
+from transferkit.finetune.networks import NETWORKS, Network, build_network, small_alexnet
 from transferkit.finetune.optimization import build_optimizer, build_schedule, trains_transferred
 from transferkit.finetune.report import RunReport, build_report
 from transferkit.finetune.results import write_convergence, write_results
@@ -18,14 +19,17 @@ from transferkit.finetune.training_patches import TrainingPatches, look_at_patch
 
 __all__ = [
     "DEMO",
+    "NETWORKS",
     "AveragedWeights",
     "EpochRecord",
     "LoopSettings",
+    "Network",
     "Run",
     "RunReport",
     "StopEarly",
     "Stopwatch",
     "TrainingPatches",
+    "build_network",
     "build_optimizer",
     "build_report",
     "build_schedule",
@@ -39,6 +43,7 @@ __all__ = [
     "read_run",
     "require_writable",
     "score_images",
+    "small_alexnet",
     "train_epoch",
     "train_on_digits",
     "trains_transferred",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from operator import attrgetter
 
 import torch
@@ -14,12 +14,13 @@ from torch import nn
 from transferkit.errors import ArgumentError, did_you_mean
 
 
-def build_model(name: str) -> nn.Module:
-    """Import a factory and build its model without memory, on the meta device.
+def build_model(name: str, *, meta: bool = True) -> nn.Module:
+    """Import a factory and build its model, by default without memory, on the meta device.
 
     Args:
         name: ``"package.module:factory"``: a class or function that is called without arguments, or a module that
             stands there ready. Looked for in the working folder too.
+        meta: Whether to build it on the meta device, which is enough for a plan.
 
     Raises:
         ArgumentError: There is no such module or factory, or it fails, or returns no module.
@@ -32,7 +33,7 @@ def build_model(name: str) -> nn.Module:
     if isinstance(factory, nn.Module):
         return factory
     try:
-        with torch.device("meta"):
+        with torch.device("meta") if meta else nullcontext():
             model = factory()
     except Exception as error:
         raise ArgumentError(f"{name} cannot be built: {type(error).__name__}: {error}") from error
