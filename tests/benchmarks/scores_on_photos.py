@@ -47,6 +47,7 @@ from transferkit.progress import track
 from transferkit.sampler import MultiscaleSampler, crop_and_resize
 from transferkit.scorer import VOC2010, PatchLog, evaluate
 from transferkit.scorer.pictures import plot_exponents, save_figure
+from transferkit.transfer import TransferReport
 
 EXPONENTS = (1, 2, 3, 5, 8, 12, math.inf)
 EPOCHS = {"patches": (1, 2, 3, 4, 6, 8), "whole": (5, 10, 20, 30, 40, 60, 80)}
@@ -76,10 +77,10 @@ def main() -> None:
     truth = test_set.presence()
 
     started = time.perf_counter()
-    head, epochs = train_patch_head(train, train_set, args.seed)
+    head, epochs = train_patch_head(args, train, train_set)
     seconds[f"patch head, {epochs} epochs"] = time.perf_counter() - started
     started = time.perf_counter()
-    whole_head, whole_epochs = train_whole_head(train, train_set, args.seed)
+    whole_head, whole_epochs = train_whole_head(args, train, train_set)
     seconds[f"whole-photo head, {whole_epochs} epochs"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -91,7 +92,7 @@ def main() -> None:
     with torch.no_grad():
         same_head = head(test.whole.float()).softmax(dim=1).double()
         own_head = whole_head(test.whole.float()).sigmoid().double()
-    by_exponent = {exponent: mean_ap(log.compute(exponent)) for exponent in EXPONENTS}
+    by_exponent = {exponent: mean_ap(log.compute(exponent, log=True)) for exponent in EXPONENTS}
     crops = {"whole-photo crop, same head": mean_ap(same_head), "whole-photo crop, own head": mean_ap(own_head)}
     result = evaluate(
         log.compute(), truth.present, truth.difficult_only, class_names=test_set.class_names, bootstrap=1000
@@ -127,20 +128,24 @@ def main() -> None:
             table.add(name, 100 * value)
         write_tables(args.json, [table])
     report = RunReport("AlexNet's convolutions, frozen, on VOC photos", result, log, test_set, seconds=seconds,
+                       transfer=str(transferred_trunk(args.weights)[1]),
                        settings={k: str(v) for k, v in vars(args).items()})  # fmt: skip
     build_report(report).write(args.out / "report.html")
 
 
+def transferred_trunk(weights: Path) -> tuple[nn.Module, TransferReport]:
+    """Return AlexNet's convolutions with the pretrained weights, and the report of their transfer."""
+    model = AlexNet(channels=(64, 192, 384, 256, 256), hidden=1)
+    transferred = tk.WeightTransfer(tk.read_checkpoint(weights), select=tk.by_name("features.*")).apply(model)
+    return model.features.eval().to(memory_format=torch.channels_last), transferred
+
+
 def extract(args: argparse.Namespace, name: str, dataset: VOCDataset, patches: int) -> Features:
     """Compute the features of an image set, or read those of an earlier run."""
-    precision = "_bfloat16" if args.bfloat16 else ""
-    path = args.out / f"{name}_{len(dataset)}_{patches}{precision}.pt"
+    path = feature_file(args, name, dataset, patches)
     if path.is_file():
         return Features(**torch.load(path, weights_only=True))
-    model = AlexNet(channels=(64, 192, 384, 256, 256), hidden=1)
-    checkpoint = tk.read_checkpoint(args.weights)
-    tk.WeightTransfer(checkpoint, select=tk.by_name("features.*")).apply(model)
-    trunk = model.features.eval().to(memory_format=torch.channels_last)
+    trunk, _ = transferred_trunk(args.weights)
 
     @torch.inference_mode()
     def features(pixels: Tensor) -> Tensor:
@@ -166,7 +171,13 @@ def extract(args: argparse.Namespace, name: str, dataset: VOCDataset, patches: i
     return result
 
 
-def train_patch_head(train: Features, dataset: VOCDataset, seed: int) -> tuple[nn.Module, int]:
+def feature_file(args: argparse.Namespace, name: str, dataset: VOCDataset, patches: int) -> Path:
+    """Return where something computed of an image set is kept."""
+    precision = "_bfloat16" if args.bfloat16 else ""
+    return args.out / f"{name}_{len(dataset)}_{patches}_{args.seed}{precision}.pt"
+
+
+def train_patch_head(args: argparse.Namespace, train: Features, dataset: VOCDataset) -> tuple[nn.Module, int]:
     """Train a head on labelled patches; return it and its number of epochs."""
     held = len(dataset) * 4 // 5
     rows = {True: (train.image_index < held).nonzero()[:, 0], False: torch.arange(len(train.labels))}
@@ -187,10 +198,11 @@ def train_patch_head(train: Features, dataset: VOCDataset, seed: int) -> tuple[n
         scores = score_patches(head, part, len(dataset) - held).compute()
         return held_out_ap(scores, truth, held)
 
-    return choose_and_train(loss, rows, quality, EPOCHS["patches"], 128, seed, len(dataset.class_names))
+    path = feature_file(args, "patch_head", dataset, args.train_patches)
+    return choose_and_train(path, loss, rows, quality, EPOCHS["patches"], 128, args.seed)
 
 
-def train_whole_head(train: Features, dataset: VOCDataset, seed: int) -> tuple[nn.Module, int]:
+def train_whole_head(args: argparse.Namespace, train: Features, dataset: VOCDataset) -> tuple[nn.Module, int]:
     """Train a head of the same shape on whole photos and all the classes in each."""
     held = len(dataset) * 4 // 5
     rows = {True: torch.arange(held), False: torch.arange(len(dataset))}
@@ -205,15 +217,21 @@ def train_whole_head(train: Features, dataset: VOCDataset, seed: int) -> tuple[n
     def quality(head: nn.Module) -> float:
         return held_out_ap(head(train.whole[held:].float()).sigmoid().double(), truth, held)
 
-    return choose_and_train(loss, rows, quality, EPOCHS["whole"], 32, seed, len(dataset.class_names))
+    path = feature_file(args, "whole_head", dataset, args.train_patches)
+    return choose_and_train(path, loss, rows, quality, EPOCHS["whole"], 32, args.seed)
 
 
-def choose_and_train(loss, rows, quality, epochs, batch_size, seed, num_classes):
-    """Train on four fifths to choose the number of epochs, then on all."""
+def choose_and_train(path, loss, rows, quality, epochs, batch_size, seed):
+    """Train on four fifths to choose the number of epochs, then on all; or take what an earlier run kept."""
+    if path.is_file():
+        head = adaptation_head(9216, 21, hidden=(512,), drop_rate=0.5)
+        kept = torch.load(path, weights_only=True)
+        head.load_state_dict(kept["head"])
+        return head.eval(), kept["epochs"]
     best: tuple[float, int] = (-1.0, epochs[0])
     for choosing in (True, False):
         torch.manual_seed(seed)
-        head = adaptation_head(9216, num_classes, hidden=(512,), drop_rate=0.5)
+        head = adaptation_head(9216, 21, hidden=(512,), drop_rate=0.5)
         optimizer = torch.optim.Adam(head.parameters(), lr=1e-4, weight_decay=1e-4)
         for epoch in range(1, (max(epochs) if choosing else best[1]) + 1):
             head.train()
@@ -226,6 +244,7 @@ def choose_and_train(loss, rows, quality, epochs, batch_size, seed, num_classes)
                 found = quality(copy.deepcopy(head).eval())
                 print(f"  {epoch} epochs: mean AP {100 * found:.2f} on held-out training photos", flush=True)
                 best = max(best, (found, epoch))
+    torch.save({"head": head.state_dict(), "epochs": best[1]}, path)
     return head.eval(), best[1]
 
 

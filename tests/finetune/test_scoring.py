@@ -1,0 +1,69 @@
+"""Scoring takes any object with a scorer's two methods, and leaves the model as it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from transferkit.errors import ArgumentError
+from transferkit.finetune import score_images
+from transferkit.scorer import ImageScorer, Scorer
+
+from .tiny import IDENTITY, tiny_model
+
+
+@dataclass
+class Batch:
+    pixels: Tensor
+    image_index: Tensor
+    boxes: Tensor
+
+
+def stream() -> list[Batch]:
+    """Four batches of eight patches, of three images in turn."""
+    generator = torch.Generator().manual_seed(3)
+    boxes = torch.tensor([[0.0, 0, 4, 4]]).expand(8, 4)
+    return [
+        Batch(torch.rand(8, 3, 4, 4, generator=generator) * 255, (torch.arange(8) + n) % 3, boxes)
+        for n in range(4)
+    ]
+
+
+class Votes:
+    """A scorer of one's own: the share of an image's patches that are most like a class."""
+
+    def __init__(self) -> None:
+        self.votes, self.seen = torch.zeros(3, 3), torch.zeros(3)
+
+    def add_batch(self, probs: Tensor, image_index: Tensor, boxes: Tensor | None = None) -> None:
+        self.votes.index_put_((image_index, probs.argmax(dim=1)), torch.ones(len(probs)), accumulate=True)
+        self.seen += image_index.bincount(minlength=3)
+
+    def compute(self) -> Tensor:
+        return self.votes / self.seen[:, None]
+
+
+def test_a_scorer_of_ones_own_fits_the_same_two_methods():
+    assert isinstance(Votes(), Scorer)
+    torch.manual_seed(0)
+    model = tiny_model().train()
+    scores = score_images(model, stream(), Votes(), IDENTITY)
+    assert model.training
+    expected = torch.zeros(3, 3)
+    with torch.no_grad():
+        for batch in stream():
+            for image, logits in zip(batch.image_index, model.eval()(IDENTITY(batch.pixels)), strict=True):
+                expected[image, logits.argmax()] += 1
+    torch.testing.assert_close(scores, expected / expected.sum(dim=1, keepdim=True))
+
+
+def test_a_network_that_gives_nan_is_reported_where_it_does():
+    torch.manual_seed(0)
+    model = tiny_model()
+    model[-1].bias.data[1] = float("nan")
+    with pytest.raises(ArgumentError, match="got nan at row 0, class 0, image 0 .* the network gives NaN"):
+        score_images(model.train(), stream(), ImageScorer(3, 3), IDENTITY)
+    assert model.training
