@@ -178,7 +178,7 @@ def test_a_test_set_without_positives_still_has_a_report(report):
     assert "left out of the mean: square, disc, never seen" in outline.words
 
 
-def test_localisation_is_measured_with_the_exponent_of_the_log(log):
+def test_localisation_is_measured_over_the_photos_of_a_class(log):
     located = locate(log, Scenes())
     assert located.images == (6, 5, 0)
     assert located.mean().pointing == 1

@@ -104,7 +104,7 @@ def test_prints_and_stores():
         "pointing",
         "chance",
         "centre",
-        "corloc",
+        "CorLoc",
         "whole",
         "image",
     ]

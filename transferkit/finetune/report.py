@@ -122,11 +122,11 @@ def locate(log: PatchLog, dataset: Any, *, progress: Progress = False) -> Locali
     """Measure localisation over all photos of a data set.
 
     Args:
-        log: Their patches, with the exponent of the maps.
+        log: Their patches.
         dataset: Items like ``AnnotatedImage``, and ``class_names``.
         progress: See :func:`transferkit.progress.track`.
     """
-    meter = LocalizationMeter(dataset.class_names, exponent=log.exponent)
+    meter = LocalizationMeter(dataset.class_names)
     for n in track(range(len(dataset)), progress, description="maps", unit="photo"):
         item = dataset[n]
         probs, boxes = log.patches(n)

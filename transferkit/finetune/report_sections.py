@@ -48,6 +48,7 @@ def summary(
         numbers[f"{result.level:.0%} interval of the mean"] = f"{100 * low:.1f} to {100 * high:.1f} %"
     numbers["pointing accuracy"] = _percent(mean.pointing)
     numbers["pointing by chance"] = _percent(mean.chance)
+    numbers["pointing at the middle"] = _percent(mean.centre)
     numbers["correct localisation (CorLoc)"] = _percent(mean.corloc)
     if seconds:
         numbers["time"] = _duration(sum(seconds.values()))
@@ -111,11 +112,11 @@ def localization(page: Page, located: LocalizationResult) -> None:
     """Add the table of localisation rates."""
     page.section("Localisation")
     page.text(
-        "The scores of all patches, each strongest at its centre, add up to a map for each class. Pointing: the "
-        "share of photos whose map has its maximum in an object of the class; chance is the share of the photo that "
-        "these objects cover, centre the rate of always pointing at the middle. CorLoc: the box around the map's "
-        "peak at a quarter of its height overlaps an object by an IoU of 0.5 or more; whole image is the rate of the "
-        "photo's frame."
+        "The probabilities of all patches, each strongest at its centre, add up to a map for each class. Pointing: "
+        "the share of photos whose map has its maximum in an object of the class; chance is the share of the photo "
+        "that these objects cover, centre the rate of always pointing at the middle. CorLoc: the box around the "
+        "map's peak at a quarter of its height overlaps an object by an IoU of 0.5 or more; whole image is the rate "
+        "of the photo's frame."
     )
     page.table(located.table(), caption="Rates in percent of the photos that show the class", total=True)
 
@@ -134,7 +135,7 @@ def maps(page: Page, log: PatchLog, dataset: Any, photos: int, seed: int) -> Non
         classes = certain[n].nonzero()[:, 0].tolist()[:3]
         names = {k: dataset.class_names[k] for k in classes}
         probs, boxes = log.patches(n)
-        values = score_map(probs[:, classes], boxes, item.image.shape[-2:], log.exponent)
+        values = score_map(probs[:, classes], boxes, item.image.shape[-2:])
         page.figure(
             plot_maps(
                 item.image,

@@ -15,7 +15,7 @@ class Extremes:
     """Image numbers of one class, the most telling first.
 
     Attributes:
-        hits: Images that show the class, highest score first.
+        hits: Images that show the class, highest score first; where there are few, the better half of them.
         misses: Images that show it, lowest score first; none of ``hits``.
         alarms: Images that do not, highest score first.
     """
@@ -47,7 +47,7 @@ def find_extremes(scores: Tensor, targets: Tensor, ignore: Tensor | None = None,
     order = torch.argsort(scores, descending=True, stable=True).tolist()
     considered = [n for n in order if ignore is None or not ignore[n]]
     positives = [n for n in considered if targets[n]]
-    hits = positives[:count]
-    misses = [n for n in reversed(positives) if n not in hits][:count]
+    hits = positives[: min(count, (len(positives) + 1) // 2)]
+    misses = positives[len(hits) :][::-1][:count]
     alarms = [n for n in considered if not targets[n]][:count]
     return Extremes(tuple(hits), tuple(misses), tuple(alarms))

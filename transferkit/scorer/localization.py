@@ -60,7 +60,8 @@ class LocalizationResult:
     def table(self) -> list[list[str]]:
         """Return header and rows as text, rates in percent."""
         names = [field.name for field in fields(Rates)]
-        rows = [["class", "images", *(name.replace("_", " ") for name in names)]]
+        header = ["CorLoc" if name == "corloc" else name.replace("_", " ") for name in names]
+        rows = [["class", "images", *header]]
         for name, images, rates in zip(
             (*self.class_names, "mean"), (*self.images, ""), (*self.rates, self.mean()), strict=True
         ):
@@ -106,7 +107,7 @@ class LocalizationMeter:
     """
 
     def __init__(
-        self, class_names: Sequence[str], *, exponent: float = 5, threshold: float = 0.25, tolerance: float = 0
+        self, class_names: Sequence[str], *, exponent: float = 1, threshold: float = 0.25, tolerance: float = 0
     ) -> None:
         require(tolerance >= 0, "tolerance", "0 or more pixels", tolerance)
         self.class_names = tuple(class_names)
