@@ -215,8 +215,8 @@ def training(
                 objects=patches.objects,
             ),
             alt=f"A training photo with {len(patches.labels)} patches, {positives} of them labelled as an object.",
-            caption="What the sampler sees: patches of one training photo (white: its objects; grey: some of the "
-            "background), and what the network is given.",
+            caption="What the sampler sees: some patches of one training photo, in brackets how many there are "
+            "(white: its objects; grey: background), and what the network is given.",
             photo=True,
         )
 

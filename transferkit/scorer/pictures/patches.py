@@ -35,11 +35,13 @@ def plot_patches(
     crops: Tensor | None = None,
     objects: Tensor | None = None,
     background: int = 12,
+    per_class: int = 6,
     columns: int = 4,
 ) -> Figure:
     """Draw the photo with the outlines of its patches, and beside it the crops.
 
-    Patches of a class are drawn in its colour and dash, the background's thin and grey, objects in white.
+    Patches of a class are drawn in its colour and dash, the background's thin and grey, objects in white; of many,
+    some, and the legend tells how many there are.
 
     Args:
         image: (3, H, W) uint8.
@@ -49,6 +51,7 @@ def plot_patches(
         crops: (P, 3, S, S) uint8, what the network is given; some are shown, objects before background.
         objects: (N, 4) xyxy, pixels.
         background: How many background patches to draw, evenly spaced through the list.
+        per_class: How many patches of each class to draw, likewise.
         columns: Crops in a row.
 
     Raises:
@@ -69,13 +72,13 @@ def plot_patches(
         draw_boxes(axes, objects, edgecolor="black", linewidth=2.6)
         draw_boxes(axes, objects, edgecolor="white", linewidth=1.4)
     plain = (labels == 0).nonzero()[:, 0]
-    every = max(1, len(plain) // max(1, background))
-    draw_boxes(axes, boxes[plain[::every][:background]], edgecolor="0.75", linewidth=0.6)
+    draw_boxes(axes, boxes[_some(plain, background)], edgecolor="0.75", linewidth=0.6)
     classes = sorted({int(label) for label in labels.tolist() if label > 0})
     for index, k in enumerate(classes):
         look = {"edgecolor": color(index + 1), "linestyle": _DASHES[index % len(_DASHES)], "linewidth": 1.3}
-        draw_boxes(axes, boxes[labels == k], edgecolor="white", linewidth=2.4, alpha=0.7)
-        draw_boxes(axes, boxes[labels == k], **look)
+        shown = boxes[_some((labels == k).nonzero()[:, 0], per_class)]
+        draw_boxes(axes, shown, edgecolor="white", linewidth=2.4, alpha=0.7)
+        draw_boxes(axes, shown, **look)
         label = f"{class_names[k]} ({int((labels == k).sum())})"
         axes.plot([], [], color=look["edgecolor"], linestyle=look["linestyle"], label=label)
     axes.plot([], [], color="0.75", linewidth=0.8, label=f"background ({len(plain)})")
@@ -83,6 +86,11 @@ def plot_patches(
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, fontsize=SMALL_TEXT, frameon=False)
     return figure
+
+
+def _some(rows: Tensor, count: int) -> Tensor:
+    """Return at most ``count`` of the rows, evenly spaced."""
+    return rows[:: max(1, math.ceil(len(rows) / max(1, count)))][:count]
 
 
 def _draw_crops(
