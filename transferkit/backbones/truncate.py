@@ -55,6 +55,7 @@ def truncate(
         are features in deep neural networks?", NIPS 2014.
     """
     name = _one_of(layer, before)
+    model = model.whole if isinstance(model, Truncated) else model
     modules = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
         raise LayerNotFoundError(

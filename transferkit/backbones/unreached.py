@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from transferkit.backbones.evaluating import evaluating
 from transferkit.backbones.twins import with_changes
 from transferkit.errors import ArgumentError
 
@@ -42,15 +42,12 @@ def reached_by(model: nn.Module, example: Any) -> frozenset[str]:
         module.register_forward_pre_hook(lambda module, args: called.add(id(module)))
         for module in {id(module): module for module in modules.values()}.values()
     ]
-    modes = [(module, module.training) for module in modules.values()]
     try:
-        with torch.no_grad(), _Used() as used:
-            model.eval()(example)
+        with evaluating(model), _Used() as used:
+            model(example)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes:
-            module.training = mode
     return frozenset(
         name
         for name, module in modules.items()
