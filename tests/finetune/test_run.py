@@ -126,6 +126,34 @@ def test_a_minibatch_of_ignored_patches_changes_nothing_but_the_momentum() -> No
     torch.testing.assert_close(run.model[5].weight, decayed, rtol=1e-3, atol=1e-5)
 
 
+def test_how_the_optimizer_computes_is_the_device_s_matter_and_not_the_run_s(tmp_path: Path) -> None:
+    run = tiny_run()
+    fit(run, Stream(), epochs=1)
+    state = run.state_dict()
+    state["optimizer"]["param_groups"][0]["fused"] = True
+    other = tiny_run()
+    other.restore(state)
+    assert not other.optimizer.param_groups[0]["fused"]
+    assert other.optimizer.param_groups[0]["lr"] == run.optimizer.param_groups[0]["lr"]
+
+
+def test_large_networks_are_updated_in_one_pass_which_equals_the_plain_loop() -> None:
+    torch.manual_seed(0)
+    models = [torch.nn.Linear(n, 1000) for n in (1000, 10)]
+    assert [build_optimizer(m.parameters(), SETTINGS).param_groups[0]["fused"] for m in models] == [True, False]
+    plain = torch.nn.Linear(1000, 1000)
+    plain.load_state_dict(models[0].state_dict())
+    optimizers = [build_optimizer(m.parameters(), SETTINGS) for m in (models[0], plain)]
+    optimizers[1].param_groups[0]["fused"] = False
+    for seed in range(3):
+        for model in (models[0], plain):
+            gradient = torch.randn(1000, 1000, generator=torch.Generator().manual_seed(seed))
+            model.weight.grad, model.bias.grad = gradient, gradient[0].clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(models[0].weight, plain.weight, rtol=0, atol=1e-6)
+
+
 def test_training_nothing_is_an_error() -> None:
     run = tiny_run()
     run.model.requires_grad_(False)

@@ -112,8 +112,9 @@ def fetch_alexnet_weights(*, home: Path | str | None = None, progress: bool = Fa
     if path.exists():
         return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(ALEXNET_URL, str(path), digest, progress and sys.stderr.isatty())
+        with locked(path.with_suffix(".lock")):  # processes of one run ask at once; the first downloads
+            if not path.exists():
+                torch.hub.download_url_to_file(ALEXNET_URL, str(path), digest, progress and sys.stderr.isatty())
     except (OSError, RuntimeError) as error:  # RuntimeError: the hash differs
         raise DownloadError(
             f"no AlexNet weights: looked for {path}, then tried {ALEXNET_URL}: {error}\n"

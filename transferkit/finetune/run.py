@@ -157,7 +157,7 @@ class Run:
             was, now = ("with", "without") if self.average is None else ("without", "with")
             raise StateError(f"the run was saved {was} an average of its weights, and is restored {now} one")
         WeightTransfer(Checkpoint.from_state_dict(state["model"])).apply(self.model)
-        self.optimizer.load_state_dict(state["optimizer"])
+        _load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -209,6 +209,17 @@ def _keep_history(path: Path, epoch: int, keep: int) -> None:
     )
     for _, old in kept[:-keep]:
         old.unlink()
+
+
+def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load what the optimizer knows, but not how it computed on the device that it was saved on."""
+    ways: list[dict[str, Any]] = [
+        {name: group[name] for name in ("fused", "foreach") if name in group}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, way in zip(optimizer.param_groups, ways, strict=True):
+        group.update(way)
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

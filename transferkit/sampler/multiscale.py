@@ -194,14 +194,15 @@ class MultiscaleSampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where ``state`` was taken; takes the same time wherever that is.
 
-        A state of an epoch's border also goes on with another number of ranks.
+        From an epoch's border it also goes on with another number of ranks or patches per minibatch: the epoch holds
+        the same patches, dealt out otherwise.
 
         Raises:
             StateError: The state belongs to other data or other settings; names each that differs.
         """
         now = self._identity()
         if state.get("batch") == 0:
-            state = {**state, "world_size": now["world_size"]}
+            state = {**state, **{name: now[name] for name in ("world_size", "batch_size")}}
         require_same(state, now)
         self._epoch, self._batch, self._waiting = state["epoch"], state["batch"], True
 
