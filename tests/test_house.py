@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"transfer", "sampler", "heads", "scorer", "alexnet"},
     {"checkpoints", "labeling", "backbones", "optimization"},
     {"layers", "boxes"},
-    {"progress", "preprocessing", "precision", "atomic"},
+    {"deprecation", "progress", "preprocessing", "precision", "atomic"},
     {"errors"},
 ]
 OPTIONAL = ("tqdm", "matplotlib", "safetensors", "pandas", "torchvision", "timm")

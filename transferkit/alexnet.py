@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+__all__ = ["AlexNet"]
+
 
 class AlexNet(nn.Module):
     """Five convolutions and three fully connected layers.

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from transferkit.errors import ArgumentError
 
+__all__ = ["area", "as_boxes", "clip", "intersection", "iou"]
+
 
 def as_boxes(boxes: Tensor, argument: str = "boxes") -> Tensor:
     """Return ``boxes`` as a floating (N, 4) tensor, or say what is wrong with them.

@@ -10,6 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+__all__ = [
+    "ArgumentError",
+    "CheckpointError",
+    "DataError",
+    "DivergedError",
+    "DownloadError",
+    "HandlerError",
+    "LayerNotFoundError",
+    "LostRankError",
+    "MissingExtraError",
+    "MissingFileError",
+    "OutputError",
+    "SelectionError",
+    "StateError",
+    "TransferError",
+    "TransferKitError",
+    "UnsharableError",
+]
+
 
 class TransferKitError(Exception):
     """Base class of every error that transferkit raises on purpose."""

@@ -12,6 +12,8 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
+__all__ = ["Layer", "layers_of"]
+
 _EMPTY: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
 
 _KINDS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (

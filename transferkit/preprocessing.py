@@ -15,6 +15,8 @@ from torch import Tensor
 
 from transferkit.errors import require
 
+__all__ = ["EFFICIENTNET_LITE", "IMAGENET", "NEON_IMAGENET", "Preprocessing"]
+
 
 @dataclass(frozen=True)
 class Preprocessing:

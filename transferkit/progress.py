@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+__all__ = ["Progress", "track"]
+
 Item = TypeVar("Item")
 Progress = bool | Callable[..., Iterable[Any]]
 

@@ -29,6 +29,8 @@ from transferkit.sampler import (
 )
 from transferkit.scorer import NEON, VOC2007, APRule, ImageScorer
 
+__all__ = ["NEON2016", "OQUAB2014", "PROTOCOLS", "Optimization", "Protocol"]
+
 
 @dataclass(frozen=True)
 class Optimization:

@@ -17,9 +17,6 @@ import griffe
 
 import transferkit
 
-# Modules without __all__ that users import from.
-PLAIN = ("alexnet", "boxes", "errors", "layers", "preprocessing", "progress", "protocols")
-
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`~?([^`]+)`")
 
 
@@ -76,7 +73,7 @@ def parts() -> dict[str, ModuleType]:
         for part in pkgutil.iter_modules(transferkit.__path__)
         if not part.name.startswith("_") and part.name != "cli"
     }
-    return {name: module for name, module in modules.items() if hasattr(module, "__all__") or name in PLAIN}
+    return {name: module for name, module in modules.items() if hasattr(module, "__all__")}
 
 
 @cache

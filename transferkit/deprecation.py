@@ -1,0 +1,89 @@
+"""Old spellings that go on working for a while, with a warning that says what to write instead.
+
+For a function or class that goes, ``typing_extensions.deprecated`` is enough, and type checkers know it. What it
+cannot do is here: an argument that got another name, and a name that moved.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from transferkit.errors import ArgumentError
+
+__all__ = ["moved_names", "renamed_argument"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def renamed_argument(old: str, new: str, *, until: str) -> Callable[[Function], Function]:
+    """Let callers go on using an argument's old name.
+
+    Args:
+        old: The name that it had.
+        new: The name that the function itself has now.
+        until: The version in which the old name goes.
+
+    Returns:
+        A decorator. The decorated function raises :class:`~transferkit.errors.ArgumentError` where both are given.
+
+    Example:
+        >>> @renamed_argument("rate", "drop_rate", until="0.4")
+        ... def head(drop_rate=0.5):
+        ...     return drop_rate
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     head(rate=0.1)
+        0.1
+        >>> print(caught[0].message)
+        head(rate=...) is head(drop_rate=...) now; the old name goes in 0.4
+    """
+
+    def decorate(function: Function) -> Function:
+        name = function.__name__
+
+        @functools.wraps(function)
+        def accept_both(*arguments: Any, **named: Any) -> Any:
+            if old in named:
+                if new in named:
+                    raise ArgumentError(f"{name}() got {new!r} and its old name {old!r}; give {new!r} alone")
+                message = f"{name}({old}=...) is {name}({new}=...) now; the old name goes in {until}"
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                named[new] = named.pop(old)
+            return function(*arguments, **named)
+
+        return accept_both  # type: ignore[return-value]
+
+    return decorate
+
+
+def moved_names(module: str, moved: Mapping[str, str], *, until: str) -> Callable[[str], Any]:
+    """Return a ``__getattr__`` for a module that still answers for names which moved elsewhere.
+
+    Args:
+        module: ``__name__`` of the module.
+        moved: Where each old name is now: ``{"PatchSampler": "transferkit.sampler.MultiscaleSampler"}``.
+        until: The version in which the old names go.
+
+    Example:
+        >>> __getattr__ = moved_names("transferkit.old", {"boxes_of": "transferkit.boxes.as_boxes"}, until="0.4")
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     __getattr__("boxes_of").__name__
+        'as_boxes'
+        >>> print(caught[0].message)
+        transferkit.old.boxes_of is transferkit.boxes.as_boxes now; the old name goes in 0.4
+    """
+
+    def look_up(name: str) -> Any:
+        if name not in moved:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        message = f"{module}.{name} is {moved[name]} now; the old name goes in {until}"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        owner, _, new = moved[name].rpartition(".")
+        return getattr(importlib.import_module(owner), new)
+
+    return look_up
