@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from tests.benchmarks import plain, ways
 from tests.benchmarks.heads import EXACT, SHARED, Testing, Training, add_test_arguments, add_training_arguments
 from tests.benchmarks.parts import Parts
-from tests.benchmarks.rounds import one_round, ratios
+from tests.benchmarks.rounds import Spent, one_round, ratios
 from tests.benchmarks.scores_on_photos import paired_interval
 from tests.benchmarks.setting import Photos, load_trunk, new_head
 from tests.benchmarks.table import Table, write_tables
 from tests.benchmarks.trade_off import plot
 
 PLAIN = "plain PyTorch"
-Seconds = dict[str, list[float]]
+Times = dict[str, list[Spent]]
+"""What each way took for the photos of each round."""
 Scores = dict[str, dict[str, list[Tensor]]]
 """Scores of the test photos by way and by what the heads were trained on, one for each seed."""
 
@@ -38,12 +39,12 @@ def main() -> None:
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     trunk = load_trunk(options.weights)
-    seconds = timed_ways(options, trunk)
+    times = timed_ways(options, trunk)
     test = Testing(options, trunk)
     scores = scored_ways(options, trunk, test)
-    tables = [speed_table(options, seconds), quality_table(options, seconds, scores, test)]
-    picture = options.out / "feature_scoring.png"
-    per_photo = {way: [s * options.rounds / options.photos for s in found] for way, found in seconds.items()}
+    tables = [speed_table(options, times), quality_table(options, times, scores, test)]
+    picture, size = options.out / "feature_scoring.png", options.photos // options.rounds
+    per_photo = {way: [spent.seconds / size for spent in found] for way, found in times.items()}
     plot(per_photo, {way: test.mean_aps(found[EXACT]) for way, found in scores.items()}, picture)
     tables[1].pictures.append(picture.name)
     for table in tables:
@@ -52,8 +53,8 @@ def main() -> None:
         write_tables(options.json, tables)
 
 
-def timed_ways(options: argparse.Namespace, trunk: nn.Module) -> Seconds:
-    """Return the seconds that each way takes for the photos of each round."""
+def timed_ways(options: argparse.Namespace, trunk: nn.Module) -> Times:
+    """Return what each way takes for the photos of each round."""
     every = Photos.read(options.data_dir, "test", options.photos)
     size = options.photos // options.rounds
     rounds = [
@@ -63,6 +64,8 @@ def timed_ways(options: argparse.Namespace, trunk: nn.Module) -> Seconds:
     scorers: dict[str, Callable[[Photos], object]] = {
         PLAIN: partial(plain_scores, trunk, head, options.workers)
     }
+    if options.bfloat16:
+        scorers[PLAIN + ways.HALF] = torch.autocast("cpu", torch.bfloat16)(scorers[PLAIN])
     for name, features in feature_ways(options, trunk).items():
         scorers[name] = partial(ways.score, features, head, options.workers)
     for scorer in scorers.values():  # the first call sets up threads and memory
@@ -73,7 +76,7 @@ def timed_ways(options: argparse.Namespace, trunk: nn.Module) -> Seconds:
         name: partial(lambda scorer, number: scorer(rounds[number]), scorer) for name, scorer in scorers.items()
     }
     found = [parts.figures(f"round_{n}", partial(one_round, timed, n)) for n in range(options.rounds)]
-    return {name: [seconds[name] for seconds in found] for name in timed}
+    return {name: [Spent(*spent[name]) for spent in found] for name in timed}
 
 
 def feature_ways(options: argparse.Namespace, trunk: nn.Module) -> dict[str, ways.Features]:
@@ -98,21 +101,29 @@ def scored_ways(options: argparse.Namespace, trunk: nn.Module, test: Testing) ->
     }
 
 
-def speed_table(options: argparse.Namespace, seconds: Seconds) -> Table:
+def speed_table(options: argparse.Namespace, times: Times) -> Table:
     """Return how fast the ways are."""
     size = options.photos // options.rounds
     table = Table(
         f"Scoring {options.photos} photos at {options.patches} patches, {options.rounds} rounds of {size} photos, "
         f"{options.threads} threads, {options.workers} workers",
-        {"way": "", "seconds per photo": ".2f", "patches/s": ",.0f", "times as fast as plain": ".2f"},
+        {
+            "way": "",
+            "seconds per photo": ".2f",
+            "patches/s": ",.0f",
+            "times as fast as plain": ".2f",
+            "processor time, of plain's": ".2f",
+        },
     )
-    for way, found in seconds.items():
-        rates = [size * options.patches / s for s in found]
-        table.add(way, [s / size for s in found], rates, ratios(seconds[PLAIN], found))
+    plain_seconds, plain_processor = zip(*times[PLAIN], strict=True)
+    for way, found in times.items():
+        seconds, processor = zip(*found, strict=True)
+        table.add(way, [s / size for s in seconds], [size * options.patches / s for s in seconds],
+                  ratios(plain_seconds, seconds), ratios(processor, plain_processor))  # fmt: skip
     return table
 
 
-def quality_table(options: argparse.Namespace, seconds: Seconds, scores: Scores, test: Testing) -> Table:
+def quality_table(options: argparse.Namespace, times: Times, scores: Scores, test: Testing) -> Table:
     """Return the mean AP of each way."""
     table = Table(
         f"Mean AP on {options.test_photos} test photos with {options.test_patches} patches each, against time; heads "
@@ -129,7 +140,7 @@ def quality_table(options: argparse.Namespace, seconds: Seconds, scores: Scores,
             if way == ways.EXACT
             else paired_interval(found[EXACT][0], exact[EXACT][0], test.photos.data.presence())
         )
-        per_photo = [s * options.rounds / options.photos for s in seconds[way]]
+        per_photo = [spent.seconds * options.rounds / options.photos for spent in times[way]]
         table.add(way, per_photo, on_exact, less, interval, on_shared)
     table.notes.append(
         f"All-points AP, difficult objects ignored. Shared features for training are "

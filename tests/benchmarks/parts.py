@@ -54,7 +54,7 @@ class Parts:
         make: Callable[[], Value],
     ) -> Value:
         if path.is_file():
-            say(f"{path.stem}: kept from an earlier run")
+            say(f"{path.stem}: is there already")
             return load(path)
         say(f"{path.stem}: begins")
         value = make()

@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 Way = Callable[[int], object]
 """Does its work for a round, given the round's number."""
 
 
-def in_turn(ways: Mapping[str, Way], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each way in each round."""
+class Spent(NamedTuple):
+    """What a way took in a round.
+
+    Attributes:
+        seconds: Of wall time.
+        processor: Seconds of processor time, workers included, which a crowded machine distorts less.
+    """
+
+    seconds: float
+    processor: float
+
+
+def in_turn(ways: Mapping[str, Way], rounds: int) -> dict[str, list[Spent]]:
+    """Return what each way took in each round."""
     found = [one_round(ways, number) for number in range(rounds)]
-    return {name: [seconds[name] for seconds in found] for name in ways}
+    return {name: [spent[name] for spent in found] for name in ways}
 
 
-def one_round(ways: Mapping[str, Way], number: int) -> dict[str, float]:
-    """Run all ways one after the other and return the seconds of each.
+def one_round(ways: Mapping[str, Way], number: int) -> dict[str, Spent]:
+    """Run all ways one after the other and return what each took.
 
     Every other round runs them in reverse order, so that none always follows the same neighbour.
     """
     order = list(ways.items())
-    seconds = {}
+    found = {}
     for name, way in order if number % 2 == 0 else reversed(order):
-        started = time.perf_counter()
+        started, before = time.perf_counter(), processor_seconds()
         way(number)
-        seconds[name] = time.perf_counter() - started
-        say(f"round {number + 1}: {name}, {seconds[name]:.2f} s")
-    return seconds
+        found[name] = Spent(time.perf_counter() - started, processor_seconds() - before)
+        say(f"round {number + 1}: {name}, {found[name].seconds:.2f} s")
+    return found
+
+
+def processor_seconds() -> float:
+    """Return the processor time of this process and of its workers that have ended."""
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(used.ru_utime + used.ru_stime for used in both)
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,14 +210,9 @@ def main() -> None:
         runs[name] = lambda way=way: in_workers(Cut(paths, boxes, way), 0)
         errors[name] = errors["the recipe's way, uint8, in workers"]
     patches = sum(map(len, boxes))
-    spent: dict[str, list[float]] = {name: [] for name in runs}
-
-    def measured(name: str) -> None:
-        before = processor_seconds()
-        runs[name]()
-        spent[name].append(processor_seconds() - before)
-
-    seconds = in_turn({name: lambda _, name=name: measured(name) for name in runs}, options.rounds)
+    found = in_turn({name: lambda _, run=run: run() for name, run in runs.items()}, options.rounds)
+    seconds = {name: [spent.seconds for spent in rounds] for name, rounds in found.items()}
+    spent = {name: [spent.processor for spent in rounds] for name, rounds in found.items()}
     for name in ("MultiscaleSampler", "MultiscaleSampler, float32"):
         errors[name] = errors["crop_and_resize, in workers"]
     table = report(seconds, spent, errors, patches, options)
@@ -264,12 +258,6 @@ def sampled(data: VOCDataset, options: argparse.Namespace, dtype: torch.dtype = 
 def in_workers(cut: Cut, workers: int) -> int:
     loader = DataLoader(cut, batch_size=None, num_workers=workers)
     return sum(len(patches) for patches in loader)
-
-
-def processor_seconds() -> float:
-    """Return the processor time of this process and of its workers that have ended."""
-    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(used.ru_utime + used.ru_stime for used in both)
 
 
 def report(
