@@ -39,7 +39,10 @@ from transferkit.datasets import (
     fetch_voc,
     write_demo_devkit,
 )
+from transferkit.errors import OutputError
+from transferkit.features import FeatureCache, FeatureImages, UnsplittableError
 from transferkit.finetune import (
+    AS_THEY_ARE,
     DEMO,
     NETWORKS,
     AveragedWeights,
@@ -56,6 +59,9 @@ from transferkit.finetune import (
     fill_scorer,
     first_on_machine,
     fit,
+    fit_on_features,
+    frozen_features,
+    head_features,
     is_first,
     look_at_patches,
     process_group,
@@ -105,8 +111,8 @@ def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -
     print(protocol)
 
     # Data: photos, and how their patches are laid out, labeled, chosen and cut.
-    test_set, test_patches = patches_of(args, protocol, "test", device)
-    train_set, train_patches = patches_of(args, protocol, "train", device) if protocol.epochs else (None, None)
+    test_set, test_patches = patches_of(args, protocol, "test")
+    train_set, train_patches = patches_of(args, protocol, "train") if protocol.epochs else (None, None)
     stopwatch.lap("read data")
 
     # Model: its classification layer is replaced by the adaptation layers.
@@ -140,8 +146,15 @@ def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -
     if state.epoch < protocol.epochs:
         if state.sampler_state:
             train_patches.load_state_dict(state.sampler_state)
-        loop = loop_settings(args)
-        fit(state, train_patches, protocol.epochs, loop=loop, after_epoch=after_epoch, progress=is_first())
+        loop, how = loop_settings(args), {"after_epoch": after_epoch, "progress": is_first()}
+        wanted = args.features or ("cached" if frozen else "exact")
+        ready = None if wanted == "exact" else cached_features(args, protocol, state, train_set)
+        if ready:  # what frozen layers give is computed once, and only the rest runs in each epoch
+            cached_patches, rest = ready
+            cached_patches.load_state_dict(train_patches.state_dict())
+            fit_on_features(state, rest, cached_patches, protocol.epochs, loop=loop, **how)
+        else:
+            fit(state, train_patches, protocol.epochs, loop=loop, **how)
         if loop.profile and is_first():
             print((loop.profile / "profile.txt").read_text(encoding="utf-8"))
     stopwatch.lap("train")
@@ -180,7 +193,7 @@ def check_outputs(args: argparse.Namespace) -> Path:
 
 
 def patches_of(
-    args: argparse.Namespace, protocol: Protocol, mode: Literal["train", "test"], device: torch.device
+    args: argparse.Namespace, protocol: Protocol, mode: Literal["train", "test"]
 ) -> tuple[VOCDataset, tk.MultiscaleSampler]:
     """Read the photos to train or test on, downloaded where there are none, and return them with their patches."""
     image_set, max_images = {
@@ -196,11 +209,40 @@ def patches_of(
         subtract_one=protocol.subtract_one,
         progress=True,
     )
-    patches = protocol.sampler(
-        photos, mode=mode, seed=args.rng_seed, num_workers=args.num_workers, device=device
-    )
+    patches = stream(args, protocol, photos, mode)
     print(f"{image_set}: {len(photos)} photos, {len(patches)} minibatches")
     return photos, patches
+
+
+def stream(
+    args: argparse.Namespace, protocol: Protocol, data: Any, mode: Literal["train", "test"]
+) -> tk.MultiscaleSampler:
+    """Return the recipe's minibatches of photos, or of features of them."""
+    device = choose_device(args.backend)
+    return protocol.sampler(data, mode=mode, seed=args.rng_seed, num_workers=args.num_workers, device=device)
+
+
+def cached_features(
+    args: argparse.Namespace, protocol: Protocol, state: Run, photos: VOCDataset
+) -> tuple[tk.MultiscaleSampler, nn.Module] | None:
+    """Compute what the frozen layers give for all patches, once; return it as minibatches, and what is trained on it.
+
+    ``None`` where that cannot be done, or does not fit: then every patch goes through the whole network.
+    """
+    method: Literal["exact", "shared"] = "shared" if args.features == "shared" else "exact"
+    try:
+        features, rest = frozen_features(state, protocol, method=method, levels=args.levels, amp=args.amp)
+        limit = None if args.cache_limit is None else int(args.cache_limit * 1e9)
+        folder = args.cache_dir or args.results / "features"
+        cache = FeatureCache(folder, features, photos, grid=protocol.grid, limit=limit)
+        print(f"features of the frozen layers: {cache.size()}", flush=True)
+        cache.fill(num_workers=args.num_workers, progress=is_first())
+    except (UnsplittableError, OutputError) as error:
+        if args.features == "cached":
+            raise
+        print(f"every patch goes through the whole network in every epoch: {error}")
+        return None
+    return stream(args, protocol, cache, "train"), rest
 
 
 def transfer(args: argparse.Namespace, network: Network, before_head: Predicate) -> dict[str, Any]:
@@ -262,11 +304,15 @@ def test(
         if keep_patches
         else protocol.scorer(*size, device=state.device, validate=False)
     )
+    model, preprocessing = state.tested_model, state.preprocessing
+    if args.features == "shared":
+        features, model = head_features(model, preprocessing, protocol, levels=args.levels, amp=args.amp)
+        patches, preprocessing = stream(args, protocol, FeatureImages(test_set, features), "test"), AS_THEY_ARE
     scorer = fill_scorer(
-        state.tested_model,
+        model,
         patches,
         empty,
-        state.preprocessing,
+        preprocessing,
         objective=state.objective,
         loop=loop_settings(args),
         progress=is_first(),
@@ -328,7 +374,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what a resumed run takes from its checkpoint unless the command line says otherwise."""
     left_out = {
         *("demo", "model_file", "epochs", "results", "save_path", "report"),
-        *("backend", "num_workers", "amp", "channels_last", "compile", "profile"),
+        *("backend", "num_workers", "amp", "channels_last", "compile", "profile", "cache_dir", "cache_limit"),
     }
     return {
         name: str(value) if isinstance(value, Path) else value
@@ -405,6 +451,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--accumulate", type=positive, default=1, metavar="N", help="step after every N minibatches (default 1)"
     )
+    add("--features", choices=["exact", "shared", "cached"],
+        help="exact: each patch through the whole network; shared: read from maps of the whole photo, in "
+        "training and test; cached: train on what frozen layers give, computed once (the default then)")  # fmt: skip
+    add(
+        "--levels",
+        type=positive,
+        metavar="N",
+        help="sizes of photo that are shared (default one for each scale)",
+    )
+    add("--cache_dir", type=Path, metavar="DIR", help="where features are cached (default in --results)")
+    add("--cache_limit", type=float, metavar="GB", help="the most that a cache may take (default what is free)")
     add("--profile", action="store_true", help="show where the time of the first steps goes; see DIR/profile")
 
     args = parser.parse_args(argv)

@@ -15,6 +15,7 @@ from transferkit.features.patch_features import PatchFeatures
 from transferkit.features.pooling import split_pooling
 from transferkit.features.probe import probe_geometry
 from transferkit.features.read_map import read_map
+from transferkit.features.split import SplitModel, UnsplittableError, split_at_head, split_frozen
 
 __all__ = [
     "AxisGeometry",
@@ -24,9 +25,13 @@ __all__ = [
     "LevelPlan",
     "MapGeometry",
     "PatchFeatures",
+    "SplitModel",
+    "UnsplittableError",
     "map_coordinates",
     "plan_levels",
     "probe_geometry",
     "read_map",
+    "split_at_head",
+    "split_frozen",
     "split_pooling",
 ]

@@ -233,8 +233,9 @@ def _open_folder(folder: Path, manifest: dict[str, Any]) -> None:
     text = json.dumps(manifest, indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_atomically(path, lambda file: file.write(text.encode()))
+        if not path.exists():  # several processes may come here at once, with the same text
+            own = folder / f"manifest-{os.getpid()}.json"
+            write_atomically(own, lambda file: file.write(text.encode())).replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
     found = json.loads(path.read_bytes())

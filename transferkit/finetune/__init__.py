@@ -8,6 +8,7 @@ from transferkit.finetune.distributed import first_on_machine, is_first, process
 from transferkit.finetune.early_stopping import StopEarly
 from transferkit.finetune.loop_settings import LoopSettings
 from transferkit.finetune.networks import NETWORKS, Network, build_network, small_alexnet
+from transferkit.finetune.on_features import AS_THEY_ARE, fit_on_features, frozen_features, head_features
 from transferkit.finetune.optimization import build_optimizer, build_schedule, trains_transferred
 from transferkit.finetune.report import RunReport, build_report
 from transferkit.finetune.results import write_convergence, write_results
@@ -18,6 +19,7 @@ from transferkit.finetune.training import fit, train_epoch
 from transferkit.finetune.training_patches import TrainingPatches, look_at_patches
 
 __all__ = [
+    "AS_THEY_ARE",
     "DEMO",
     "NETWORKS",
     "AveragedWeights",
@@ -37,6 +39,9 @@ __all__ = [
     "fill_scorer",
     "first_on_machine",
     "fit",
+    "fit_on_features",
+    "frozen_features",
+    "head_features",
     "is_first",
     "look_at_patches",
     "process_group",

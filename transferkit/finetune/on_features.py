@@ -1,0 +1,160 @@
+"""Train and test what comes after features: minibatches hold what frozen layers gave, and only the rest
+runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transferkit.features import PatchFeatures, SplitModel, split_at_head, split_frozen
+from transferkit.features.levels import Levels
+from transferkit.features.patch_features import Method
+from transferkit.finetune.loop_settings import LoopSettings
+from transferkit.finetune.run import EpochRecord, Run
+from transferkit.finetune.training import fit
+from transferkit.preprocessing import Preprocessing
+from transferkit.progress import Progress
+from transferkit.protocols import Protocol
+from transferkit.sampler import MultiscaleSampler
+
+
+class _AsTheyAre(Preprocessing):
+    """Leaves features as they are: their pixels were made ready before the trunk saw them."""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+
+AS_THEY_ARE = _AsTheyAre(mean=(0, 0, 0), std=(1, 1, 1), scale=1)
+"""What features want done to them before the rest of a model sees them: nothing."""
+
+
+def frozen_features(
+    run: Run, protocol: Protocol, *, method: Method = "exact", levels: Levels = None, amp: bool | None = None
+) -> tuple[PatchFeatures, nn.Module]:
+    """Return the features that the frozen layers of a run give, and the rest of its model, which is trained on
+    them.
+
+    Args:
+        run: Some of its layers frozen. Its model is left as it was; both returned parts share its parameters.
+        protocol: Says how patches are cut.
+        method: ``"exact"``, ``"shared"`` or ``"auto"``.
+        levels: See :class:`~transferkit.features.PatchFeatures`.
+        amp: Likewise.
+
+    Raises:
+        UnsplittableError: Nothing is frozen before what is trained, or the model cannot be taken apart there.
+        UnsharableError: ``method="shared"`` for a trunk that cannot be.
+    """
+    parts = split_frozen(run.model, _example(run.model, protocol))
+    return _features_of(parts, run.preprocessing, protocol, method, levels, amp), parts.rest
+
+
+def head_features(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    protocol: Protocol,
+    *,
+    method: Method = "shared",
+    levels: Levels = None,
+    amp: bool | None = None,
+) -> tuple[PatchFeatures, nn.Module]:
+    """Return the features behind the last map of a model, and the head that comes after, to test it on shared
+    maps.
+
+    Args:
+        model: Left as it was; both parts share its parameters, so they stay its own while it is trained.
+        preprocessing: What it wants done to pixels.
+        protocol: Says how patches are cut.
+        method: As for :func:`frozen_features`.
+        levels: Likewise.
+        amp: Likewise.
+
+    Raises:
+        UnsplittableError: It has no map, or cannot be taken apart behind it.
+        UnsharableError: ``method="shared"`` for a trunk that cannot be.
+    """
+    parts = split_at_head(model, _example(model, protocol))
+    return _features_of(parts, preprocessing, protocol, method, levels, amp), parts.rest
+
+
+def fit_on_features(
+    run: Run,
+    rest: nn.Module,
+    sampler: MultiscaleSampler,
+    epochs: int,
+    *,
+    loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
+    after_epoch: Callable[[Run], object] | None = None,
+    stop: Callable[[Run], bool] | None = None,
+    progress: Progress = False,
+) -> list[EpochRecord]:
+    """Train a run as :func:`fit` does, from minibatches of features.
+
+    Args:
+        run: Changed in place, as if it had been trained on pixels: it can be saved, and go on either way.
+        rest: Of its model; from :func:`frozen_features`.
+        sampler: Over a :class:`~transferkit.features.FeatureCache` or
+            :class:`~transferkit.features.FeatureImages`.
+        epochs: Total number of epochs, those already done included.
+        loop: As for :func:`fit`.
+        after_epoch: Likewise; called with ``run``.
+        stop: Likewise.
+        progress: Likewise.
+
+    Returns:
+        ``run.history``.
+    """
+    part = replace(run, model=rest, preprocessing=AS_THEY_ARE)
+
+    def brought_back(call: Callable[[Run], Any] | None) -> Callable[[Run], Any]:
+        def with_the_run(part: Run) -> Any:
+            run.epoch, run.sampler_state = part.epoch, part.sampler_state
+            return None if call is None else call(run)
+
+        return with_the_run
+
+    fit(
+        part,
+        sampler,
+        epochs,
+        loop=loop,
+        after_epoch=brought_back(after_epoch),
+        stop=None if stop is None else brought_back(stop),
+        progress=progress,
+    )
+    return run.history
+
+
+def _features_of(
+    parts: SplitModel,
+    preprocessing: Preprocessing,
+    protocol: Protocol,
+    method: Method,
+    levels: Levels,
+    amp: bool | None,
+) -> PatchFeatures:
+    return PatchFeatures(
+        parts.trunk,
+        pool=parts.pool,
+        method=method,
+        levels=levels,
+        preprocessing=preprocessing,
+        patch_size=protocol.patch_size,
+        antialias=protocol.antialias,
+        whole_pixels=protocol.whole_pixels,
+        batch_size=protocol.batch_size,
+        amp=amp,
+    )
+
+
+def _example(model: nn.Module, protocol: Protocol) -> Tensor:
+    """Return two random patches, normalised."""
+    side = protocol.patch_size
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    return pixels.to(next(model.parameters()).device)
