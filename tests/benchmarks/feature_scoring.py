@@ -43,10 +43,10 @@ def main() -> None:
     test = Testing(options, trunk)
     scores = scored_ways(options, trunk, test)
     tables = [speed_table(options, times), quality_table(options, times, scores, test)]
-    picture, size = options.out / "feature_scoring.png", options.photos // options.rounds
+    picture, size = options.out / "pictures/feature_scoring.png", options.photos // options.rounds
     per_photo = {way: [spent.seconds / size for spent in found] for way, found in times.items()}
     plot(per_photo, {way: test.mean_aps(found[EXACT]) for way, found in scores.items()}, picture)
-    tables[1].pictures.append(picture.name)
+    tables[1].pictures.append(f"pictures/{picture.name}")
     for table in tables:
         print(table.markdown(), end="\n\n")
     if options.json:

@@ -87,4 +87,6 @@ def write_page(path: Path, outcomes: list[Outcome], folder: Path) -> None:
     path.write_text("\n\n".join(part.strip("\n") for part in parts) + "\n", encoding="utf-8")
     for picture in (name for outcome in outcomes for table in outcome.tables for name in table.pictures):
         if folder.resolve() != path.parent.resolve():
-            shutil.copy(folder / picture, path.parent / picture)
+            target = path.parent / picture
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(folder / picture, target)

@@ -27,7 +27,7 @@ from tests.benchmarks.table import Table, write_tables
 from tests.benchmarks.waiting import AlreadyThere, Watched
 from transferkit.alexnet import AlexNet
 from transferkit.datasets import VOCDataset
-from transferkit.finetune import Run, build_optimizer, build_schedule, score_images, train_epoch
+from transferkit.finetune import LoopSettings, Run, build_optimizer, build_schedule, score_images, train_epoch
 from transferkit.preprocessing import IMAGENET
 from transferkit.protocols import NEON2016
 
@@ -63,11 +63,12 @@ def measure(data: VOCDataset, device: torch.device, options: argparse.Namespace)
     """Return the table of all rounds; one round before them warms up and is not counted."""
     streaming = {"seed": 13, "num_workers": options.workers, "device": device, "patch_size": options.side}
     streaming |= {"patches_per_image": options.patches, "batch_size": options.batch}
+    loop = LoopSettings(compile=options.compile)
     run = full_recipe(len(data.class_names), options.hidden, device)
     passes: dict[str, tuple[Callable[[Watched], object], Any]] = {}
     for mode, use in (
-        ("train", lambda s: train_epoch(run, s)),
-        ("test", lambda s: score(run, s, data, device)),
+        ("train", lambda s: train_epoch(run, s, loop=loop)),
+        ("test", lambda s: score(run, s, data, loop)),
     ):
         sampler = NEON2016.sampler(data, mode=mode, **streaming)
         name = {"train": "training", "test": "scoring"}[mode]
@@ -99,10 +100,10 @@ def full_recipe(num_classes: int, hidden: int, device: torch.device) -> Run:
     return Run(model, optimizer, build_schedule(optimizer, settings), IMAGENET)
 
 
-def score(run: Run, sampler: Any, data: VOCDataset, device: torch.device) -> torch.Tensor:
+def score(run: Run, sampler: Any, data: VOCDataset, loop: LoopSettings) -> torch.Tensor:
     """Score the photos."""
-    scorer = NEON2016.scorer(len(data), len(data.class_names), device=device)
-    return score_images(run.model, sampler, scorer, run.preprocessing)
+    scorer = NEON2016.scorer(len(data), len(data.class_names), device=run.device)
+    return score_images(run.model, sampler, scorer, run.preprocessing, loop=loop)
 
 
 def one_pass(use: Callable[[Watched], object], source: Any, device: torch.device) -> tuple[float, float]:
@@ -121,7 +122,8 @@ def tabulate(
     """Return the table."""
     table = Table(
         f"NEON2016 with AlexNet, all layers trained, {options.photos} photos with {options.patches} patches each in "
-        f"minibatches of {options.batch}, {options.workers} workers, {options.rounds} rounds on {options.device}",
+        f"minibatches of {options.batch}, {options.workers} workers, {options.rounds} rounds on {options.device}"
+        f"{', compiled' * options.compile}",
         {"what": "", "patches/s": ",.0f", "epoch of 5,000 photos x 448, minutes": ".2f", "waiting for patches, %": ".1f",
          "of the ceiling's speed": ".2f"},
     )  # fmt: skip
@@ -150,6 +152,7 @@ def parse_arguments() -> argparse.Namespace:
         "--kept", type=int, default=64, help="minibatches that lie on the device for the ceiling"
     )
     parser.add_argument("--hidden", type=int, default=4096, help="width of fc6 and fc7")
+    parser.add_argument("--compile", action="store_true", help="compile the network")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the table here")
