@@ -14,7 +14,8 @@ from tests.benchmarks import ways
 from tests.benchmarks.rounds import say
 from tests.benchmarks.setting import GRID, RULE, SEED, Photos, new_head, new_optimizer
 from transferkit.features import FeatureCache
-from transferkit.finetune import Run, train_epoch
+from transferkit.finetune import Run, fit
+from transferkit.finetune.on_features import AS_THEY_ARE
 from transferkit.sampler import MultiscaleSampler
 
 
@@ -30,7 +31,7 @@ def cached_run(
         levels: Of the shared features; ``None`` for exact ones.
 
     Returns:
-        The seconds to ``fill`` the cache, those of each of the ``epochs``, its size in ``bytes`` and the ``head``'s state.
+        The seconds to ``fill`` the cache, those of each of the ``epochs`` and in ``total``, its size in ``bytes`` and the ``head``'s state.
     """
     features = ways.exact(trunk) if levels is None else ways.shared(trunk, levels)
     with TemporaryDirectory(dir=options.out) as folder:
@@ -43,17 +44,20 @@ def cached_run(
             cache, grid=GRID, rule=RULE, patches_per_image=options.train_patches, seed=SEED
         )
         run = head_run(len(photos.data.class_names))
-        epochs = []
-        for number in range(options.epochs):
-            begun = time.perf_counter()
-            say(str(train_epoch(run, sampler)))
-            # Reading the photos' annotations for labels belongs to the first epoch.
-            epochs.append(time.perf_counter() - (begun if number else started + fill))
-        return {"fill": fill, "epochs": epochs, "bytes": cache.size().written, "head": run.model.state_dict()}
+        history = fit(run, sampler, options.epochs, after_epoch=lambda run: say(str(run.history[-1])))
+        total = time.perf_counter() - started
+        epochs = [record.seconds for record in history]
+        return {
+            "fill": fill,
+            "epochs": epochs,
+            "total": total,
+            "bytes": cache.size().written,
+            "head": run.model.state_dict(),
+        }
 
 
 def head_run(num_classes: int) -> Run:
     """Return a head in training on features as they are."""
     head = new_head(num_classes)
     optimizer = new_optimizer(head)
-    return Run(head, optimizer, ConstantLR(optimizer, factor=1.0), nn.Identity())  # type: ignore[arg-type]
+    return Run(head, optimizer, ConstantLR(optimizer, factor=1.0), AS_THEY_ARE)

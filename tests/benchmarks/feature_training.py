@@ -57,7 +57,7 @@ def time_table(options: argparse.Namespace, plain: list[list[float]], cached: di
     whole = [options.epochs * seconds for seconds in epochs]
     table.add("plain PyTorch, extrapolated", "", epochs, whole, [1.0], "")
     for way, run in cached.items():
-        total = run["fill"] + sum(run["epochs"])
+        total = run["total"]
         megabytes = run["bytes"] / 1e6
         table.add(f"cached, {way}", run["fill"], run["epochs"], total, [w / total for w in whole], megabytes)
     middle, parts = statistics.median(epochs), [len(p) * s for p in plain for s in p]
