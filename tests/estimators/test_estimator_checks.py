@@ -17,8 +17,7 @@ ESTIMATORS = [
     HeadClassifier(random_state=0),
     HeadClassifier(random_state=0, objective=MULTI_LABEL),
     HeadClassifier("mlp", hidden=(32,), random_state=0),
-    # The checks have two features, whose few weights need larger steps than the default's to turn around.
-    HeadClassifier("cosine", random_state=0, learning_rate=0.03),
+    HeadClassifier("cosine", random_state=0),
     HeadClassifier(random_state=0, average=WeightAverage(0.9), early_stopping=EarlyStopping(10)),
 ]
 

@@ -76,7 +76,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         objective: Objective | None = None,
         epochs: int = 50,
         batch_size: int = 64,
-        learning_rate: float = 0.003,
+        learning_rate: float = 0.001,
         weight_decay: float = 0.01,
         standardize: bool = True,
         average: WeightAverage | None = None,

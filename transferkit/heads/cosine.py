@@ -43,7 +43,9 @@ class CosineLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device))
         # Its logarithm is what is learned: steps are relative, and it stays positive.
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale), device=device))
-        nn.init.normal_(self.weight)
+        # The output does not depend on the weights' length, but how far a step turns them does: on 1280 features
+        # AdamW reached a mean AP of 78 or 79 from unit Gaussians, at any rate, where it reaches 84 from these.
+        nn.init.normal_(self.weight, std=0.01)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (..., in_features) to logits (..., out_features)."""
