@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from transferkit.boxes import clip
+from transferkit.datasets.fingerprint import fingerprint
 from transferkit.datasets.orientation import turn_boxes
 from transferkit.datasets.photo import photo_size, read_photo, stored_size
 from transferkit.datasets.presence import Presence, presence_of
@@ -106,6 +107,10 @@ class CocoDataset(Dataset[AnnotatedImage]):
     def image_size(self, index: int) -> tuple[int, int]:
         """Return ``(height, width)`` without decoding."""
         return photo_size(self._path(index), upright=True)
+
+    def fingerprint(self, index: int) -> str:
+        """Return a digest of an image's file and its annotation: another one if either changes."""
+        return fingerprint(self._path(index), *self._objects[index])
 
     def presence(self) -> Presence:
         """Return which classes each image holds, without decoding."""

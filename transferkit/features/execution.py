@@ -10,10 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_POOLINGS = (
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-    *(nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d),
-)
+from transferkit.features.pooling import POOLINGS
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ def execution_of(model: nn.Module, example: Tensor) -> list[Step]:
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         leaf = module in leaves
-        pooled = isinstance(module, _POOLINGS) if leaf else bool(steps) and steps[-1].pooled
+        pooled = isinstance(module, POOLINGS) if leaf else bool(steps) and steps[-1].pooled
         is_map = isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1
         steps.append(Step(names[module], module, leaf, pooled, is_map))
 

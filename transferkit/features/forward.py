@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from transferkit.features.execution import evaluating
 from transferkit.precision import mixed_precision
 from transferkit.preprocessing import Preprocessing
 
@@ -56,19 +56,9 @@ class Forward:
             return self.pooled(self.maps(pixels.repeat(2, 1, 1, 1)))[:1]
         return self.pooled(self.maps(pixels))
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """Put trunk and pool into evaluation mode, without gradients; leave each module as it was."""
-        modules = [*self.trunk.modules(), *self.pool.modules()]
-        before = [module.training for module in modules]
-        try:
-            for module in modules:
-                module.training = False
-            with torch.no_grad():
-                yield
-        finally:
-            for module, training in zip(modules, before, strict=True):
-                module.training = training
+        return evaluating(self.trunk, self.pool)
 
 
 def device_of(*modules: nn.Module) -> torch.device:

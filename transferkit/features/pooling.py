@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-_POOLINGS = (
+POOLINGS = (
     nn.MaxPool2d,
     nn.AvgPool2d,
     nn.LPPool2d,
@@ -15,6 +15,7 @@ _POOLINGS = (
     nn.Dropout,
     nn.Dropout2d,
 )
+"""Modules that pool, or pass on what they are given; in evaluation mode dropout does."""
 
 
 def split_pooling(trunk: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -37,6 +38,6 @@ def split_pooling(trunk: nn.Module) -> tuple[nn.Module, nn.Module]:
         return trunk, nn.Identity()
     modules = list(trunk)
     end = len(modules)
-    while end > 1 and isinstance(modules[end - 1], _POOLINGS):
+    while end > 1 and isinstance(modules[end - 1], POOLINGS):
         end -= 1
     return nn.Sequential(*modules[:end]), nn.Sequential(*modules[end:])
