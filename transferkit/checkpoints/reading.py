@@ -68,7 +68,7 @@ def read_checkpoint(
         contents = form.read(path, ReadOptions(key=key, trusted=trusted, fold_dropout=fold_dropout))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error.__cause__
-    except (TransferKitError, KeyboardInterrupt):
+    except (TransferKitError, KeyboardInterrupt, Warning):  # a warning, where its user made it an error
         raise
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
