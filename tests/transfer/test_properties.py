@@ -163,7 +163,13 @@ def test_twice_is_once_and_the_plan_is_the_report(case):
     plan = _plan(case)
     first = applied(case)
     if first is None:
-        assert plan is None or plan.problems or not any(entry.bucket in MOVED for entry in plan.entries)
+        # A plan reads no values, so it cannot know that tied tensors would be given different ones.
+        assert (
+            plan is None
+            or plan.problems
+            or any(entry.tied_to for entry in plan.entries)
+            or not any(entry.bucket in MOVED for entry in plan.entries)
+        )
         return
     assert plan is not None and plan.entries == first.entries
     once = snapshot(case.target)
