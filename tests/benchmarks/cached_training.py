@@ -31,7 +31,7 @@ def cached_run(
         levels: Of the shared features; ``None`` for exact ones.
 
     Returns:
-        The seconds to ``fill`` the cache, those of each of the ``epochs`` and in ``total``, its size in ``bytes`` and the ``head``'s state.
+        The seconds to ``fill`` the cache, of each of the ``epochs`` and in ``total``, its ``bytes`` and the ``head``'s state.
     """
     features = ways.exact(trunk) if levels is None else ways.shared(trunk, levels)
     with TemporaryDirectory(dir=options.out) as folder:

@@ -20,8 +20,9 @@ Written by the suite itself; run it on a machine of your own with
 
 Every comparison is made within one run, the ways in turn, round by round: compare figures within a table, not between
 tables. Where a cell shows several numbers they are the median of the rounds and, in brackets, the lowest and the highest.
-Figures that fall short stand as they were measured. `DIR` is a folder with `VOCdevkit`, `FILE` holds AlexNet's five
-ImageNet-trained convolutions, `OUT` is where files go.
+Figures that fall short stand as they were measured. Where other programs took much of the machine's cores meanwhile, seconds
+are too long and ratios less sure. `DIR` is a folder with `VOCdevkit`, `FILE` holds AlexNet's five ImageNet-trained
+convolutions, `OUT` is where files go.
 """
 
 NO_GPU = """\
@@ -43,6 +44,7 @@ class Outcome:
         arguments: Its command line, ``DIR``, ``FILE`` and ``OUT`` in place of folders.
         date: When it began, UTC.
         seconds: How long it took.
+        crowd: Part of the cores' time that other programs took meanwhile; ``None`` where the system does not tell.
         status: Its exit status; 0 if all that it holds to be true was.
         machine: What it ran on.
         tables: What it found.
@@ -53,6 +55,7 @@ class Outcome:
     arguments: str
     date: str
     seconds: float
+    crowd: float | None
     status: int
     machine: dict[str, Any]
     tables: list[Table]
@@ -70,10 +73,10 @@ class Outcome:
     def markdown(self) -> str:
         """Return the member's part of the page."""
         failed = "" if self.status == 0 else f" **It ended with status {self.status}.**"
-        head = f"## {self.title}\n\n`python -m tests.benchmarks.{self.name} {self.arguments}`, {self.date}, "
-        return "\n\n".join(
-            [f"{head}{self.seconds / 60:.1f} minutes.{failed}", *(t.markdown() for t in self.tables)]
-        )
+        how = f"`python -m tests.benchmarks.{self.name} {self.arguments}`, {self.date}, {self.seconds / 60:.1f} minutes"
+        crowd = "" if self.crowd is None else f"; other programs took {self.crowd:.0%} of the cores meanwhile"
+        parts = [f"## {self.title}", f"{how}{crowd}.{failed}", *(table.markdown() for table in self.tables)]
+        return "\n\n".join(parts)
 
 
 def write_page(path: Path, outcomes: list[Outcome], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import shlex
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.members import Member
 from tests.benchmarks.page import Outcome
-from tests.benchmarks.rounds import say
+from tests.benchmarks.rounds import processor_seconds, say
 from tests.benchmarks.table import read_tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,7 @@ def run_member(member: Member, places: dict[str, str], folder: Path, *, quick: b
             return earlier
     say(f"{member.name}: {member.title} About {member.minutes:g} minutes on two quiet cores.")
     date, started = time.strftime("%Y-%m-%d %H:%M", time.gmtime()), time.perf_counter()
+    others = others_seconds()
     with TemporaryDirectory() as temporary:
         found = Path(temporary, "tables.json")
         command = [sys.executable, "-m", f"tests.benchmarks.{member.name}", *member.command(places, quick)]
@@ -50,10 +52,30 @@ def run_member(member: Member, places: dict[str, str], folder: Path, *, quick: b
         )
         tables = read_tables(found) if found.is_file() else []
     seconds = time.perf_counter() - started
-    outcome = Outcome(member.name, member.title, arguments, date, seconds, status, describe_machine(), tables)
+    outcome = Outcome(
+        name=member.name,
+        title=member.title,
+        arguments=arguments,
+        date=date,
+        seconds=seconds,
+        crowd=None if others is None else max(0.0, others_seconds() - others) / seconds / (os.cpu_count() or 1),
+        status=status,
+        machine=describe_machine(),
+        tables=tables,
+    )
     outcome.write(kept)
     say(f"{member.name}: status {status} after {seconds:.0f} s")
     return outcome
+
+
+def others_seconds() -> float | None:
+    """Return the processor time that other programs have taken since the machine started; ``None`` if it is not told."""
+    try:
+        ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:8]]
+    except OSError:
+        return None
+    user, nice, system, _, _, irq, soft_irq = ticks
+    return (user + nice + system + irq + soft_irq) / os.sysconf("SC_CLK_TCK") - processor_seconds()
 
 
 def in_this_process(command: list[str]) -> int:
