@@ -55,6 +55,36 @@ def test_every_module_has_a_floor_and_imports_only_to_its_right(root: Path) -> N
     assert not wrong, "\n".join(wrong)
 
 
+def documented(path: Path) -> dict[str, bool]:
+    """Whether each top-level class, function and value of a file has a docstring, a value's standing below it."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    found: dict[str, bool] = {}
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found[node.name] = ast.get_docstring(node) is not None
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            below = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            found |= {target.id: below for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def exported(path: Path) -> list[str]:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return []
+
+
+def test_every_public_name_has_a_docstring_which_the_reference_shows(root: Path) -> None:
+    files = {path: documented(path) for path in (root / PACKAGE).rglob("*.py")}
+    said = {name for names in files.values() for name, has in names.items() if has}
+    silent = [
+        f"{path.relative_to(root)}: {name}" for path in files for name in exported(path) if name not in said
+    ]
+    assert not silent, "\n".join(silent)
+
+
 def test_importing_the_package_loads_no_optional_package_nor_scikit_learn() -> None:
     # torch itself takes tqdm where it finds it, so what torch brings does not count.
     code = f"""

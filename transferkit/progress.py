@@ -9,6 +9,7 @@ __all__ = ["Progress", "track"]
 
 Item = TypeVar("Item")
 Progress = bool | Callable[..., Iterable[Any]]
+"""``True`` for a bar where tqdm is installed, ``False`` for silence, or what wraps an iterable as ``tqdm`` does."""
 
 
 def track(

@@ -49,14 +49,9 @@ def _link(name: str, obj: griffe.Object) -> str:
     if last in public and owner in ("", public[last].rpartition(".")[0].removeprefix("transferkit.")):
         return f"[`{last}`][{public[last]}]"
     parent = obj if obj.is_class else obj.parent
-    if (
-        not owner
-        and parent is not None
-        and parent.is_class
-        and last in parent.members
-        and parent.name in public
-    ):
-        return f"[`{last}`][{public[parent.name]}.{last}]"
+    if not owner and parent is not None and parent.is_class and parent.name in public:
+        if last in parent.members and parent.members[last].has_docstring:
+            return f"[`{last}`][{public[parent.name]}.{last}]"
     return f"`{method}`" if method else f"`{short}`"
 
 

@@ -97,6 +97,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "alexnet-small": _small_alexnet,
     "efficientnet-lite0": _efficientnet_lite0,
 }
+"""What builds each network that has a name."""
 
 
 def build_network(name: str) -> Network:
