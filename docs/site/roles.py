@@ -49,9 +49,11 @@ def _link(name: str, obj: griffe.Object) -> str:
     if last in public and owner in ("", public[last].rpartition(".")[0].removeprefix("transferkit.")):
         return f"[`{last}`][{public[last]}]"
     parent = obj if obj.is_class else obj.parent
-    if not owner and parent is not None and parent.is_class and parent.name in public:
-        if last in parent.members and parent.members[last].has_docstring:
-            return f"[`{last}`][{public[parent.name]}.{last}]"
+    known = (
+        parent.members.get(last) if parent is not None and parent.is_class and parent.name in public else None
+    )
+    if not owner and known is not None and known.has_docstring:
+        return f"[`{last}`][{public[parent.name]}.{last}]"
     return f"`{method}`" if method else f"`{short}`"
 
 
