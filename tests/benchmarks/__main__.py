@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         return NO_GPU
     folder, page = options.out.resolve(), options.page or options.out / "benchmarks.md"
     folder.mkdir(parents=True, exist_ok=True)
+    for parts in folder.glob("parts_*") if options.again else ():
+        shutil.rmtree(parts)
     chosen = [member for member in members(options) if not options.only or member.name in options.only]
     minutes = sum(member.minutes for member in chosen)
     say(
