@@ -36,7 +36,7 @@ def machine_line(machine: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory']}, GPU: {machine['gpu']}; "
-        f"{machine['system']}, Python {machine['python']}, {packages}; transferkit {machine['transferkit']}"
+        f"{machine['system']}, Python {machine['python']}, {packages}"
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.machine import machine_line
+from tests.benchmarks.members import MEMBERS
 from tests.benchmarks.table import Table, tables_of
 
 PREFACE = """\
@@ -73,7 +74,10 @@ class Outcome:
     def markdown(self) -> str:
         """Return the member's part of the page."""
         failed = "" if self.status == 0 else f" **It ended with status {self.status}.**"
-        how = f"`python -m tests.benchmarks.{self.name} {self.arguments}`, {self.date}, {self.seconds / 60:.1f} minutes"
+        how = (
+            f"`python -m tests.benchmarks.{self.name} {self.arguments}`, transferkit {self.machine['transferkit']}, "
+            f"{self.date}, {self.seconds / 60:.1f} minutes"
+        )
         crowd = "" if self.crowd is None else f"; other programs took {self.crowd:.0%} of the cores meanwhile"
         parts = [f"## {self.title}", f"{how}{crowd}.{failed}", *(table.markdown() for table in self.tables)]
         return "\n\n".join(parts)
@@ -85,7 +89,9 @@ def write_page(path: Path, outcomes: list[Outcome], folder: Path) -> None:
     machines = {machine_line(outcome.machine): outcome.name for outcome in outcomes}
     parts = [PREFACE, *(f"Machine: {line}." for line in machines)]
     parts += [outcome.markdown() for outcome in outcomes]
-    if not any(outcome.name == "recipe_on_gpu" for outcome in outcomes):
+    measured = {outcome.name for outcome in outcomes}
+    parts += [f"## {member.title}\n\nNot measured yet." for member in MEMBERS if member.name not in measured]
+    if "recipe_on_gpu" not in measured:
         parts.append(NO_GPU)
     path.write_text("\n\n".join(part.strip("\n") for part in parts) + "\n", encoding="utf-8")
     for picture in (name for outcome in outcomes for table in outcome.tables for name in table.pictures):
