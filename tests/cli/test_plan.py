@@ -26,6 +26,9 @@ def grey():
 def renamed():
     return nn.ModuleDict({"body": build()})
 
+def single():
+    return nn.ModuleDict({"entry": nn.Conv2d(3, 8, 11, 4, 2)})
+
 def broken():
     raise RuntimeError("no such size")
 
@@ -60,6 +63,14 @@ def folder(tmp_path, monkeypatch):
         ("features.pth plan_models:build --mapping structure --before classifier", 0, "mapped by structure"),
         ("whole.pth plan_models:grey --handler input_channels --before classifier.6", 0, "by input_channels"),
         ("whole.pth plan_models:grey --adapt --before classifier.6", 0, "by input_channels"),
+        ("whole.pth plan_models:single", 1, "or let shapes tell: mapping='structure'"),
+        ("whole.pth plan_models:grey --mapping structure --before classifier.6", 1, "which source layer it is"),
+        (
+            "whole.pth plan_models:grey --mapping structure --rename features.0=features.0 "
+            "--handler input_channels --before classifier.6",
+            0,
+            "by input_channels",
+        ),
         ("whole.pth plan_models:renamed --rename body.*=* --before body.classifier.6", 0, "14 copied"),
     ],
 )
@@ -81,7 +92,10 @@ def test_plans(folder, capsys, arguments, status, says):
         ("whole.pth plan_models:number", "must be a factory, got 3"),
         ("whole.pth plan_models:build --before clasifier.6", "did you mean 'classifier.6'"),
         ("whole.pth plan_models:build --rename body", "--rename takes TARGET=SOURCE, got 'body'"),
-        ("whole.pth plan_models:build --rename a=b --mapping order", "--rename goes with --mapping name"),
+        (
+            "whole.pth plan_models:build --rename a=b --mapping order",
+            "--rename goes with --mapping name or structure",
+        ),
     ],
 )
 def test_what_cannot_be_planned(folder, capsys, arguments, says):

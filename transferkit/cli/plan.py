@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from functools import reduce
@@ -16,6 +17,7 @@ from transferkit.transfer.model_factory import build_model
 from transferkit.transfer.plan import TransferPlan
 from transferkit.transfer.rules import after, before, by_kind, by_name, every
 from transferkit.transfer.select import Rule
+from transferkit.transfer.structure import ByStructure
 from transferkit.transfer.table import coloured, render_text
 from transferkit.transfer.weight_transfer import MappingRule, WeightTransfer
 
@@ -27,6 +29,7 @@ examples:
   transferkit plan alexnet.pth mynet:build --exclude 'classifier.*'  all but some
   transferkit plan model.prm mynet:build --mapping order             the i-th layer for the i-th
   transferkit plan resnet.pth mynet:Net --rename 'backbone.*=*'      from target names to source names
+  transferkit plan resnet.pth mynet:Net --mapping structure          no name is the same
   transferkit plan vit.pth mynet:Net --adapt --json                  with every handler that fits
 
 MODULE:FACTORY is a class or function, in a module that can be imported from here, that builds the target without
@@ -112,12 +115,13 @@ def _selection(options: argparse.Namespace) -> Rule:
 def _mapping(options: argparse.Namespace) -> MappingRule:
     if not options.rename:
         return str(options.mapping)
-    if options.mapping != "name":
-        raise ArgumentError(f"--rename goes with --mapping name, got {options.mapping!r}")
+    if options.mapping == "order":
+        raise ArgumentError("--rename goes with --mapping name or structure, got 'order'")
     pairs = [text.partition("=") for text in options.rename]
     wrong = [
         text for text, (target, equals, _) in zip(options.rename, pairs, strict=True) if not (target and equals)
     ]
     if wrong:
         raise ArgumentError(f"--rename takes TARGET=SOURCE, got {wrong[0]!r}")
-    return {target: source for target, _, source in pairs}
+    names: dict[str | re.Pattern[str], str] = {target: source for target, _, source in pairs}
+    return ByStructure(names) if options.mapping == "structure" else names

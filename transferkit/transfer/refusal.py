@@ -31,7 +31,12 @@ def refusal(plan: Account, problems: Sequence[Entry]) -> str:
     if missing:
         what = f"missing: {_count(missing)}, selected in the target and absent in the source"
         lines += [what, *_table(rows_of(missing)), *_unused(plan)]
-    steps = [*plan.advice, *_ways_for_missing(missing), *_ways_for_mismatched(mismatched)]
+    steps = [
+        *plan.advice,
+        *_ways_to_name(plan, missing),
+        *_ways_for_missing(missing),
+        *_ways_for_mismatched(mismatched),
+    ]
     return "\n".join(
         [*lines, "Next step:" if len(steps) == 1 else "Next step, one of:", *(f"  {s}" for s in steps)]
     )
@@ -76,6 +81,22 @@ def _unused(plan: Account) -> list[str]:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     layers = f"{len(names)} layer{'s' * (len(names) > 1)} of the source"
     return [f"unexpected: {layers} that nothing uses, {', '.join(map(repr, names[:3]))}{more}"]
+
+
+def _ways_to_name(plan: Account, missing: Sequence[Entry]) -> list[str]:
+    """Return how to say that layers go by other names, where both sides have some left over."""
+    if not missing or not plan.unexpected or plan.advice:
+        return []
+    name = split_key(missing[0].key)[0]
+    if plan.mapping == "structure":
+        return [
+            f"say which source layer it is: mapping=ByStructure({{{name!r}: '...'}}), with a handler if it must be"
+        ]
+    if plan.mapping == "name":
+        return [
+            f"say how names correspond: mapping={{{name!r}: '...'}}, or let shapes tell: mapping='structure'"
+        ]
+    return []
 
 
 def _ways_for_missing(entries: Sequence[Entry]) -> list[str]:
