@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from transferkit.heads import MULTI_LABEL, SINGLE_LABEL
-from transferkit.optimization import EarlyStopping, WarmupCosine, WeightAverage
+from transferkit.optimization import WarmupCosine, WeightAverage
 from transferkit.protocols import NEON2016, OQUAB2014, Optimization
 
 COSINE = Optimization(0.05, momentum=0.9, weight_decay=1e-4, schedule=WarmupCosine(epochs=10, warmup=1))
@@ -14,13 +14,12 @@ STEERED = replace(
     pretrained=COSINE,
     objective=MULTI_LABEL,
     average=WeightAverage(0.99),
-    early_stopping=EarlyStopping(patience=4),
 )
 
 
-def test_the_published_recipes_are_softmax_without_average_or_early_stop() -> None:
+def test_the_published_recipes_are_softmax_without_average() -> None:
     for protocol in (NEON2016, OQUAB2014):
-        assert (protocol.objective, protocol.average, protocol.early_stopping) == (SINGLE_LABEL, None, None)
+        assert (protocol.objective, protocol.average) == (SINGLE_LABEL, None)
 
 
 def test_what_steers_training_is_in_the_table() -> None:
@@ -29,7 +28,6 @@ def test_what_steers_training_is_in_the_table() -> None:
         "learning rate 0.05 (warm-up over 1 epochs, cosine to x0 after 10 epochs)",
         "a sigmoid and binary cross-entropy per class",
         "weights averaged with decay 0.99 after every step",
-        "stopped after 4 epochs without gain",
     ):
         assert part in text
     assert "softmax and cross-entropy" in str(NEON2016)

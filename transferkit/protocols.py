@@ -17,7 +17,7 @@ from torch import nn
 from transferkit.errors import ArgumentError, require
 from transferkit.heads import SINGLE_LABEL, Objective, adaptation_head
 from transferkit.labeling import OverlapRule, Rule
-from transferkit.optimization import EarlyStopping, WarmupCosine, WeightAverage
+from transferkit.optimization import WarmupCosine, WeightAverage
 from transferkit.sampler import (
     AllPatches,
     BackgroundFraction,
@@ -122,7 +122,6 @@ class Protocol:
         ap_rule: The average precision that the recipe reports.
         objective: The loss, and the probabilities that go with it.
         average: The average of the weights that is tested instead of the last ones.
-        early_stopping: When to stop before ``epochs``, by the average precision on photos held out from training.
     """
 
     name: str
@@ -151,7 +150,6 @@ class Protocol:
     ap_rule: APRule
     objective: Objective = SINGLE_LABEL
     average: WeightAverage | None = None
-    early_stopping: EarlyStopping | None = None
 
     def __post_init__(self) -> None:
         for name in ("patches_per_image", "batch_size", "mix_images", "patch_size"):
@@ -247,7 +245,6 @@ class Protocol:
             ),
             ("objective", self.objective),
             *([("average", self.average)] if self.average else []),
-            *([("early stop", self.early_stopping)] if self.early_stopping else []),
             ("grid", self.grid),
             ("label", self.rule),
             ("train on", f"{self.train_balance}, {self.patches_per_image} patches per image"),
