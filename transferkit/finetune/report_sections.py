@@ -243,7 +243,7 @@ def settings(
 
 
 def _photo(item: Any, k: int, score: Tensor) -> tuple[Tensor, str, Tensor]:
-    return item.image, f"{item.id}, {float(score):#.2g}", item.boxes[item.classes == k]
+    return item.image, f"{item.id}, {f'{float(score):#.2g}'.rstrip('.')}", item.boxes[item.classes == k]
 
 
 def _best_and_worst(result: ClassificationResult) -> str:
