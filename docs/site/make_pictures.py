@@ -84,7 +84,7 @@ def overview(tutorial: SimpleNamespace) -> Figure:
     boxes, probs = patch_probs(tutorial.model, image)
     classes = photo.classes.unique().tolist()[:3]
     colours = {number: color(1 + place) for place, number in enumerate(classes)}
-    maps = score_map(probs, boxes, tuple(image.shape[1:]))
+    maps = score_map(probs, boxes, tuple(image.shape[1:]), exponent=5)
     figure = new_figure(2.35 * (2 + len(classes)), 2.15)
     scene, patches, *panels = figure.subplots(1, 2 + len(classes))
     show_image(scene, image, "a scene and its objects")
@@ -112,7 +112,7 @@ def clearest(tutorial: SimpleNamespace) -> Any:
 
     def overlap(photo: Any) -> float:
         boxes, probs = patch_probs(tutorial.model, photo.image)
-        maps = score_map(probs, boxes, tuple(photo.image.shape[1:]))
+        maps = score_map(probs, boxes, tuple(photo.image.shape[1:]), exponent=5)
         found = torch.stack([map_box(maps[number]) for number in photo.classes.tolist()])
         shared = intersection(found, photo.boxes).diagonal()
         return float((shared / (area(found) + area(photo.boxes) - shared)).min())

@@ -32,7 +32,8 @@ def find_voc_folder(root: Path | str, year: str = "2007") -> Path:
             raise DataError(f"{folder} is only a part of a VOC folder: it has no {' and no '.join(missing)}")
     raise MissingFileError(
         f"no VOC data for {year}: {root} is not a folder with {', '.join(_PARTS)} and holds no "
-        f"VOCdevkit/VOC{year} or VOC{year}; transferkit.datasets.fetch_voc({year!r}) downloads it"
+        f"VOCdevkit/VOC{year} or VOC{year}; transferkit.datasets.fetch_voc({year!r}) downloads it, and photos of "
+        "your own go into these three folders, whatever the year is called"
     )
 
 

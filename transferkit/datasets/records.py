@@ -14,6 +14,10 @@ from transferkit.errors import DataError, did_you_mean
 Box = tuple[float, float, float, float]
 
 _SHOWN = 10  # problems that one error spells out
+_CLASSES_OF_ONES_OWN = (
+    "classes of your own: class_names=[...], or find_class_names(folder) for all there are "
+    "(--classes on a command line); skip_other_classes=True leaves out objects of others"
+)
 _SLACK = 1.0  # pixels that a box may reach out of its image: tools that count from 0 do
 
 
@@ -72,8 +76,9 @@ def read_records(
             records.append(_read_record(folder, image_id, photos, numbers, box_offset, unknown))
         except DataError as error:
             problems.append(str(error))
-    if not skip_other_classes:
+    if unknown and not skip_other_classes:
         problems += [_unknown_class(name, where, class_names) for name, where in sorted(unknown.items())]
+        problems[-1] += f"\n{_CLASSES_OF_ONES_OWN}"
     raise_problems(problems, f"the data in {folder} cannot be used")
     return records
 
