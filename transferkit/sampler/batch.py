@@ -25,3 +25,9 @@ class PatchBatch:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        shown = int((self.labels > 0).sum())
+        pixels = f"pixels {tuple(self.pixels.shape)} {str(self.pixels.dtype).removeprefix('torch.')}"
+        images = len(self.image_index.unique())  # type: ignore[no-untyped-call]
+        return f"PatchBatch({pixels}, {shown} with an object, of {images} images)"

@@ -26,3 +26,7 @@ class AnnotatedImage:
     difficult: Tensor
     truncated: Tensor
     id: str
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[-2:]
+        return f"AnnotatedImage({self.id!r}, {height} x {width} (h x w), classes {self.classes.tolist()})"

@@ -150,6 +150,11 @@ class MultiscaleSampler:
         """The epoch that is, or was last, iterated."""
         return self._epoch
 
+    def __repr__(self) -> str:
+        chooser, cutter = self._stream.chooser, self._stream.cutter
+        patches = f"minibatches of {cutter.batch_size} patches"
+        return f"MultiscaleSampler({len(chooser.dataset)} images, mode {self.mode!r}, {patches}, epoch {self._epoch})"
+
     def __len__(self) -> int:
         """Return the number of minibatches of an epoch on this rank, those of skipped images included."""
         return self._stream.schedule(self._epoch).length

@@ -86,6 +86,10 @@ class ImageScorer:
         self.validate = validate
         self._tally = Tally.empty(num_images, num_classes, self.device)
 
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+        return f"ImageScorer({settings}; {int(self._tally.count.sum()):,} patches seen)"
+
     @property
     def counts(self) -> Tensor:
         """The number of patches of each image, (N,) int64."""

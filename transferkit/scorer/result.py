@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,10 @@ class ClassificationResult:
         """Over how many classes a rule's mean goes, where they are not those of the leading rule."""
         known, own = ([not math.isnan(value) for value in self.ap[each]] for each in (self.rule, rule))
         return "" if known == own else f", over {sum(own)} classes"
+
+    def _repr_html_(self) -> str:
+        """Return the table as a notebook shows it."""
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         return "\n".join([plain_table(self.table()), *self.notes()])

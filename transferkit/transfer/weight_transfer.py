@@ -96,6 +96,9 @@ class WeightTransfer:
         self.load_states = load_states
         self.device = device
 
+    def __repr__(self) -> str:
+        return f"WeightTransfer({self.source!r}, select={self.select!r}, mapping={self.mapping!r})"
+
     def plan(self, model: nn.Module, optimizer: Optimizer | None = None) -> TransferPlan:
         """Return what :meth:`apply` would do, from names, shapes and dtypes alone. Nothing is written.
 
