@@ -2,6 +2,12 @@
 
 Select layers of the target, map source layers to them, convert what does not fit, look at the plan: then all of
 it is written, or nothing is.
+
+To read the code, follow ``weight_transfer``, in the order of a transfer: ``target`` (the model as layers),
+``select`` and ``rules``, ``mapping`` (``structure`` over ``alignment`` and ``name_evidence`` where names tell
+nothing), ``choose`` and ``conversion`` (which handler, and how it is run), ``decide`` (every tensor into its
+bucket), ``plan``, ``refusal``, ``stage`` (the values), ``write`` (the only place that changes a model).
+``account`` is what a plan and a report share; ``rows`` and ``table`` print it.
 """
 
 from transferkit.transfer.freeze import freeze, frozen_layers, unfreeze
