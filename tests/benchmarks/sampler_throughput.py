@@ -6,15 +6,16 @@ Every way decodes the same photos and cuts the same 448 patches of each to 224 x
 what its workers decoded; the others decode and cut in as many workers, except the recipe, which did all in the process
 that trained. All are run in turn, round by round, so that other work on the machine touches all alike, and the ratios are
 those of each round. Processor time is that of this process and its workers, in the round with the least: what a way costs
-where it has the machine to itself, roughly, however crowded the machine is. The error is the difference from PIL's ``resize(box=...)`` in grey levels; a way that is more than 1
-off on average, or 3 anywhere, cuts something else.
+where it has the machine to itself, roughly, however crowded the machine is. The error is the difference from PIL's
+``resize(box=...)`` in grey levels; a way that is more than 1 off on average, or 3 anywhere, cuts something else.
 
 OpenCV and kornia are left out where they are not installed.
 
-Measured on one core of a crowded machine, cutting alone, patches per second of processor time, best of 3 rounds over 3
-photos (torch 2.13.0, OpenCV 5.0.0): crop_and_resize 4,875, PIL ``resize(box=...)`` 1,804 (the only other that is exact
-enough), the recipe's own way 634 (1,318 in bytes); not exact enough: OpenCV linear 5,347, F.interpolate 5,011, OpenCV area
-4,844, OpenCV warpAffine 2,399.
+Measured on two cores, 5 rounds, patches per second (torch 2.13.0, OpenCV 5.0.0): the sampler 4,391; PIL ``resize(box=...)``,
+the only other that is exact enough, 2,739 (the sampler is 1.60 times as fast, 1.32 to 1.87 over the rounds); the recipe's
+own way 682 (6.30 times, 4.97 to 7.50), the same in bytes 1,529 (2.87 times), in bytes and in workers 2,193. Cutting alone in
+workers, crop_and_resize does 5,717. Not exact enough: OpenCV linear 5,878, F.interpolate 5,580, OpenCV area 5,453, OpenCV
+warpAffine 3,472, grid_sample 2,457, kornia 1,014.
 """
 
 from __future__ import annotations
