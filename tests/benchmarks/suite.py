@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-import runpy
 import shlex
 import subprocess
 import sys
@@ -79,15 +79,14 @@ def others_seconds() -> float | None:
 
 
 def in_this_process(command: list[str]) -> int:
-    """Run ``python -m module arguments`` here, which spares starting Python and importing torch; return its status."""
+    """Call the ``main`` of ``python -m module arguments`` here, which spares starting Python and importing torch; return its status."""
     _, _, module, *arguments = command
     threads, before = torch.get_num_threads(), sys.argv
     sys.argv = [module, *arguments]
     try:
-        runpy.run_module(module, run_name="__main__")
+        return int(importlib.import_module(module).main() or 0)
     except SystemExit as end:
         return int(end.code or 0)
     finally:
         sys.argv = before
         torch.set_num_threads(threads)
-    return 0
