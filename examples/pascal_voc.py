@@ -457,8 +457,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--levels",
         type=positive,
+        default=6,
         metavar="N",
-        help="sizes of photo that are shared (default one for each scale)",
+        help="at how many sizes a photo is shown to the network when shared (default 6)",
     )
     add("--cache_dir", type=Path, metavar="DIR", help="where features are cached (default in --results)")
     add("--cache_limit", type=float, metavar="GB", help="the most that a cache may take (default what is free)")
