@@ -8,7 +8,7 @@ names the candidates, never a guess. The program ends by comparing what the two 
     theirs.pth -> Sequential, mapped by structure
     moved 42 of 42 tensors (100.0%), 29,015 of 29,015 elements (100.0%)
     42 copied, 2 skipped, 2 unexpected
-    by_name('3') selects 1 layer
+    by_name('3') matches 1 layer
     copied      0.0.0             weight [16, 3, 7, 7]         conv1
     copied      0.0.1             weight [16], bias [16], ...  bn1
     copied      0.2.body.0.0      weight [24, 16, 3, 3]        layer1.conv1

@@ -40,22 +40,21 @@ from transferkit.datasets import (
     write_demo_devkit,
 )
 from transferkit.errors import OutputError
-from transferkit.features import FeatureCache, FeatureImages, UnsplittableError
+from transferkit.features import FeatureCache, FeatureImages, PatchFeatures, UnsplittableError
 from transferkit.finetune import (
     AS_THEY_ARE,
     DEMO,
     NETWORKS,
-    AveragedWeights,
     LoopSettings,
     Network,
     Run,
     RunReport,
     Stopwatch,
     build_network,
-    build_optimizer,
     build_report,
-    build_schedule,
+    build_run,
     choose_device,
+    choose_on_held_out,
     fill_scorer,
     first_on_machine,
     fit,
@@ -103,9 +102,7 @@ def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -
     ``compared_with`` holds the metrics of other runs by name, for the report.
     """
     stopwatch, device = Stopwatch(), choose_device(args.backend)
-    protocol = PROTOCOLS[args.protocol].adjusted(
-        args.patches_per_image, args.batch_size, args.learning_rate, args.epochs
-    )
+    protocol = protocol_of(args)
     save_path = check_outputs(args)
     saved = read_run(args.model_file) if args.model_file else None
     print(protocol)
@@ -127,7 +124,7 @@ def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -
     moved = saved["transfer"] if saved else None if args.from_scratch else transfer(args, network, before_head)
     frozen = freeze(args, protocol, model, before_head)
     steps = math.ceil(len(train_patches) / args.accumulate) if train_patches else 1
-    state = build_run(args, protocol, network, frozen, moved, steps)
+    state = new_run(args, protocol, network, frozen, moved, steps)
     if saved:
         state.restore(saved)
         print(f"{args.model_file}: {state.epoch} epochs done")
@@ -144,13 +141,17 @@ def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -
         print(state.history[-1], flush=True)
 
     if state.epoch < protocol.epochs:
-        if state.sampler_state:
-            train_patches.load_state_dict(state.sampler_state)
         loop, how = loop_settings(args), {"after_epoch": after_epoch, "progress": is_first()}
         wanted = args.features or ("cached" if frozen else "exact")
         ready = None if wanted == "exact" else cached_features(args, protocol, state, train_set)
+        if ready and protocol.choice and not saved:
+            protocol = choose(args, protocol, state, *ready)
+            state = new_run(args, protocol, network, frozen, moved, steps)
+        if state.sampler_state:
+            train_patches.load_state_dict(state.sampler_state)
         if ready:  # what frozen layers give is computed once, and only the rest runs in each epoch
-            cached_patches, rest = ready
+            cache, rest = ready
+            cached_patches = stream(args, protocol, cache, "train")
             cached_patches.load_state_dict(train_patches.state_dict())
             fit_on_features(state, rest, cached_patches, protocol.epochs, loop=loop, **how)
         else:
@@ -170,7 +171,8 @@ def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -
         return {}
     metrics = write_results(args.results, state, result, seconds=stopwatch.laps, image_set=args.test_set)
     if args.report:
-        title = f"{args.model}, {protocol.name}, VOC{args.year} {args.test_set}"
+        photos = "digits in scenes" if args.demo else f"VOC{args.year}"
+        title = f"{args.model}, {protocol.name}, {photos} {args.test_set}"
         seen = look_at_patches(train_patches, train_set) if train_patches else None
         report = RunReport.of(
             metrics, result, log, test_set, title=title, compared_with=compared_with, patches=seen
@@ -179,6 +181,14 @@ def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -
     print(stopwatch)
     print(f"mAP {result.mean_ap():.2%} ({result.rule}); results are in {args.results}")
     return metrics
+
+
+def protocol_of(args: argparse.Namespace) -> Protocol:
+    """Return the recipe with what the command line, or an earlier run's choice on held-out photos, changes in it."""
+    protocol = PROTOCOLS[args.protocol]
+    if args.chosen:
+        protocol = protocol.decided(*args.chosen)
+    return protocol.adjusted(args.patches_per_image, args.batch_size, args.learning_rate, args.epochs)
 
 
 def check_outputs(args: argparse.Namespace) -> Path:
@@ -222,27 +232,60 @@ def stream(
     return protocol.sampler(data, mode=mode, seed=args.rng_seed, num_workers=args.num_workers, device=device)
 
 
+def feature_settings(args: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
+    """Return how patches go through frozen layers: one by one, or shared at some sizes of the photo."""
+    method = args.features if args.features in ("exact", "shared") else protocol.features
+    return {"method": method, "levels": args.levels or protocol.levels, "amp": args.amp}
+
+
+def cache_of(
+    args: argparse.Namespace, protocol: Protocol, features: PatchFeatures, photos: VOCDataset
+) -> FeatureCache:
+    """Compute features of all patches of the photos, or find them computed."""
+    limit = None if args.cache_limit is None else int(args.cache_limit * 1e9)
+    folder = args.cache_dir or args.results / "features"
+    cache = FeatureCache(folder, features, photos, grid=protocol.grid, limit=limit)
+    print(f"features of the frozen layers: {cache.size()}", flush=True)
+    cache.fill(num_workers=args.num_workers, progress=is_first())
+    return cache
+
+
 def cached_features(
     args: argparse.Namespace, protocol: Protocol, state: Run, photos: VOCDataset
-) -> tuple[tk.MultiscaleSampler, nn.Module] | None:
-    """Compute what the frozen layers give for all patches, once; return it as minibatches, and what is trained on it.
+) -> tuple[FeatureCache, nn.Module] | None:
+    """Compute what the frozen layers give for all patches, once; return it, and what is trained on it.
 
     ``None`` where that cannot be done, or does not fit: then every patch goes through the whole network.
     """
-    method: Literal["exact", "shared"] = "shared" if args.features == "shared" else "exact"
     try:
-        features, rest = frozen_features(state, protocol, method=method, levels=args.levels, amp=args.amp)
-        limit = None if args.cache_limit is None else int(args.cache_limit * 1e9)
-        folder = args.cache_dir or args.results / "features"
-        cache = FeatureCache(folder, features, photos, grid=protocol.grid, limit=limit)
-        print(f"features of the frozen layers: {cache.size()}", flush=True)
-        cache.fill(num_workers=args.num_workers, progress=is_first())
+        features, rest = frozen_features(state, protocol, **feature_settings(args, protocol))
+        return cache_of(args, protocol, features, photos), rest
     except (UnsplittableError, OutputError) as error:
         if args.features == "cached":
             raise
         print(f"every patch goes through the whole network in every epoch: {error}")
         return None
-    return stream(args, protocol, cache, "train"), rest
+
+
+def choose(
+    args: argparse.Namespace, protocol: Protocol, state: Run, cache: FeatureCache, rest: nn.Module
+) -> Protocol:
+    """Choose on held-out training photos what the recipe leaves open; return the recipe with that decided."""
+    optimization = protocol.optimization(from_scratch=not trains_transferred(state.model, state.transfer))
+    chosen = choose_on_held_out(
+        rest,
+        cache,
+        protocol,
+        optimization,
+        seed=args.rng_seed,
+        num_workers=args.num_workers,
+        loop=loop_settings(args),
+        progress=is_first(),
+    )
+    print(chosen, flush=True)
+    args.chosen = [chosen.epochs, chosen.exponent]
+    torch.manual_seed(args.rng_seed)
+    return protocol.decided(chosen.epochs, chosen.exponent)
 
 
 def transfer(args: argparse.Namespace, network: Network, before_head: Predicate) -> dict[str, Any]:
@@ -265,7 +308,7 @@ def freeze(
     return () if protocol.train_trunk else tk.freeze(model, before_head)
 
 
-def build_run(
+def new_run(
     args: argparse.Namespace,
     protocol: Protocol,
     network: Network,
@@ -276,17 +319,18 @@ def build_run(
     """Put the model together with its optimizer and schedule; low rates only where they protect something."""
     model = network.model
     optimization = protocol.optimization(from_scratch=not trains_transferred(model, moved))
-    optimizer = build_optimizer(model.parameters(), optimization)
-    schedule = build_schedule(optimizer, optimization, steps_per_epoch=steps_per_epoch)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print(f"{trained:,} parameters to train: {optimization}")
-    state = Run(
-        model, optimizer, schedule, network.preprocessing.preprocessing, settings_of(args), frozen, moved
+    return build_run(
+        model,
+        protocol,
+        optimization,
+        preprocessing=network.preprocessing.preprocessing,
+        steps_per_epoch=steps_per_epoch,
+        settings=settings_of(args),
+        frozen=frozen,
+        transfer=moved,
     )
-    state.objective = protocol.objective
-    if protocol.average:
-        state.average = AveragedWeights(model, optimizer, protocol.average, steps_per_epoch=steps_per_epoch)
-    return state
 
 
 def test(
@@ -305,9 +349,12 @@ def test(
         else protocol.scorer(*size, device=state.device, validate=False)
     )
     model, preprocessing = state.tested_model, state.preprocessing
-    if args.features == "shared":
-        features, model = head_features(model, preprocessing, protocol, levels=args.levels, amp=args.amp)
-        patches, preprocessing = stream(args, protocol, FeatureImages(test_set, features), "test"), AS_THEY_ARE
+    settings = feature_settings(args, protocol)
+    if settings["method"] == "shared":
+        keep = args.cache_dir and head_features(state.model, preprocessing, protocol, **settings)[0].frozen
+        features, model = head_features(model, preprocessing, protocol, **settings)
+        data = cache_of(args, protocol, features, test_set) if keep else FeatureImages(test_set, features)
+        patches, preprocessing = stream(args, protocol, data, "test"), AS_THEY_ARE
     scorer = fill_scorer(
         model,
         patches,
@@ -454,17 +501,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--features", choices=["exact", "shared", "cached"],
         help="exact: each patch through the whole network; shared: read from maps of the whole photo, in "
         "training and test; cached: train on what frozen layers give, computed once (the default then)")  # fmt: skip
-    add(
-        "--levels",
-        type=positive,
-        default=6,
-        metavar="N",
-        help="at how many sizes a photo is shown to the network when shared (default 6)",
-    )
+    add("--levels", type=positive, metavar="N",
+        help="at how many sizes a photo is shown to the network when shared (default the protocol's)")  # fmt: skip
     add("--cache_dir", type=Path, metavar="DIR", help="where features are cached (default in --results)")
     add("--cache_limit", type=float, metavar="GB", help="the most that a cache may take (default what is free)")
     add("--profile", action="store_true", help="show where the time of the first steps goes; see DIR/profile")
 
+    parser.set_defaults(chosen=None)
     args = parser.parse_args(argv)
     if args.model_file:
         parser.set_defaults(**read_run(args.model_file)["settings"])

@@ -20,6 +20,7 @@ from tests.benchmarks.plain import PhotoPatches, every_patch, loader, normalise,
 from tests.benchmarks.plain_training import all_features, timed_epoch
 from tests.benchmarks.process_tree import watch
 from tests.benchmarks.setting import Photos, load_trunk
+from tests.benchmarks.suite import in_this_process
 from tests.benchmarks.table import Table
 from tests.benchmarks.waiting import AlreadyThere, Watched
 from transferkit.alexnet import AlexNet
@@ -65,6 +66,25 @@ def test_a_member_of_the_suite_runs_and_its_tables_are_on_the_page(
     page = (tmp_path / "benchmarks.md").read_text()
     assert all(table["title"] in page for table in outcome["tables"])
     assert str(devkit) not in page and outcome["machine"]["processor"] in page
+
+
+def test_recipes_are_compared_on_next_to_nothing(devkit: Path, weights: Path, tmp_path: Path) -> None:
+    arguments = [
+        "--data_dir",
+        devkit,
+        "--weights",
+        weights,
+        "--out",
+        tmp_path,
+        "--json",
+        tmp_path / "found.json",
+    ]
+    arguments += ["--photos", 6, "--seeds", 1, "--splits", 0, 1, "--backbones", "alexnet-convolutions"]
+    arguments += ["--recipes", "recommended", "--workers", 0, "--threads", 1, "--no-bfloat16"]
+    in_this_process(["python", "-m", "tests.benchmarks.recipes", *map(str, arguments)])
+    tables = json.loads((tmp_path / "found.json").read_text())
+    assert [table["title"][:29] for table in tables] == [f"alexnet-convolutions, split {n}" for n in (0, 1)]
+    assert all(0 <= table["rows"][0][1][0] <= 100 for table in tables)
 
 
 def test_the_suite_keeps_what_was_measured_and_measures_anew_when_told(

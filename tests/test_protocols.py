@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from transferkit.heads import MULTI_LABEL, SINGLE_LABEL
 from transferkit.optimization import WarmupCosine, WeightAverage
-from transferkit.protocols import NEON2016, OQUAB2014, Optimization
+from transferkit.protocols import NEON2016, OQUAB2014, RECOMMENDED, Optimization
 
 COSINE = Optimization(0.05, momentum=0.9, weight_decay=1e-4, schedule=WarmupCosine(epochs=10, warmup=1))
 STEERED = replace(
@@ -40,3 +40,16 @@ def test_other_epochs_and_rates_reach_the_schedule() -> None:
     assert adjusted.pretrained.schedule == WarmupCosine(epochs=5, warmup=0.5)
     assert adjusted.scratch.steps == NEON2016.scratch.steps
     assert STEERED.adjusted() == STEERED
+
+
+def test_the_recommended_recipe_says_all_that_is_new_in_it() -> None:
+    text = str(RECOMMENDED)
+    for part in (
+        "AdamW, learning rate 0.001 (warm-up over 2 epochs, cosine to x0 after 20 epochs)",
+        "softmax and cross-entropy and 1 x binary cross-entropy of images' scores with exponent 2",
+        "weights averaged with decay 0.99",
+        "exponent (1, 2, 3, 5, 8, inf) by mean AP on 20% of the training photos",
+    ):
+        assert part in text
+    # Whole images in each minibatch, as the loss of images wants them.
+    assert RECOMMENDED.batch_size == RECOMMENDED.mix_images * RECOMMENDED.patches_per_image

@@ -5,7 +5,7 @@ from transferkit.errors import TransferKitError
 from transferkit.heads import adaptation_head, linear_head, replace_head
 from transferkit.labeling import OverlapRule, label_patches
 from transferkit.layers import layers_of
-from transferkit.protocols import NEON2016, OQUAB2014
+from transferkit.protocols import NEON2016, OQUAB2014, RECOMMENDED
 from transferkit.sampler import MultiscaleSampler, PatchGrid, crop_and_resize
 from transferkit.scorer import ImageScorer, average_precision, evaluate
 from transferkit.transfer import (
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "NEON2016",
     "OQUAB2014",
+    "RECOMMENDED",
     "Checkpoint",
     "ImageScorer",
     "MultiscaleSampler",

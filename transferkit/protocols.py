@@ -15,34 +15,36 @@ import torch
 from torch import nn
 
 from transferkit.errors import ArgumentError, require
-from transferkit.heads import SINGLE_LABEL, Objective, adaptation_head
+from transferkit.heads import SINGLE_LABEL, ImageLoss, Objective, adaptation_head
 from transferkit.labeling import OverlapRule, Rule
-from transferkit.optimization import WarmupCosine, WeightAverage
+from transferkit.optimization import HeldOutChoice, WarmupCosine, WeightAverage
 from transferkit.sampler import (
     AllPatches,
     BackgroundFraction,
     Balance,
+    ClassBalanced,
     MultiscaleSampler,
     PatchGrid,
     PositivesFirst,
     RandomSubset,
 )
-from transferkit.scorer import NEON, VOC2007, APRule, ImageScorer
+from transferkit.scorer import NEON, VOC2007, VOC2010, APRule, ImageScorer
 
-__all__ = ["NEON2016", "OQUAB2014", "PROTOCOLS", "Optimization", "Protocol"]
+__all__ = ["NEON2016", "OQUAB2014", "PROTOCOLS", "RECOMMENDED", "Optimization", "Protocol"]
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """How stochastic gradient descent is set up.
+    """How the optimizer is set up.
 
     Attributes:
         learning_rate: At the start.
-        momentum: Of the gradient.
-        weight_decay: L2 penalty on every trained parameter.
+        momentum: Of the gradient; Adam's first beta.
+        weight_decay: L2 penalty on every trained parameter; decoupled from the gradient in AdamW.
         steps: Epochs (0-based) at which the learning rate changes.
         factors: What the learning rate is from each of ``steps`` on, as a multiple of the first.
         schedule: A rate that never rests, instead of ``steps``; ``learning_rate`` is its highest.
+        method: ``"sgd"``, stochastic gradient descent, or ``"adamw"``.
 
     Example:
         >>> settings = Optimization(1e-4, 0.9, 5e-4, steps=(15, 20), factors=(0.5, 0.1))
@@ -56,8 +58,10 @@ class Optimization:
     steps: tuple[int, ...] = ()
     factors: tuple[float, ...] = ()
     schedule: WarmupCosine | None = None
+    method: Literal["sgd", "adamw"] = "sgd"
 
     def __post_init__(self) -> None:
+        require(self.method in ("sgd", "adamw"), "method", "'sgd' or 'adamw'", self.method)
         require(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
         require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
         require(self.weight_decay >= 0, "weight_decay", "zero or positive", self.weight_decay)
@@ -85,8 +89,9 @@ class Optimization:
         changes = ", ".join(
             f"x{factor:g} after {step} epochs" for step, factor in zip(self.steps, self.factors, strict=True)
         ) or str(self.schedule or "")
+        method = {"sgd": "SGD", "adamw": "AdamW"}[self.method]
         return (
-            f"SGD, learning rate {self.learning_rate:g}{f' ({changes})' if changes else ''}, "
+            f"{method}, learning rate {self.learning_rate:g}{f' ({changes})' if changes else ''}, "
             f"momentum {self.momentum:g}, weight decay {self.weight_decay:g}"
         )
 
@@ -121,7 +126,13 @@ class Protocol:
         reduction: Which of the two.
         ap_rule: The average precision that the recipe reports.
         objective: The loss, and the probabilities that go with it.
+        image_loss: A second loss, of whole images.
         average: The average of the weights that is tested instead of the last ones.
+        features: Whether patches go through the frozen layers one by one (``"exact"``), or are read from maps of
+            the whole image (``"shared"``); see :class:`~transferkit.features.PatchFeatures`.
+        levels: At which sizes an image is shown to them when shared.
+        choice: What is chosen on held-out training images, where layers are frozen: instead of ``exponent``, and
+            with ``epochs`` as the most.
     """
 
     name: str
@@ -149,7 +160,11 @@ class Protocol:
     reduction: Literal["sum", "mean"]
     ap_rule: APRule
     objective: Objective = SINGLE_LABEL
+    image_loss: ImageLoss | None = None
     average: WeightAverage | None = None
+    features: Literal["exact", "shared"] = "exact"
+    levels: int | tuple[float, ...] = 6
+    choice: HeldOutChoice | None = None
 
     def __post_init__(self) -> None:
         for name in ("patches_per_image", "batch_size", "mix_images", "patch_size"):
@@ -181,6 +196,10 @@ class Protocol:
         for regime in ("pretrained", "scratch"):
             changes[regime] = getattr(self, regime).adjusted(learning_rate, epochs)
         return replace(self, **changes)
+
+    def decided(self, epochs: int, exponent: float) -> Protocol:
+        """Return the recipe with what was chosen on held-out images, and nothing left to choose."""
+        return replace(self.adjusted(epochs=epochs), exponent=exponent, choice=None)
 
     def head(self, in_features: int, num_classes: int) -> nn.Sequential:
         """Build the adaptation layers, (B, in_features) -> (B, num_classes) logits."""
@@ -243,7 +262,7 @@ class Protocol:
                 f"Linear {', Linear '.join(map(str, self.hidden))} (Gaussian {self.hidden_std:g}, bias "
                 f"{self.hidden_bias:g}){dropout}, Linear to the classes (Gaussian {self.head_std:g}, bias 0)",
             ),
-            ("objective", self.objective),
+            ("objective", f"{self.objective} {self.image_loss or ''}".rstrip()),
             *([("average", self.average)] if self.average else []),
             ("grid", self.grid),
             ("label", self.rule),
@@ -252,6 +271,7 @@ class Protocol:
             ("minibatch", f"{self.batch_size} patches of {self.mix_images} image{'s' * (self.mix_images > 1)}"),
             ("pixels", f"patches resized to {self.patch_size} x {self.patch_size}"),
             ("score", f"{self.reduction} over patches of probability^{self.exponent:g}"),
+            *([("chosen", self.choice)] if self.choice else []),
             ("AP", self.ap_rule),
         ]
         return "\n".join([f"protocol {self.name}", *(f"  {label:<12}  {value}" for label, value in rows)])
@@ -325,5 +345,47 @@ the mean over patches. Not known, and chosen here: the minibatch (64 patches of 
 (NEON2016's), and all of ``Optimization``, which is Krizhevsky's usual setting with a step schedule.
 """
 
-PROTOCOLS = {protocol.name: protocol for protocol in (NEON2016, OQUAB2014)}
+_SCALES = (1, 1.4, 2, 2.8, 4)
+_ADAMW = Optimization(
+    1e-3, momentum=0.9, weight_decay=1e-2, schedule=WarmupCosine(epochs=20, warmup=2), method="adamw"
+)
+RECOMMENDED = Protocol(
+    name="recommended",
+    grid=PatchGrid(scales=_SCALES, target=None),
+    subtract_one="starts",
+    rule=OverlapRule(patch_fraction=0.2, object_fraction=0.6, several="largest"),
+    train_balance=ClassBalanced(0.5),
+    test_balance=AllPatches(),
+    patches_per_image=64,
+    batch_size=512,
+    mix_images=8,
+    patch_size=224,
+    whole_pixels=False,
+    antialias=True,
+    hidden=(1024,),
+    hidden_std=0.01,
+    hidden_bias=0.0,
+    drop_rate=0.5,
+    head_std=0.01,
+    train_trunk=False,
+    pretrained=_ADAMW,
+    scratch=_ADAMW,
+    epochs=20,
+    exponent=3,
+    reduction="mean",
+    ap_rule=VOC2010,
+    image_loss=ImageLoss(weight=1.0, exponent=2.0),
+    average=WeightAverage(decay=0.99),
+    features="shared",
+    levels=_SCALES,
+    choice=HeldOutChoice(),
+)
+"""What worked best in docs/experiments.md, on photos held out of the training ones: start here.
+
+Over a frozen backbone, whose features are read from maps of the whole photo at five sizes, a head is trained with two
+losses: that each patch be right, and that each photo be (:class:`~transferkit.heads.ImageLoss`). The exponent of
+the score is chosen on a fifth of the training photos.
+"""
+
+PROTOCOLS = {protocol.name: protocol for protocol in (NEON2016, OQUAB2014, RECOMMENDED)}
 """The recipes by name."""

@@ -58,7 +58,7 @@ def folder(tmp_path, monkeypatch):
         ("whole.pth plan_models:build --exclude classifier.6", 0, "14 copied, 2 skipped"),
         ("features.pth plan_models:build --before classifier.6", 1, "--allow_missing 'classifier.*'"),
         ("features.pth plan_models:build --before classifier.6 --allow_missing classifier.*", 0, "10 copied"),
-        ("features.pth plan_models:build --name features.* --kind conv", 0, "by_kind('conv') selects 5 layers"),
+        ("features.pth plan_models:build --name features.* --kind conv", 0, "by_kind('conv') matches 5 layers"),
         ("features.pth plan_models:build --mapping order --before classifier", 0, "mapped by order"),
         ("features.pth plan_models:build --mapping structure --before classifier", 0, "mapped by structure"),
         ("whole.pth plan_models:grey --handler input_channels --before classifier.6", 0, "by input_channels"),

@@ -59,3 +59,21 @@ def test_shared_maps_train_and_test(call, tmp_path: Path) -> None:
     whole = call("-e", 1, "--features", "shared")
     assert whole.status == 0, whole.err
     assert "every patch goes through the whole network" in whole.out
+
+
+def test_the_recommended_recipe_shares_maps_and_chooses_on_held_out_photos(call, tmp_path: Path) -> None:
+    cache, run = tmp_path / "cache", tmp_path / "results" / "run.pt"
+    outcome = call("--protocol", "recommended", "-e", 2, "--cache_dir", cache)
+    assert outcome.status == 0, outcome.err
+    assert "chosen on 2 held-out photos: 2 epochs, exponent" in outcome.out
+    assert len(list(cache.glob("*/*.npy"))) == 16  # of the photos to train on, and of those to test on
+    metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    epochs, exponent = read_run(run)["settings"]["chosen"]
+    assert epochs == len(metrics["history"]) == 2
+
+    again = call(
+        "-e", 0, "--model_file", run, "--cache_dir", cache, "--results", tmp_path / "again", plain=True
+    )
+    assert again.status == 0, again.err
+    assert "chosen on" not in again.out and f"probability^{exponent:g}" in again.out
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text())["mean_ap"] == metrics["mean_ap"]

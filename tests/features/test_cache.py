@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import ConcatDataset, Subset
 
 from tests.features.scenes import GRID, SIDE, Scenes, features, trunk
 from transferkit.errors import ArgumentError, DataError, OutputError, StateError
@@ -73,6 +74,24 @@ def test_in_float32_the_stream_is_bit_for_bit_that_of_the_images(
     assert len(cached) == len(plain)
     for _ in range(2):
         assert check_same_stream(cached, plain, features()) > 2
+
+
+@pytest.mark.parametrize("grid", [GRID, None], ids=["grid", "proposals"])
+def test_a_part_of_a_cache_is_a_cache_of_the_part(tmp_path: Path, grid: PatchGrid | None) -> None:
+    def corners(item: Any) -> torch.Tensor:
+        height, width = item.image.shape[-2:]
+        return torch.tensor([[0.0, 0, height / 2, height / 2], [width / 2, 0, width, height]])[: 1 + height % 2]
+
+    rows, laid = [4, 0, 2], {"grid": grid, "proposals": None if grid else corners}
+    cache = FeatureCache(tmp_path, features(), Scenes(), precision=torch.float32, **laid)
+    cache.fill()
+    settings = {**SETTINGS, **laid, "balance": AllPatches()}
+    part = MultiscaleSampler(Subset(cache, rows), **settings)
+    plain = MultiscaleSampler(Subset(Scenes(), rows), **settings)
+    assert len(part) == len(plain)
+    assert check_same_stream(part, plain, features()) > 2
+    with pytest.raises(ArgumentError, match="got a view of 2; make one of the joined images"):
+        MultiscaleSampler(ConcatDataset([cache, cache_of(tmp_path / "other")]), **settings)
 
 
 @pytest.mark.parametrize(("precision", "rtol"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])

@@ -52,6 +52,16 @@ def test_the_rate_rises_and_falls_step_by_step() -> None:
     assert expected[0] > 0 and max(expected) == expected[5]
 
 
+def test_adamw_is_torchs_own() -> None:
+    run = steered(replace(COSINE, method="adamw"))
+    assert isinstance(run.optimizer, torch.optim.AdamW)
+    assert run.optimizer.defaults["betas"] == (0.9, 0.999)
+    assert run.optimizer.defaults["weight_decay"] == 1e-3
+    assert fit(run, Stream(), 3)[-1].loss < fit(steered(), Stream(), 1)[-1].loss
+    with pytest.raises(ArgumentError, match="method must be 'sgd' or 'adamw', got 'adam'"):
+        replace(COSINE, method="adam")
+
+
 def test_steps_are_stepped_once_per_epoch_as_ever() -> None:
     assert rates(steered(SETTINGS), 3) == pytest.approx([0.1] * 10 + [0.01] * 5)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL.Image import DecompressionBombError
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from transferkit.errors import ArgumentError, DataError, StateError
 from transferkit.labeling import IGNORE, IoURule
@@ -165,6 +165,11 @@ def test_transforms_are_seeded_like_the_rest(changes: dict[str, Any]) -> None:
     assert whole != patches(sampler(**plain))
     assert patches(sampler(**changes)) == whole
     assert patches(b for rank in range(2) for b in sampler(**changes, rank=rank, world_size=2)) == whole
+
+
+def test_a_data_loader_around_it_is_told_that_none_is_needed() -> None:
+    with pytest.raises(TypeError, match="needs no DataLoader around it"):
+        next(iter(DataLoader(sampler(), batch_size=None)))  # type: ignore[arg-type]
 
 
 def test_the_last_minibatch_is_kept_or_left_out() -> None:

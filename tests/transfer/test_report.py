@@ -50,8 +50,8 @@ def test_all_that_went_in_is_said(report, tmp_path):
     assert text.startswith(f"{tmp_path / 'deep.pt'} -> ModuleDict, mapped by name\n")
     assert "moved 44 of 44 tensors (100.0%), 308 of 308 elements (100.0%)" in text
     assert "44 copied, 6 skipped" in text
-    assert "before('head') selects 24 layers" in text
-    assert "by_name('body.3.*') selects 2 layers" in text
+    assert "before('head') matches 24 layers" in text
+    assert "by_name('body.3.*') matches 2 layers" in text
     assert report.coverage.tensors == (44, 44)
 
 

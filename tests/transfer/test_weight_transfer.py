@@ -157,7 +157,7 @@ def test_plan_is_what_apply_does_and_writes_nothing():
     report = transfer.apply(model)
     assert plan.entries == report.entries
     assert transfer.plan(model) == plan
-    assert "before('1') selects 1 layer" in str(plan)
+    assert "before('1') matches 1 layer" in str(plan)
 
 
 def test_tied_weights_stay_tied():

@@ -15,6 +15,7 @@ from transferkit.features.patch_features import PatchFeatures
 from transferkit.features.shards import CachedImage, Shards
 from transferkit.sampler.identity import described
 from transferkit.sampler.source import PixelSource
+from transferkit.sampler.views import tellers_of
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class CachedSource:
 
     def available(self, dataset: Any) -> Iterable[int] | None:
         """Return how many patches each image has, (N,)."""
-        known = self.pixels.available(dataset)
-        return map(self.shards.count, range(len(dataset))) if known is None else known
+        known, tellers = self.pixels.available(dataset), tellers_of(dataset, "patch_source")
+        return (self.shards.count(place) for _, place in tellers) if known is None and tellers else known
 
     def content(self, item: CachedImage, rows: Tensor) -> Tensor:
         """Read the features of the chosen patches, (B, *shape), in the cache's precision."""

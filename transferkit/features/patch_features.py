@@ -120,6 +120,12 @@ class PatchFeatures:
         with self.forward.evaluating():
             return tuple(self.forward.features(self._blank()).shape[1:])
 
+    @property
+    def frozen(self) -> bool:
+        """Whether no parameter of trunk and pool takes a gradient, so that features stay as they are."""
+        parts = (self.forward.trunk, self.forward.pool)
+        return not any(parameter.requires_grad for part in parts for parameter in part.parameters())
+
     def __call__(self, image: Tensor, boxes: Tensor) -> Tensor:
         """Return the features of an image's patches.
 

@@ -2,6 +2,8 @@
 
 from transferkit.finetune.atomic import require_writable, write_atomically
 from transferkit.finetune.averaging import AveragedWeights
+from transferkit.finetune.build import build_run
+from transferkit.finetune.choosing import Chosen, choose_on_held_out
 from transferkit.finetune.demo import DEMO, train_on_digits
 from transferkit.finetune.device import choose_device
 from transferkit.finetune.distributed import first_on_machine, is_first, process_group
@@ -23,6 +25,7 @@ __all__ = [
     "DEMO",
     "NETWORKS",
     "AveragedWeights",
+    "Chosen",
     "EpochRecord",
     "LoopSettings",
     "Network",
@@ -34,8 +37,10 @@ __all__ = [
     "build_network",
     "build_optimizer",
     "build_report",
+    "build_run",
     "build_schedule",
     "choose_device",
+    "choose_on_held_out",
     "fill_scorer",
     "first_on_machine",
     "fit",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,23 @@ def small_alexnet(num_classes: int = 1000) -> AlexNet:
     )
 
 
+def _fetch_alexnet() -> Path:
+    return fetch_alexnet_weights(progress=True)
+
+
 def _alexnet() -> Network:
-    return Network("", AlexNet(), _TORCHVISION, lambda: fetch_alexnet_weights(progress=True))
+    return Network("", AlexNet(), _TORCHVISION, _fetch_alexnet)
+
+
+def _alexnet_convolutions() -> Network:
+    """AlexNet without its hidden fully connected layers: a head sees its five convolutions' map as 3 x 3 cells."""
+    layers = {
+        "features": AlexNet(hidden=1).features,
+        "avgpool": nn.AdaptiveAvgPool2d(3),
+        "flatten": nn.Flatten(),
+        "classifier": nn.Linear(256 * 3 * 3, 1000),
+    }
+    return Network("", nn.Sequential(OrderedDict(layers)), _TORCHVISION, _fetch_alexnet)
 
 
 def _small_alexnet() -> Network:
@@ -95,6 +111,7 @@ def _efficientnet_lite0() -> Network:
 
 NETWORKS: dict[str, Callable[[], Network]] = {
     "alexnet": _alexnet,
+    "alexnet-convolutions": _alexnet_convolutions,
     "alexnet-small": _small_alexnet,
     "efficientnet-lite0": _efficientnet_lite0,
 }

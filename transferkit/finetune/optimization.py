@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from transferkit.errors import ArgumentError
@@ -14,8 +14,8 @@ from transferkit.protocols import Optimization
 from transferkit.transfer import TransferReport
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], settings: Optimization) -> SGD:
-    """Return SGD over those of ``parameters`` that require a gradient.
+def build_optimizer(parameters: Iterable[nn.Parameter], settings: Optimization) -> Optimizer:
+    """Return the optimizer of those of ``parameters`` that require a gradient.
 
     Raises:
         ArgumentError: Every parameter is frozen, so training would change nothing.
@@ -23,13 +23,14 @@ def build_optimizer(parameters: Iterable[nn.Parameter], settings: Optimization) 
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     if not trainable:
         raise ArgumentError("every parameter is frozen, so nothing would be trained; freeze fewer layers")
-    return SGD(
-        trainable,
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        fused=_is_worth_fusing(trainable),
-    )
+    how: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "fused": _is_worth_fusing(trainable),
+    }
+    if settings.method == "adamw":
+        return AdamW(trainable, betas=(settings.momentum, 0.999), **how)
+    return SGD(trainable, momentum=settings.momentum, **how)
 
 
 def _is_worth_fusing(parameters: Sequence[nn.Parameter]) -> bool:
@@ -46,7 +47,9 @@ class PerStep(LambdaLR):
     """A schedule that the loop steps after every step of the optimizer, where others are stepped once per epoch."""
 
 
-def build_schedule(optimizer: SGD, settings: Optimization, *, steps_per_epoch: int | None = None) -> LambdaLR:
+def build_schedule(
+    optimizer: Optimizer, settings: Optimization, *, steps_per_epoch: int | None = None
+) -> LambdaLR:
     """Return the schedule, which the loop steps: once per epoch, or :class:`PerStep` where the rate never rests.
 
     Args:

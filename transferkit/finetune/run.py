@@ -16,7 +16,7 @@ from transferkit.checkpoints import Checkpoint
 from transferkit.errors import CheckpointError, MissingFileError, StateError
 from transferkit.finetune.atomic import write_atomically
 from transferkit.finetune.averaging import AveragedWeights
-from transferkit.heads import SINGLE_LABEL, Objective
+from transferkit.heads import SINGLE_LABEL, ImageLoss, Objective
 from transferkit.preprocessing import Preprocessing
 from transferkit.transfer import WeightTransfer
 
@@ -70,6 +70,7 @@ class Run:
         history: One record per finished epoch.
         sampler_state: ``MultiscaleSampler.state_dict()`` after the last finished epoch.
         objective: The loss, and the probabilities that go with it.
+        image_loss: A second loss, of whole images.
         average: An average of the model's weights, taken while it is trained.
     """
 
@@ -84,6 +85,7 @@ class Run:
     history: list[EpochRecord] = field(default_factory=list)
     sampler_state: dict[str, Any] | None = None
     objective: Objective = SINGLE_LABEL
+    image_loss: ImageLoss | None = None
     average: AveragedWeights | None = None
 
     @property

@@ -3,6 +3,7 @@
 from transferkit.heads.build import adaptation_head, linear_head
 from transferkit.heads.cosine import CosineLinear, cosine_head
 from transferkit.heads.find import Head, find_head
+from transferkit.heads.image_loss import ImageLoss, log_generalized_mean
 from transferkit.heads.objective import MULTI_LABEL, SINGLE_LABEL, MultiLabel, Objective, SingleLabel
 from transferkit.heads.per_position import PerPosition
 from transferkit.heads.pooling import GeM, PyramidPool, spatial_pooling
@@ -14,6 +15,7 @@ __all__ = [
     "CosineLinear",
     "GeM",
     "Head",
+    "ImageLoss",
     "MultiLabel",
     "Objective",
     "PerPosition",
@@ -23,6 +25,7 @@ __all__ = [
     "cosine_head",
     "find_head",
     "linear_head",
+    "log_generalized_mean",
     "replace_head",
     "spatial_pooling",
 ]

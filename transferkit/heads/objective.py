@@ -45,6 +45,10 @@ class Objective(ABC):
         """Return probabilities in 0..1, (..., K) like the logits."""
 
     @abstractmethod
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """Return the logarithms of :meth:`probs`, exact where those round to 0."""
+
+    @abstractmethod
     def right(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Tell which rows are counted and classified as their targets say, (B,) bool."""
 
@@ -101,6 +105,10 @@ class SingleLabel(Objective):
         """Return the softmax over classes."""
         return logits.softmax(dim=-1)
 
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """Return its logarithm."""
+        return logits.log_softmax(dim=-1)
+
     def __str__(self) -> str:
         return "softmax and cross-entropy"
 
@@ -149,6 +157,10 @@ class MultiLabel(Objective):
     def probs(self, logits: Tensor) -> Tensor:
         """Return the sigmoid of each class."""
         return logits.sigmoid()
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """Return its logarithm."""
+        return functional.logsigmoid(logits)
 
     def __str__(self) -> str:
         return "a sigmoid and binary cross-entropy per class"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 
@@ -20,6 +20,7 @@ from transferkit.sampler.patch_transforms import PatchTransform
 from transferkit.sampler.ranks import place_among_ranks
 from transferkit.sampler.source import PatchSource, PixelSource, Proposals
 from transferkit.sampler.stream import PatchStream
+from transferkit.sampler.views import tellers_of
 
 
 class MultiscaleSampler:
@@ -159,6 +160,13 @@ class MultiscaleSampler:
         """Return the number of minibatches of an epoch on this rank, those of skipped images included."""
         return self._stream.schedule(self._epoch).length
 
+    def __getitem__(self, index: object) -> NoReturn:
+        """Refuse to be indexed, as a ``DataLoader`` around a sampler would."""
+        raise TypeError(
+            "a MultiscaleSampler is iterated, not indexed, and needs no DataLoader around it: write "
+            "`for batch in sampler:` and give it num_workers for processes of its own"
+        )
+
     def __iter__(self) -> Iterator[PatchBatch]:
         """Yield the minibatches of the epoch.
 
@@ -241,13 +249,20 @@ class MultiscaleSampler:
 
 
 def _source_of(dataset: Any, pixels: PixelSource, transforms: Sequence[PatchTransform]) -> PatchSource:
-    """Return the data set's own source of patches where it has one, else one that cuts pixels."""
-    if not hasattr(dataset, "patch_source"):
+    """Return the data set's own source of patches where it, or what it views, has one; else one that cuts pixels."""
+    tellers = tellers_of(dataset, "patch_source")
+    if tellers is None:
         return pixels
+    owners = {id(owner): owner for owner, _ in tellers}
+    if len(owners) > 1:
+        raise ArgumentError(
+            f"patches must come from one data set that makes them, got a view of {len(owners)}; make one of the "
+            "joined images instead"
+        )
     if transforms:
         raise ArgumentError(
             f"transforms change pixels, and {type(dataset).__name__} gives patches that were worked on already; "
             "leave the transforms out, or give the images themselves"
         )
-    source: PatchSource = dataset.patch_source(pixels)
+    source: PatchSource = owners.popitem()[1].patch_source(pixels)
     return source

@@ -81,7 +81,7 @@ def _head(account: Account) -> list[str]:
         f"{account.origin.name} -> {account.target}, mapped by {account.mapping}",
         f"moved {account.coverage}",
         ", ".join(f"{count} {bucket}" for bucket, count in counts.items() if count),
-        *(f"{text} selects {count} layer{'s' * (count != 1)}" for text, count in account.rules),
+        *(f"{text} matches {count} layer{'s' * (count != 1)}" for text, count in account.rules),
     ]
 
 

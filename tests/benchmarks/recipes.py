@@ -1,0 +1,286 @@
+"""The recipes side by side on real photos: mean AP, its spread over seeds, and minutes, with a backbone of choice.
+
+    python -m tests.benchmarks.recipes --data_dir DIR --weights FILE --out OUT
+
+Every recipe trains a head over the frozen backbone, whose features are read from shared maps in half precision and cached
+from empty, for all photos at once; what the filling takes is counted into each run. The baseline is what everyone would
+try first: logistic regression over the features of whole photos. Settings that a recipe leaves open are chosen on a
+fifth of its training photos. Split 0 is the photos' own, 1,000 to train and 500 to test; the others deal the same photos
+out anew. Whatever was measured is kept in --out, so a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+import transferkit as tk
+from tests.benchmarks import ways
+from tests.benchmarks.parts import Parts, digest
+from tests.benchmarks.rounds import say
+from tests.benchmarks.table import Table, write_tables
+from transferkit.backbones import truncate
+from transferkit.datasets import Presence, VOCDataset
+from transferkit.estimators import ImageFeatures, LinearProbe
+from transferkit.features import FeatureCache
+from transferkit.finetune import (
+    AS_THEY_ARE,
+    build_network,
+    build_run,
+    choose_on_held_out,
+    fit,
+    frozen_features,
+    score_images,
+)
+from transferkit.heads import find_head
+from transferkit.protocols import NEON2016, OQUAB2014, RECOMMENDED, Protocol
+from transferkit.scorer import VOC2010, ImageScorer
+
+BACKBONES = ("alexnet-convolutions", "efficientnet-lite0")
+BASELINE = "whole photo, linear"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of the photos to train on and to test on."""
+
+    train: list[int]
+    test: list[int]
+
+
+class EveryPhoto:
+    """The photos of both image sets, as one data set.
+
+    Args:
+        root: Holds ``VOCdevkit``.
+        most: Of each image set; ``None`` for all.
+    """
+
+    def __init__(self, root: Path, most: int | None) -> None:
+        self.sets = [VOCDataset(root, image_set=name, max_images=most) for name in ("trainval", "test")]
+        self.class_names = self.sets[0].class_names
+        self.places = [(photos, place) for photos in self.sets for place in range(len(photos))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Any:
+        photos, place = self.places[index]
+        return photos[place]
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        photos, place = self.places[index]
+        return photos.image_size(place)
+
+    def presence(self) -> Presence:
+        """Return which classes each photo shows."""
+        found = [photos.presence() for photos in self.sets]
+        return Presence(
+            *(torch.cat([getattr(one, name) for one in found]) for name in ("present", "difficult_only"))
+        )
+
+    def split(self, seed: int) -> Split:
+        """Return the photos' own split for 0, another one of the same sizes for any other seed."""
+        order = range(len(self))
+        if seed:
+            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
+        first = len(self.sets[0])
+        return Split(sorted(order[:first]), sorted(order[first:]))
+
+
+class OnBackbone:
+    """Recipes on one backbone.
+
+    Args:
+        options: The command line's.
+        photos: All of them.
+        backbone: A name of :func:`build_network`.
+    """
+
+    def __init__(self, options: argparse.Namespace, photos: EveryPhoto, backbone: str) -> None:
+        self.options, self.photos, self.backbone = options, photos, backbone
+        self.truth = photos.presence()
+        names = ("data_dir", "photos", "bfloat16")
+        self.parts = Parts(
+            options.out, name="recipes", backbone=backbone, **{name: getattr(options, name) for name in names}
+        )
+
+    def network(self) -> tuple[nn.Module, Any, str]:
+        """Return the network with its weights, what it wants done to pixels, and the name of its head."""
+        network = build_network(self.backbone)
+        weights = self.options.weights if self.backbone.startswith("alexnet") else None
+        head = find_head(network.model)
+        tk.WeightTransfer(network.checkpoint(weights), select=~tk.by_name(f"{head.name}*")).apply(network.model)
+        return network.model.eval(), network.preprocessing.preprocessing, head.name
+
+    def baseline(self, split: Split) -> dict[str, float]:
+        """Return mean AP and seconds of a linear classifier over whole photos."""
+        kept = self.parts.tensors("whole_photos", self._whole_photos)
+        started = time.perf_counter()
+        absent = self.truth.difficult_only.double() * torch.nan
+        targets = torch.where(self.truth.difficult_only, absent, self.truth.present.double())[:, 1:]
+        probe = LinearProbe().fit(kept["features"][split.train].numpy(), targets[split.train].numpy())
+        scores = torch.zeros(len(self.photos), len(self.photos.class_names), dtype=torch.float64)
+        scores[:, 1:] = torch.as_tensor(probe.decision_function(kept["features"].numpy()))
+        return {
+            "mean_ap": self.mean_ap(scores[split.test], split.test),
+            "seconds": kept["seconds"] + time.perf_counter() - started,
+        }
+
+    def recipe(self, protocol: Protocol, split: Split, seed: int) -> dict[str, float]:
+        """Return what one run of a recipe comes to, and what it chose."""
+        cache, rest, seconds = self.cached(protocol, seed)
+        started = time.perf_counter()
+        train, test = Subset(cache, split.train), Subset(cache, split.test)
+        if protocol.choice:
+            rows = self.truth.present[split.train], self.truth.difficult_only[split.train]
+            chosen = choose_on_held_out(
+                rest, train, protocol, protocol.scratch, seed=seed, presence=Presence(*rows)
+            )
+            say(str(chosen))
+            protocol = protocol.decided(chosen.epochs, chosen.exponent)
+        torch.manual_seed(seed)
+        patches = protocol.sampler(train, mode="train", seed=seed)
+        run = build_run(
+            rest, protocol, protocol.scratch, preprocessing=AS_THEY_ARE, steps_per_epoch=len(patches)
+        )
+        fit(run, patches, protocol.epochs, after_epoch=lambda run: say(str(run.history[-1])))
+        scorer = ImageScorer(len(test), len(self.photos.class_names), protocol.exponent, protocol.reduction)
+        scores = score_images(
+            run.tested_model,
+            protocol.sampler(test, mode="test", seed=seed),
+            scorer,
+            AS_THEY_ARE,
+            objective=protocol.objective,
+        )
+        return {
+            "mean_ap": self.mean_ap(scores, split.test),
+            "seconds": seconds + time.perf_counter() - started,
+            "epochs": protocol.epochs,
+            "exponent": protocol.exponent,
+        }
+
+    def cached(self, protocol: Protocol, seed: int) -> tuple[FeatureCache, nn.Module, float]:
+        """Return the features of all photos for a recipe, its new head, and the seconds that the features took."""
+        model, preprocessing, _ = self.network()
+        torch.manual_seed(seed)
+        head = tk.replace_head(model, lambda width: protocol.head(width, len(self.photos.class_names)))
+        tk.freeze(model, ~tk.by_name(f"{head.name}.*"))
+        run = build_run(model, protocol, protocol.scratch, preprocessing=preprocessing, steps_per_epoch=1)
+        features, rest = frozen_features(
+            run, protocol, method="shared", levels=protocol.levels, amp=self.options.bfloat16
+        )
+        cache = FeatureCache(self.options.out / "features", features, self.photos, grid=protocol.grid)
+        return cache, rest, self.parts.figures(f"fill_{cache.key}", partial(self._fill, cache))
+
+    def mean_ap(self, scores: Tensor, rows: list[int]) -> float:
+        """Return the mean AP in percent, all-points, difficult objects ignored."""
+        aps = VOC2010.average_precision(scores, self.truth.present[rows], self.truth.difficult_only[rows])
+        return 100 * aps.nanmean().item()
+
+    def _fill(self, cache: FeatureCache) -> float:
+        started = time.perf_counter()
+        say(str(cache.fill(num_workers=self.options.workers)))
+        return time.perf_counter() - started
+
+    def _whole_photos(self) -> dict[str, Any]:
+        model, preprocessing, head = self.network()
+        started = time.perf_counter()
+        if self.backbone.startswith("alexnet"):  # its map as it is, 6 x 6 cells
+            trunk, pooling = truncate(model, "features"), "none"
+        else:
+            trunk, pooling = truncate(model, before=head), "average"
+        features = ImageFeatures(
+            trunk, pooling=pooling, image_size=224, preprocessing=preprocessing, amp=self.options.bfloat16
+        )
+        found = features.fit_transform(self.photos)
+        return {"features": torch.from_numpy(found), "seconds": time.perf_counter() - started}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = parse_arguments()
+    torch.set_num_threads(options.threads)
+    photos = EveryPhoto(options.data_dir, options.photos)
+    tables = []
+    for backbone in options.backbones:
+        on = OnBackbone(options, photos, backbone)
+        for number in options.splits:
+            tables.append(compared(options, on, number))
+            print(tables[-1].markdown(), end="\n\n")
+            if options.json:
+                write_tables(options.json, tables)
+
+
+def compared(options: argparse.Namespace, on: OnBackbone, number: int) -> Table:
+    """Return the recipes side by side on one split."""
+    split = on.photos.split(number)
+    table = Table(
+        f"{on.backbone}, split {number}: {len(split.train)} photos to train on, {len(split.test)} to test on, "
+        f"{options.seeds} seeds",
+        {"recipe": "", "mAP, %": ".2f", "minutes": ".1f", "epochs": ",.0f", "exponent": "g"},
+    )
+    if "baseline" in options.recipes:
+        found = on.parts.figures(f"baseline_{number}", partial(on.baseline, split))
+        table.add(BASELINE, found["mean_ap"], found["seconds"] / 60, "", "")
+    for protocol in recipes(options):
+        name = f"{protocol.name}_{digest(repr(protocol).encode())}_split_{number}"
+        runs = [
+            on.parts.figures(f"{name}_seed_{seed}", partial(on.recipe, protocol, split, seed))
+            for seed in range(options.seeds)
+        ]
+        minutes = [run["seconds"] / 60 for run in runs]
+        chosen = ([run[key] for run in runs] for key in ("epochs", "exponent"))
+        table.add(title_of(protocol), [run["mean_ap"] for run in runs], minutes, *chosen)
+    table.notes.append(
+        "All-points AP, difficult objects ignored; the test photos had no say in any setting. Minutes count the features "
+        "of all photos, from empty."
+    )
+    return table
+
+
+def recipes(options: argparse.Namespace) -> list[Protocol]:
+    """Return the recipes that are compared, all over frozen layers; the published ones may be shortened."""
+    shorter = {"patches_per_image": options.patches, "epochs": options.epochs}
+    found = [NEON2016.adjusted(**shorter), OQUAB2014.adjusted(**shorter), RECOMMENDED]
+    return [protocol for protocol in found if protocol.name in options.recipes]
+
+
+def title_of(protocol: Protocol) -> str:
+    """Return a recipe's name and how much it was given."""
+    return f"{protocol.name}, {protocol.patches_per_image} patches, at most {protocol.epochs} epochs"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder that holds VOCdevkit")
+    parser.add_argument("--weights", type=Path, required=True, help="AlexNet's convolutions")
+    parser.add_argument("--out", type=Path, required=True, help="where features and figures are kept")
+    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="names of networks")
+    parser.add_argument("--recipes", nargs="+", default=["baseline", "neon2016", "oquab2014", "recommended"])
+    parser.add_argument("--splits", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--photos", type=int, help="at most so many of each image set")
+    parser.add_argument(
+        "--patches", type=int, help="of a photo and epoch in the published recipes (default theirs)"
+    )
+    parser.add_argument("--epochs", type=int, help="of the published recipes (default theirs)")
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=ways.has_bfloat16(),
+                        help="compute features in half precision (default where the processor has it)")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write the tables here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

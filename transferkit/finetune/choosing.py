@@ -1,0 +1,129 @@
+"""Choose the exponent of the score, and how long to train, on photos held out of the training ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Subset
+
+from transferkit.datasets import Presence
+from transferkit.errors import ArgumentError
+from transferkit.finetune.build import build_run
+from transferkit.finetune.loop_settings import LoopSettings
+from transferkit.finetune.on_features import AS_THEY_ARE
+from transferkit.finetune.run import Run
+from transferkit.finetune.scoring import fill_scorer
+from transferkit.finetune.training import fit
+from transferkit.optimization import hold_out
+from transferkit.progress import Progress
+from transferkit.protocols import Optimization, Protocol
+from transferkit.scorer import PatchLog
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What held-out photos said.
+
+    Attributes:
+        epochs: How many to train.
+        exponent: Of the score.
+        photos: How many were held out.
+        exponents: That were compared.
+        mean_aps: By 1-based epoch, for each of ``exponents``, in 0..1.
+    """
+
+    epochs: int
+    exponent: float
+    photos: int
+    exponents: tuple[float, ...]
+    mean_aps: Mapping[int, tuple[float, ...]]
+
+    def __str__(self) -> str:
+        lines = [
+            f"chosen on {self.photos} held-out photos: {self.epochs} epochs, exponent {self.exponent:g}",
+            "  mean AP, %, by exponent  " + "".join(f"{exponent:>7g}" for exponent in self.exponents),
+        ]
+        for epoch, row in self.mean_aps.items():
+            lines.append(f"  {f'after epoch {epoch}':<25}" + "".join(f"{100 * ap:7.1f}" for ap in row))
+        return "\n".join(lines)
+
+
+def choose_on_held_out(
+    rest: nn.Module,
+    cache: Any,
+    protocol: Protocol,
+    optimization: Optimization,
+    *,
+    presence: Presence | None = None,
+    seed: int = 0,
+    num_workers: int = 0,
+    loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
+    progress: Progress = False,
+) -> Chosen:
+    """Train a copy of what comes after frozen layers on a part of the photos, and test it on the rest of them.
+
+    Args:
+        rest: What is trained, on features; left as it was. From
+            :func:`~transferkit.finetune.frozen_features`.
+        cache: The features of the training photos: a filled :class:`~transferkit.features.FeatureCache`, or part
+            of one.
+        protocol: Says what is chosen from (``choice``), and at most how many epochs.
+        optimization: Of the regime that ``rest`` is trained in.
+        presence: Which classes each photo shows; what ``cache.presence()`` returns unless given.
+        seed: Of the split, and of the sampler's choices.
+        num_workers: Of the samplers.
+        loop: As for :func:`fit`.
+        progress: Likewise.
+
+    Raises:
+        ArgumentError: The protocol has no choice to make, or there are too few photos to hold some out.
+    """
+    choice = protocol.choice
+    if choice is None:
+        raise ArgumentError(f"protocol must be one with a choice, got {protocol.name!r}")
+    truth = cache.presence() if presence is None else presence
+    parts = hold_out(truth.present[:, 1:], choice.fraction, seed)
+    if not (len(parts.train) and len(parts.held)):
+        raise ArgumentError(
+            f"{len(truth.present)} photos are too few to hold {choice.fraction:.0%} of them out for {protocol.name}; "
+            f"take more, or decide yourself: protocol.decided(epochs={protocol.epochs}, exponent={protocol.exponent:g})"
+        )
+    how: dict[str, Any] = {"seed": seed, "num_workers": num_workers}
+    train = protocol.sampler(Subset(cache, parts.train.tolist()), mode="train", **how)
+    held = protocol.sampler(Subset(cache, parts.held.tolist()), mode="test", **how)
+    run = build_run(
+        copy.deepcopy(rest),
+        protocol,
+        optimization,
+        preprocessing=AS_THEY_ARE,
+        steps_per_epoch=-(-len(train) // loop.accumulate),
+    )
+    targets = truth.present[parts.held], truth.difficult_only[parts.held]
+    mean_aps: dict[int, tuple[float, ...]] = {}
+
+    def measure(run: Run) -> bool:
+        """Test after each epoch, or after the last; return whether to stop."""
+        if choice.stopping is None and run.epoch < protocol.epochs:
+            return False
+        log = PatchLog(len(parts.held), truth.present.shape[1], protocol.exponent, protocol.reduction)
+        fill_scorer(run.tested_model, held, log, AS_THEY_ARE, objective=run.objective, loop=loop)
+        aps = [protocol.ap_rule.average_precision(log.compute(e), *targets) for e in choice.exponents]
+        mean_aps[run.epoch] = tuple(ap.nanmean().item() for ap in aps)
+        return choice.stopping is not None and choice.stopping.stop(_best_of_each(mean_aps))
+
+    fit(run, train, protocol.epochs, loop=loop, stop=measure, progress=progress)
+    epoch = (
+        list(mean_aps)[choice.stopping.best(_best_of_each(mean_aps))] if choice.stopping else protocol.epochs
+    )
+    # Of equally good exponents the recipe's own.
+    found = dict(zip(choice.exponents, mean_aps[epoch], strict=True))
+    exponent = max(found, key=lambda exponent: (found[exponent], exponent == protocol.exponent))
+    return Chosen(epoch, exponent, len(parts.held), choice.exponents, mean_aps)
+
+
+def _best_of_each(mean_aps: Mapping[int, tuple[float, ...]]) -> list[float]:
+    return [max(row) for row in mean_aps.values()]
