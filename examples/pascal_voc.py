@@ -6,6 +6,7 @@ patches of probability^5.
 
     python examples/pascal_voc.py --demo           no network, no files: digits in scenes
     python examples/pascal_voc.py                  VOC2007 and AlexNet's weights are downloaded; not measured
+    python examples/pascal_voc.py --protocol recommended --model efficientnet-lite0    what worked best, in minutes
     python examples/pascal_voc.py --model_file results/run.pt          go on with a run that was stopped
     python examples/pascal_voc.py --model_file results/run.pt -e 0     only test it
 
@@ -14,7 +15,8 @@ The demo ends, after a minute and a half on two cores, with
     mAP: from scratch 34.5%, pretrained 68.2%
 
 Real photos, 300 for training and 150 for test, with AlexNet's five convolutions, 64 patches each and 3 epochs reach
-an mAP of 36.1 where the same from scratch reaches 12.5. docs/pascal_voc.md has the command, and what a run leaves.
+an mAP of 36.1 where the same from scratch reaches 12.5. docs/pascal_voc.md has the command, and what a run leaves;
+docs/experiments.md has what --protocol recommended reaches.
 """
 
 from __future__ import annotations

@@ -80,7 +80,19 @@ def test_recipes_are_compared_on_next_to_nothing(devkit: Path, weights: Path, tm
         tmp_path / "found.json",
     ]
     arguments += ["--photos", 6, "--seeds", 1, "--splits", 0, 1, "--backbones", "alexnet-convolutions"]
-    arguments += ["--recipes", "recommended", "--workers", 0, "--threads", 1, "--no-bfloat16"]
+    arguments += [
+        "--recipes",
+        "neon2016",
+        "--patches",
+        64,
+        "--epochs",
+        1,
+        "--workers",
+        0,
+        "--threads",
+        1,
+        "--no-bfloat16",
+    ]
     in_this_process(["python", "-m", "tests.benchmarks.recipes", *map(str, arguments)])
     tables = json.loads((tmp_path / "found.json").read_text())
     assert [table["title"][:29] for table in tables] == [f"alexnet-convolutions, split {n}" for n in (0, 1)]

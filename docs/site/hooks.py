@@ -20,8 +20,6 @@ from transferkit.cli.completion import commands_of
 sys.path.insert(0, str(Path(__file__).parent))
 from roles import parts, public_names, roles_as_code
 
-# Pages that are announced and not written yet. Any other page that is missing ends the build.
-ANNOUNCED = {"benchmarks.md", "experiments.md"}
 # What stands on the page of another part.
 MORE = {
     "transfer": ("transferkit.transfer.handlers",),
@@ -34,16 +32,13 @@ _LOADED = re.compile(
 
 
 def on_config(config: Any) -> Any:
-    """Complete the navigation: without what is announced only, with a page for every part."""
-    docs = Path(config.docs_dir)
+    """Complete the navigation with a page for every part."""
     reference = [
         "reference/index.md",
         *(f"reference/{part}.md" for part in parts()),
         "reference/command-line.md",
     ]
-    config.nav = [
-        {"Reference": reference} if entry == "Reference" else _pruned(entry, docs) for entry in config.nav
-    ]
+    config.nav = [{"Reference": reference} if entry == "Reference" else entry for entry in config.nav]
     return config
 
 
@@ -99,14 +94,3 @@ def _help() -> str:
         for name, found in texts.items()
         if "completion" not in name
     )
-
-
-def _pruned(entry: Any, docs: Path) -> Any:
-    if not isinstance(entry, dict):
-        return entry
-    return {
-        title: [page for page in pages if page not in ANNOUNCED or (docs / page).is_file()]
-        if isinstance(pages, list)
-        else pages
-        for title, pages in entry.items()
-    }

@@ -89,8 +89,9 @@ def choose_on_held_out(
     parts = hold_out(truth.present[:, 1:], choice.fraction, seed)
     if not (len(parts.train) and len(parts.held)):
         raise ArgumentError(
-            f"{len(truth.present)} photos are too few to hold {choice.fraction:.0%} of them out for {protocol.name}; "
-            f"take more, or decide yourself: protocol.decided(epochs={protocol.epochs}, exponent={protocol.exponent:g})"
+            f"{len(truth.present)} photos are too few to hold {choice.fraction:.0%} of them out for "
+            f"{protocol.name}; take more, or decide yourself: protocol.decided(epochs={protocol.epochs}, "
+            f"exponent={protocol.exponent:g})"
         )
     how: dict[str, Any] = {"seed": seed, "num_workers": num_workers}
     train = protocol.sampler(Subset(cache, parts.train.tolist()), mode="train", **how)
