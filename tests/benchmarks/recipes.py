@@ -42,7 +42,7 @@ from transferkit.finetune import (
 )
 from transferkit.heads import find_head
 from transferkit.protocols import NEON2016, OQUAB2014, RECOMMENDED, Protocol
-from transferkit.scorer import VOC2010, ImageScorer
+from transferkit.scorer import VOC2010
 
 BACKBONES = ("alexnet-convolutions", "efficientnet-lite0")
 BASELINE = "whole photo, linear"
@@ -107,8 +107,11 @@ class OnBackbone:
 
     def __init__(self, options: argparse.Namespace, photos: EveryPhoto, backbone: str) -> None:
         self.options, self.photos, self.backbone = options, photos, backbone
+        self.device = torch.device(options.device)
+        on_gpu = self.device.type == "cuda"  # on the cpu a worker that reads features takes a core from the training
+        self.streaming = {"device": self.device, "num_workers": options.workers * on_gpu}
         self.truth = photos.presence()
-        names = ("data_dir", "photos", "bfloat16")
+        names = ("data_dir", "photos", "bfloat16", "device")
         self.parts = Parts(
             options.out, name="recipes", backbone=backbone, **{name: getattr(options, name) for name in names}
         )
@@ -119,7 +122,7 @@ class OnBackbone:
         weights = self.options.weights if self.backbone.startswith("alexnet") else None
         head = find_head(network.model)
         tk.WeightTransfer(network.checkpoint(weights), select=~tk.by_name(f"{head.name}*")).apply(network.model)
-        return network.model.eval(), network.preprocessing.preprocessing, head.name
+        return network.model.eval().to(self.device), network.preprocessing.preprocessing, head.name
 
     def baseline(self, split: Split) -> dict[str, float]:
         """Return mean AP and seconds of a linear classifier over whole photos."""
@@ -143,26 +146,32 @@ class OnBackbone:
         if protocol.choice:
             rows = self.truth.present[split.train], self.truth.difficult_only[split.train]
             chosen = choose_on_held_out(
-                rest, train, protocol, protocol.scratch, seed=seed, presence=Presence(*rows)
+                rest,
+                train,
+                protocol,
+                protocol.scratch,
+                seed=seed,
+                num_workers=self.streaming["num_workers"],
+                presence=Presence(*rows),
             )
             say(str(chosen))
             protocol = protocol.decided(chosen.epochs, chosen.exponent)
         torch.manual_seed(seed)
-        patches = protocol.sampler(train, mode="train", seed=seed)
+        patches = protocol.sampler(train, mode="train", seed=seed, **self.streaming)
         run = build_run(
             rest, protocol, protocol.scratch, preprocessing=AS_THEY_ARE, steps_per_epoch=len(patches)
         )
         fit(run, patches, protocol.epochs, after_epoch=lambda run: say(str(run.history[-1])))
-        scorer = ImageScorer(len(test), len(self.photos.class_names), protocol.exponent, protocol.reduction)
+        scorer = protocol.scorer(len(test), len(self.photos.class_names), self.device)
         scores = score_images(
             run.tested_model,
-            protocol.sampler(test, mode="test", seed=seed),
+            protocol.sampler(test, mode="test", seed=seed, **self.streaming),
             scorer,
             AS_THEY_ARE,
             objective=protocol.objective,
         )
         return {
-            "mean_ap": self.mean_ap(scores, split.test),
+            "mean_ap": self.mean_ap(scores.cpu(), split.test),
             "seconds": seconds + time.perf_counter() - started,
             "epochs": protocol.epochs,
             "exponent": protocol.exponent,
@@ -276,6 +285,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="of the published recipes (default theirs)")
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=ways.has_bfloat16(),
                         help="compute features in half precision (default where the processor has it)")  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="also write the tables here")

@@ -93,7 +93,7 @@ def choose_on_held_out(
             f"{protocol.name}; take more, or decide yourself: protocol.decided(epochs={protocol.epochs}, "
             f"exponent={protocol.exponent:g})"
         )
-    how: dict[str, Any] = {"seed": seed, "num_workers": num_workers}
+    how: dict[str, Any] = {"seed": seed, "num_workers": num_workers, "device": next(rest.parameters()).device}
     train = protocol.sampler(Subset(cache, parts.train.tolist()), mode="train", **how)
     held = protocol.sampler(Subset(cache, parts.held.tolist()), mode="test", **how)
     run = build_run(

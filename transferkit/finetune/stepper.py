@@ -47,9 +47,11 @@ class Stepper:
         """
         device, optimizer = self.run.device, self.run.optimizer
         patches = torch.stack([self.run.objective.counted(batch.labels).sum() for batch in minibatches]).sum()
-        images = patches.new_tensor(sum(map(_count_images, minibatches)))
+        # Filled on the device: to copy a number there would wait for all that it has to do.
+        images = torch.full_like(patches, sum(map(_count_images, minibatches)), device=device)
+        here = torch.stack([patches.to(device, non_blocking=True), images])
         # At least one: where all patches are ignored, 0 / 0 would be NaN.
-        counted = distributed.sum_over_ranks(torch.stack([patches, images]).to(device)).clamp(min=1)
+        counted = distributed.sum_over_ranks(here).clamp(min=1)
         divisors = (
             counted / distributed.world_size()
         )  # the exchange of gradients divides by the number of ranks
