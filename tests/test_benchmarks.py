@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.benchmarks.__main__ import main
+from tests.benchmarks.curves_plot import plot_curves
 from tests.benchmarks.kept_features import kept, score_kept, train_head
+from tests.benchmarks.learning_curves import ALEXNET, RATES, on_pixels, photos_of
 from tests.benchmarks.made_up import write_made_up_devkit
 from tests.benchmarks.members import MEMBERS, ON_GPU
 from tests.benchmarks.parts import Parts
 from tests.benchmarks.plain import PhotoPatches, every_patch, loader, normalise, positives_first, score
 from tests.benchmarks.plain_training import all_features, timed_epoch
 from tests.benchmarks.process_tree import watch
+from tests.benchmarks.recipes import EveryPhoto, OnBackbone
 from tests.benchmarks.setting import Photos, load_trunk
 from tests.benchmarks.suite import in_this_process
 from tests.benchmarks.table import Table
 from tests.benchmarks.waiting import AlreadyThere, Watched
 from transferkit.alexnet import AlexNet
+from transferkit.protocols import RECOMMENDED
 from transferkit.sampler import MultiscaleSampler
 
 
@@ -97,6 +104,51 @@ def test_recipes_are_compared_on_next_to_nothing(devkit: Path, weights: Path, tm
     tables = json.loads((tmp_path / "found.json").read_text())
     assert [table["title"][:29] for table in tables] == [f"alexnet-convolutions, split {n}" for n in (0, 1)]
     assert all(0 <= table["rows"][0][1][0] <= 100 for table in tables)
+
+
+def test_learning_curves_draw_their_photos_from_the_training_rows_and_test_on_the_same_ones(
+    devkit: Path, weights: Path, tmp_path: Path
+) -> None:
+    options = argparse.Namespace(
+        data_dir=devkit,
+        weights=weights,
+        out=tmp_path,
+        photos=None,
+        bfloat16=False,
+        device="cpu",
+        workers=0,
+    )
+    on = OnBackbone(options, EveryPhoto(devkit, None), ALEXNET)
+    own = on.photos.split(0)
+    assert (len(own.train), len(own.test)) == (6, 4)
+
+    for seed in range(3):
+        drawn = [photos_of(on, count, seed) for count in (1, 3, 5, 6, 100)]
+        assert [len(split.train) for split in drawn] == [1, 3, 5, 6, 6]
+        assert all(set(a.train) < set(b.train) for a, b in pairwise(drawn[:4]))
+        assert drawn[-1] == drawn[-2] == own
+        assert all(split.test == own.test for split in drawn)
+        assert photos_of(on, 3, seed) == drawn[1]
+    assert len({tuple(photos_of(on, 3, seed).train) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("transferred", [False, True])
+def test_the_recipe_of_learning_curves_on_pixels_leaves_nothing_to_choose(transferred: bool) -> None:
+    protocol = on_pixels(transferred)
+    assert RECOMMENDED.choice is not None and protocol.choice is None
+    assert protocol.train_trunk and protocol.features == "exact"
+    assert protocol.scratch.learning_rate == RATES["transferred" if transferred else "scratch"]
+
+
+def test_learning_curves_are_drawn_into_a_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="plots need matplotlib (extra: plots)")
+    curves = {"pretrained": {50: [40.0, 42.0], 1000: [60.0, 61.0]}, "scratch": {50: [9.0], 1000: [20.0]}}
+    for log in (True, False):
+        path = tmp_path / "pictures" / f"{log}.png"
+        plot_curves(curves, path, xlabel="training photos", log=log)
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 2  # not an empty canvas
 
 
 def test_the_suite_keeps_what_was_measured_and_measures_anew_when_told(

@@ -108,7 +108,9 @@ class OnBackbone:
     def __init__(self, options: argparse.Namespace, photos: EveryPhoto, backbone: str) -> None:
         self.options, self.photos, self.backbone = options, photos, backbone
         self.device = torch.device(options.device)
-        on_gpu = self.device.type == "cuda"  # on the cpu a worker that reads features takes a core from the training
+        on_gpu = (
+            self.device.type == "cuda"
+        )  # on the cpu a worker that reads features takes a core from the training
         self.streaming = {"device": self.device, "num_workers": options.workers * on_gpu}
         self.truth = photos.presence()
         names = ("data_dir", "photos", "bfloat16", "device")
@@ -271,25 +273,30 @@ def title_of(protocol: Protocol) -> str:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, required=True, help="folder that holds VOCdevkit")
-    parser.add_argument("--weights", type=Path, required=True, help="AlexNet's convolutions")
-    parser.add_argument("--out", type=Path, required=True, help="where features and figures are kept")
-    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="names of networks")
+    add_arguments(parser)
     parser.add_argument("--recipes", nargs="+", default=["baseline", "neon2016", "oquab2014", "recommended"])
     parser.add_argument("--splits", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--photos", type=int, help="at most so many of each image set")
     parser.add_argument(
         "--patches", type=int, help="of a photo and epoch in the published recipes (default theirs)"
     )
     parser.add_argument("--epochs", type=int, help="of the published recipes (default theirs)")
+    return parser.parse_args()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what all that is measured on backbones has in common."""
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder that holds VOCdevkit")
+    parser.add_argument("--weights", type=Path, required=True, help="AlexNet's convolutions")
+    parser.add_argument("--out", type=Path, required=True, help="where features and figures are kept")
+    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="names of networks")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--photos", type=int, help="at most so many of each image set")
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=ways.has_bfloat16(),
                         help="compute features in half precision (default where the processor has it)")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="also write the tables here")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

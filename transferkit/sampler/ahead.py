@@ -19,9 +19,9 @@ _AHEAD = 2  # minibatches that are ready at most, besides the one in work
 def ahead(batches: Iterator[Placed], device: torch.device) -> Iterator[Placed]:
     """Yield ``batches``, on cuda made by a thread and on a stream of their own.
 
-    To plan, upload and cut a photo's patches keeps the host busy about as long as to launch the model's work on them, so
-    one thread for both would leave the device idle half of the time. The model's stream waits for a minibatch only if
-    it is not there yet. Elsewhere nothing runs beside the caller, and this changes nothing.
+    To plan, upload and cut a photo's patches keeps the host busy about as long as to launch the model's work on them:
+    with one thread for both a GPU idled for a third of the time. The model's stream waits for a minibatch only if it
+    is not there yet. Elsewhere nothing runs beside the caller, and this changes nothing.
     """
     if device.type != "cuda":
         yield from batches

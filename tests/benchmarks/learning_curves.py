@@ -1,0 +1,176 @@
+"""How many photos are needed, and which layers should be trained: mean AP against either.
+
+    python -m tests.benchmarks.learning_curves --data_dir DIR --weights FILE --out OUT --device cuda
+
+All is done by RECOMMENDED on the photos' own split, tested on its 500 photos. Pretrained means its frozen backbone, as
+in tests.benchmarks.recipes, on so many of the training photos, drawn anew for each seed. Scratch is AlexNet's five
+convolutions with the same head and the same patches, nothing transferred and everything trained on pixels. What transfers
+is measured likewise: all five convolutions are transferred, and those before the first that is trained stay frozen.
+Training on pixels wants a GPU. Whatever was measured is kept in --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+import transferkit as tk
+from tests.benchmarks.curves_plot import plot_curves
+from tests.benchmarks.recipes import EveryPhoto, OnBackbone, Split, add_arguments
+from tests.benchmarks.rounds import say
+from tests.benchmarks.table import Table, write_tables
+from transferkit.finetune import build_network, build_run, fit, score_images
+from transferkit.protocols import RECOMMENDED, Protocol
+
+ALEXNET = "alexnet-convolutions"
+CONVOLUTIONS = ("features.0", "features.3", "features.6", "features.8", "features.10")
+NONE = len(CONVOLUTIONS)
+RATES = {"scratch": 3e-4, "transferred": 1e-4}
+
+
+def photos_of(on: OnBackbone, count: int, seed: int) -> Split:
+    """Return the photos' own split with ``count`` of its training photos, drawn by ``seed``; all where there are no more."""
+    split = on.photos.split(0)
+    order = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(seed))
+    return Split([split.train[row] for row in sorted(order[:count].tolist())], split.test)
+
+
+def pretrained(on: OnBackbone, count: int, seed: int) -> dict[str, float]:
+    """Return what RECOMMENDED comes to with ``count`` photos."""
+    return on.parts.figures(
+        f"pretrained_{count}_{seed}", lambda: on.recipe(RECOMMENDED, photos_of(on, count, seed), seed)
+    )
+
+
+def scratch(on: OnBackbone, count: int, seed: int) -> dict[str, float]:
+    """Return the same for a network that knows nothing."""
+    measure = partial(trained_on_pixels, on, photos_of(on, count, seed), seed, first=0, transferred=False)
+    return on.parts.figures(f"scratch_{count}_{seed}", measure)
+
+
+def transferred(on: OnBackbone, first: int, seed: int) -> dict[str, float]:
+    """Return the same for transferred convolutions that are trained from the ``first`` on; ``NONE`` for the head alone."""
+    measure = partial(trained_on_pixels, on, on.photos.split(0), seed, first=first, transferred=True)
+    return on.parts.figures(f"first_trained_{first}_{seed}", measure)
+
+
+def trained_on_pixels(
+    on: OnBackbone, split: Split, seed: int, *, first: int, transferred: bool
+) -> dict[str, float]:
+    """Train AlexNet's convolutions from the ``first`` on, and a new head, on patches that are cut and resized."""
+    started = time.perf_counter()
+    protocol = on_pixels(transferred)
+    torch.manual_seed(seed)
+    model, preprocessing = fresh(on, protocol, transferred)
+    if first:
+        tk.freeze(model, tk.by_name(*CONVOLUTIONS[:first]))
+    streaming: dict[str, Any] = {"seed": seed, "num_workers": on.options.workers, "device": on.device}
+    patches = protocol.sampler(Subset(on.photos, split.train), mode="train", **streaming)
+    run = build_run(
+        model, protocol, protocol.scratch, preprocessing=preprocessing, steps_per_epoch=len(patches)
+    )
+    fit(run, patches, protocol.epochs, after_epoch=lambda run: say(str(run.history[-1])))
+    test = protocol.sampler(Subset(on.photos, split.test), mode="test", **streaming)
+    scorer = protocol.scorer(len(split.test), len(on.photos.class_names), on.device)
+    scores = score_images(run.tested_model, test, scorer, preprocessing, objective=protocol.objective)
+    return {"mean_ap": on.mean_ap(scores.cpu(), split.test), "seconds": time.perf_counter() - started}
+
+
+def on_pixels(transferred: bool) -> Protocol:
+    """Return RECOMMENDED with the rate that suits convolutions in training, and nothing left to choose."""
+    rate = RATES["transferred" if transferred else "scratch"]
+    return replace(RECOMMENDED.adjusted(learning_rate=rate), features="exact", choice=None, train_trunk=True)
+
+
+def fresh(on: OnBackbone, protocol: Protocol, transferred: bool) -> tuple[nn.Module, Any]:
+    """Return the network with a new head, and what it wants done to pixels."""
+    if transferred:
+        model, preprocessing, _ = on.network()
+    else:
+        network = build_network(ALEXNET)
+        model, preprocessing = network.model, network.preprocessing.preprocessing
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d):  # as a network without normalisation needs it
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+    tk.replace_head(model, lambda width: protocol.head(width, len(on.photos.class_names)))
+    return model.to(on.device), preprocessing
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = parse_arguments()
+    torch.set_num_threads(options.threads)
+    photos = EveryPhoto(options.data_dir, options.photos)
+    every = {name: OnBackbone(options, photos, name) for name in options.backbones}
+    seeds = range(options.seeds)
+    tables = [curve_table(options, every, seeds)]
+    alexnet = every.get(ALEXNET)
+    if alexnet and options.first_trained:
+        tables.append(depth_table(options, alexnet, seeds))
+    for table in tables:
+        print(table.markdown(), end="\n\n")
+    if options.json:
+        write_tables(options.json, tables)
+
+
+def curve_table(options: argparse.Namespace, every: dict[str, OnBackbone], seeds: range) -> Table:
+    """Return mean AP against the number of photos."""
+    curves = {f"{name}, pretrained": partial(pretrained, on) for name, on in every.items()}
+    if ALEXNET in every:
+        curves[f"{ALEXNET}, scratch"] = partial(scratch, every[ALEXNET])
+    found = {
+        name: {count: [measure(count, seed)["mean_ap"] for seed in seeds] for count in options.counts}
+        for name, measure in curves.items()
+    }
+    columns = {"photos": "", **{f"{name}, mAP, %": ".2f" for name in curves}}
+    table = Table(f"Mean AP against the number of training photos, {len(seeds)} seeds", columns)
+    for count in options.counts:
+        table.add(str(count), *(curve[count] for curve in found.values()))
+    picture = options.out / "pictures/learning_curves.png"
+    plot_curves(found, picture, xlabel="training photos", log=True)
+    table.pictures.append(f"pictures/{picture.name}")
+    return table
+
+
+def depth_table(options: argparse.Namespace, on: OnBackbone, seeds: range) -> Table:
+    """Return mean AP against the first layer that is trained."""
+    table = Table(
+        f"Mean AP against the first layer trained, {len(seeds)} seeds",
+        {"index of the first layer trained": "", "layer": "", "mAP, %": ".2f", "minutes": ".1f"},
+    )
+    found: dict[int, list[float]] = {}
+    for first in range(NONE + 1):
+        runs = [transferred(on, first, seed) for seed in seeds]
+        found[first] = [run["mean_ap"] for run in runs]
+        layer = "the head alone" if first == NONE else CONVOLUTIONS[first]
+        table.add(str(first), layer, found[first], [run["seconds"] / 60 for run in runs])
+    picture = options.out / "pictures/first_layer_trained.png"
+    plot_curves(
+        {ALEXNET: found}, picture, xlabel="index of the first layer trained (5: the head alone)", log=False
+    )
+    table.pictures.append(f"pictures/{picture.name}")
+    return table
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument(
+        "--counts", type=int, nargs="+", default=[50, 100, 200, 500, 1000], help="of training photos"
+    )
+    parser.add_argument("--first_trained", action=argparse.BooleanOptionalAction, default=True,
+                        help="also which layers to train")  # fmt: skip
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
