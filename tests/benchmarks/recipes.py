@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.recipes --data_dir DIR --weights FILE --out OUT
 
-Every recipe trains a head over the frozen backbone, whose features are read from shared maps in half precision and cached
-from empty, for all photos at once; what the filling takes is counted into each run. The baseline is what everyone would
-try first: logistic regression over the features of whole photos. Settings that a recipe leaves open are chosen on a
-fifth of its training photos. Split 0 is the photos' own, 1,000 to train and 500 to test; the others deal the same photos
+Every recipe trains a head over the frozen backbone, whose features are read from maps that the recipes share, at the sizes
+that RECOMMENDED looks at, and cached from empty, for all photos and recipes at once; what that takes is counted into each
+run. So recipes differ in their patches, labels and training, and not in what a patch looks like. The baseline is what
+everyone would try first: logistic regression over the features of whole photos. Settings that a recipe leaves open are
+chosen on a fifth of its training photos. Split 0 is the photos' own, 1,000 to train and 500 to test; the others deal the same photos
 out anew. Whatever was measured is kept in --out, so a run that was stopped goes on.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,12 @@ import transferkit as tk
 from tests.benchmarks import ways
 from tests.benchmarks.parts import Parts, digest
 from tests.benchmarks.rounds import say
+from tests.benchmarks.shared_maps import fill_together
 from tests.benchmarks.table import Table, write_tables
-from transferkit.backbones import truncate
+from transferkit.backbones import fold_batch_norms, truncate
 from transferkit.datasets import Presence, VOCDataset
 from transferkit.estimators import ImageFeatures, LinearProbe
-from transferkit.features import FeatureCache
+from transferkit.features import FeatureCache, PatchFeatures
 from transferkit.finetune import (
     AS_THEY_ARE,
     build_network,
@@ -124,7 +126,10 @@ class OnBackbone:
         weights = self.options.weights if self.backbone.startswith("alexnet") else None
         head = find_head(network.model)
         tk.WeightTransfer(network.checkpoint(weights), select=~tk.by_name(f"{head.name}*")).apply(network.model)
-        return network.model.eval().to(self.device), network.preprocessing.preprocessing, head.name
+        model = network.model.eval()
+        if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+            model = fold_batch_norms(model, torch.rand(1, 3, 224, 224))
+        return model.to(self.device), network.preprocessing.preprocessing, head.name
 
     def baseline(self, split: Split) -> dict[str, float]:
         """Return mean AP and seconds of a linear classifier over whole photos."""
@@ -139,6 +144,11 @@ class OnBackbone:
             "mean_ap": self.mean_ap(scores[split.test], split.test),
             "seconds": kept["seconds"] + time.perf_counter() - started,
         }
+
+    def run(self, protocol: Protocol, number: int, seed: int) -> dict[str, float]:
+        """Return what one run of a recipe on a numbered split comes to; of an earlier run if that came so far."""
+        name = f"{protocol.name}_{digest(repr(protocol).encode())}_split_{number}_seed_{seed}"
+        return self.parts.figures(name, partial(self.recipe, protocol, self.photos.split(number), seed))
 
     def recipe(self, protocol: Protocol, split: Split, seed: int) -> dict[str, float]:
         """Return what one run of a recipe comes to, and what it chose."""
@@ -181,25 +191,47 @@ class OnBackbone:
 
     def cached(self, protocol: Protocol, seed: int) -> tuple[FeatureCache, nn.Module, float]:
         """Return the features of all photos for a recipe, its new head, and the seconds that the features took."""
+        features, rest = self.features(protocol, seed)
+        cache = self.cache(protocol, features)
+        return cache, rest, self.parts.figures(f"fill_{cache.key}", partial(self._fill, {features: cache}))
+
+    def fill(self, protocols: list[Protocol]) -> None:
+        """Compute the features of all photos for several recipes; the seconds for all are counted to each."""
+        every = [self.features(protocol, seed=0)[0] for protocol in protocols]
+        caches = {
+            features: self.cache(protocol, features)
+            for features, protocol in zip(every, protocols, strict=True)
+        }
+        together = digest(" ".join(sorted(cache.key for cache in caches.values())).encode())
+        seconds = self.parts.figures(f"fill_together_{together}", partial(self._fill, caches))
+        for cache in caches.values():
+            self.parts.figures(f"fill_{cache.key}", lambda: seconds)
+
+    def features(self, protocol: Protocol, seed: int) -> tuple[PatchFeatures, nn.Module]:
+        """Return the frozen layers as a recipe runs them, and its new head."""
         model, preprocessing, _ = self.network()
         torch.manual_seed(seed)
         head = tk.replace_head(model, lambda width: protocol.head(width, len(self.photos.class_names)))
         tk.freeze(model, ~tk.by_name(f"{head.name}.*"))
         run = build_run(model, protocol, protocol.scratch, preprocessing=preprocessing, steps_per_epoch=1)
-        features, rest = frozen_features(
+        return frozen_features(
             run, protocol, method="shared", levels=protocol.levels, amp=self.options.bfloat16
         )
-        cache = FeatureCache(self.options.out / "features", features, self.photos, grid=protocol.grid)
-        return cache, rest, self.parts.figures(f"fill_{cache.key}", partial(self._fill, cache))
+
+    def cache(self, protocol: Protocol, features: PatchFeatures) -> FeatureCache:
+        """Return where a recipe's features are kept."""
+        return FeatureCache(self.options.out / "features", features, self.photos, grid=protocol.grid)
 
     def mean_ap(self, scores: Tensor, rows: list[int]) -> float:
         """Return the mean AP in percent, all-points, difficult objects ignored."""
         aps = VOC2010.average_precision(scores, self.truth.present[rows], self.truth.difficult_only[rows])
         return 100 * aps.nanmean().item()
 
-    def _fill(self, cache: FeatureCache) -> float:
+    def _fill(self, caches: dict[PatchFeatures, FeatureCache]) -> float:
+        for cache in caches.values():
+            say(str(cache.size()))
         started = time.perf_counter()
-        say(str(cache.fill(num_workers=self.options.workers)))
+        fill_together(caches, self.options.workers)
         return time.perf_counter() - started
 
     def _whole_photos(self) -> dict[str, Any]:
@@ -224,6 +256,7 @@ def main() -> None:
     tables = []
     for backbone in options.backbones:
         on = OnBackbone(options, photos, backbone)
+        on.fill(recipes(options))
         for number in options.splits:
             tables.append(compared(options, on, number))
             print(tables[-1].markdown(), end="\n\n")
@@ -243,25 +276,27 @@ def compared(options: argparse.Namespace, on: OnBackbone, number: int) -> Table:
         found = on.parts.figures(f"baseline_{number}", partial(on.baseline, split))
         table.add(BASELINE, found["mean_ap"], found["seconds"] / 60, "", "")
     for protocol in recipes(options):
-        name = f"{protocol.name}_{digest(repr(protocol).encode())}_split_{number}"
-        runs = [
-            on.parts.figures(f"{name}_seed_{seed}", partial(on.recipe, protocol, split, seed))
-            for seed in range(options.seeds)
-        ]
+        runs = [on.run(protocol, number, seed) for seed in range(options.seeds)]
         minutes = [run["seconds"] / 60 for run in runs]
         chosen = ([run[key] for run in runs] for key in ("epochs", "exponent"))
         table.add(title_of(protocol), [run["mean_ap"] for run in runs], minutes, *chosen)
     table.notes.append(
         "All-points AP, difficult objects ignored; the test photos had no say in any setting. Minutes count the features "
-        "of all photos, from empty."
+        "of all photos for all recipes, from empty."
     )
     return table
 
 
 def recipes(options: argparse.Namespace) -> list[Protocol]:
     """Return the recipes that are compared, all over frozen layers; the published ones may be shortened."""
-    shorter = {"patches_per_image": options.patches, "epochs": options.epochs}
-    found = [NEON2016.adjusted(**shorter), OQUAB2014.adjusted(**shorter), RECOMMENDED]
+    published = [
+        replace(
+            protocol.adjusted(patches_per_image=options.patches, epochs=options.epochs),
+            levels=RECOMMENDED.levels,
+        )
+        for protocol in (NEON2016, OQUAB2014)
+    ]
+    found = [*published, RECOMMENDED]
     return [protocol for protocol in found if protocol.name in options.recipes]
 
 

@@ -1,0 +1,48 @@
+"""Fill the caches of several recipes at once, so that a photo goes through the trunk once for all of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from transferkit.features import FeatureCache, PatchFeatures
+from transferkit.features.forward import Forward
+
+CHUNK = 20
+"""Photos whose maps are in memory at a time, some 10 MB each."""
+
+
+@dataclass(frozen=True, eq=False)
+class RememberingForward(Forward):
+    """Runs a trunk that the recipes have in common on what it has not been shown yet.
+
+    Attributes:
+        seen: The maps, by the digest of the pixels.
+    """
+
+    seen: dict[tuple[Any, ...], Tensor]
+
+    def maps(self, pixels: Tensor) -> Tensor:
+        """Return the trunk's maps of pixels in 0..255."""
+        raw = pixels.cpu().contiguous().numpy()
+        key = (raw.dtype.str, raw.shape, hashlib.blake2b(raw.tobytes(), digest_size=16).digest())
+        if key not in self.seen:
+            self.seen[key] = super().maps(pixels)
+        return self.seen[key]
+
+
+def fill_together(caches: Mapping[PatchFeatures, FeatureCache], num_workers: int) -> None:
+    """Fill caches of the same photos, whose features have the same trunk, preprocessing and precision."""
+    seen: dict[tuple[Any, ...], Tensor] = {}
+    for features in caches:
+        features.forward = RememberingForward(**vars(features.forward), seen=seen)
+    photos = max(len(cache) for cache in caches.values())
+    chunks = -(-photos // CHUNK)
+    for chunk in range(chunks):
+        for cache in caches.values():
+            cache.fill(num_workers=num_workers, rank=chunk, world_size=chunks)
+        seen.clear()
