@@ -71,6 +71,7 @@ from transferkit.finetune import (
     small_alexnet,
     train_on_digits,
     trains_transferred,
+    use_huge_pages,
     write_convergence,
     write_results,
 )
@@ -86,6 +87,7 @@ PROTOCOLS = {**PUBLISHED, "demo": DEMO}
 
 def main(argv: list[str] | None = None) -> int:
     """Run the example; return the exit status."""
+    use_huge_pages()
     try:
         args = parse_arguments(argv)
         with process_group(choose_device(args.backend)):

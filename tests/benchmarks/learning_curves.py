@@ -26,7 +26,7 @@ from tests.benchmarks.curves_plot import plot_curves
 from tests.benchmarks.recipes import EveryPhoto, OnBackbone, Split, add_arguments
 from tests.benchmarks.rounds import say
 from tests.benchmarks.table import Table, write_tables
-from transferkit.finetune import build_network, build_run, fit, score_images
+from transferkit.finetune import build_network, build_run, fit, score_images, use_huge_pages
 from transferkit.protocols import RECOMMENDED, Protocol
 
 ALEXNET = "alexnet-convolutions"
@@ -106,6 +106,7 @@ def fresh(on: OnBackbone, protocol: Protocol, transferred: bool) -> tuple[nn.Mod
 
 def main() -> None:
     """Run the benchmark."""
+    use_huge_pages()
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     photos = EveryPhoto(options.data_dir, options.photos)

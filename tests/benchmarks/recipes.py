@@ -41,6 +41,7 @@ from transferkit.finetune import (
     fit,
     frozen_features,
     score_images,
+    use_huge_pages,
 )
 from transferkit.heads import find_head
 from transferkit.protocols import NEON2016, OQUAB2014, RECOMMENDED, Protocol
@@ -250,6 +251,7 @@ class OnBackbone:
 
 def main() -> None:
     """Run the benchmark."""
+    use_huge_pages()
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     photos = EveryPhoto(options.data_dir, options.photos)

@@ -8,6 +8,7 @@ from transferkit.finetune.demo import DEMO, train_on_digits
 from transferkit.finetune.device import choose_device
 from transferkit.finetune.distributed import first_on_machine, is_first, process_group
 from transferkit.finetune.early_stopping import StopEarly
+from transferkit.finetune.huge_pages import use_huge_pages
 from transferkit.finetune.loop_settings import LoopSettings
 from transferkit.finetune.networks import NETWORKS, Network, build_network, small_alexnet
 from transferkit.finetune.on_features import AS_THEY_ARE, fit_on_features, frozen_features, head_features
@@ -57,6 +58,7 @@ __all__ = [
     "train_epoch",
     "train_on_digits",
     "trains_transferred",
+    "use_huge_pages",
     "write_atomically",
     "write_convergence",
     "write_results",
