@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -26,12 +27,14 @@ from tests.benchmarks.plain_training import all_features, timed_epoch
 from tests.benchmarks.process_tree import watch
 from tests.benchmarks.recipes import EveryPhoto, OnBackbone
 from tests.benchmarks.setting import Photos, load_trunk
+from tests.benchmarks.shared_maps import fill_together
 from tests.benchmarks.suite import in_this_process
 from tests.benchmarks.table import Table
 from tests.benchmarks.waiting import AlreadyThere, Watched
 from transferkit.alexnet import AlexNet
+from transferkit.features import FeatureCache, PatchFeatures
 from transferkit.protocols import RECOMMENDED
-from transferkit.sampler import MultiscaleSampler
+from transferkit.sampler import MultiscaleSampler, PatchGrid
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +137,49 @@ def test_learning_curves_draw_their_photos_from_the_training_rows_and_test_on_th
 
 @pytest.mark.parametrize("transferred", [False, True])
 def test_the_recipe_of_learning_curves_on_pixels_leaves_nothing_to_choose(transferred: bool) -> None:
-    protocol = on_pixels(transferred)
+    protocol = on_pixels(argparse.Namespace(patches=None, epochs=None), transferred)
     assert RECOMMENDED.choice is not None and protocol.choice is None
     assert protocol.train_trunk and protocol.features == "exact"
     assert protocol.scratch.learning_rate == RATES["transferred" if transferred else "scratch"]
+    assert (protocol.epochs, protocol.batch_size) == (RECOMMENDED.epochs, RECOMMENDED.batch_size)
+
+
+def test_what_transfers_is_measured_on_next_to_nothing(devkit: Path, weights: Path, tmp_path: Path) -> None:
+    given = ["--data_dir", devkit, "--weights", weights, "--out", tmp_path, "--photos", 1, "--seeds", 1]
+    shorter = ["--patches", 2, "--epochs", 1, "--depth_photos", 1, "--test_levels", 1, "--counts", 1]
+    arguments = map(str, [*given, *shorter, "--workers", 0, "--threads", 1, "--no-bfloat16", "--no-pretrained"])
+    in_this_process(
+        ["python", "-m", "tests.benchmarks.learning_curves", *arguments, "--json", str(tmp_path / "found.json")]
+    )
+    curves, depth = json.loads((tmp_path / "found.json").read_text())
+    assert list(curves["columns"]) == ["photos", "alexnet-convolutions, scratch, mAP, %"]
+    assert [row[0] for row in depth["rows"]] == [str(first) for first in range(6)]
+    assert all((tmp_path / name).is_file() for table in (curves, depth) for name in table["pictures"])
+
+
+def test_caches_filled_together_hold_what_each_would_and_a_photo_is_shown_once(
+    devkit: Path, tmp_path: Path
+) -> None:
+    trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 7, 4, 3), torch.nn.ReLU()).eval().requires_grad_(False)
+    photos = EveryPhoto(devkit, 2)
+    grids = [PatchGrid(scales=(1, 2)), PatchGrid(scales=(1, 1.5, 2), target=None)]
+
+    def cache(folder: str, grid: PatchGrid) -> tuple[PatchFeatures, FeatureCache]:
+        features = PatchFeatures(trunk, method="shared", levels=(1, 2), patch_size=32)
+        return features, FeatureCache(tmp_path / folder, features, photos, grid=grid)
+
+    together = dict(cache("together", grid) for grid in grids)
+    shown: list[torch.Size] = []
+    hook = trunk[0].register_forward_hook(lambda module, args, output: shown.append(args[0].shape))
+    fill_together(together, num_workers=0)
+    hook.remove()
+    assert len(shown) == len(photos) * 2
+
+    for grid, found in zip(grids, together.values(), strict=True):
+        alone = cache("alone", grid)[1]
+        alone.fill()
+        for row in range(len(photos)):
+            assert np.array_equal(alone[row].features, found[row].features)
 
 
 def test_learning_curves_are_drawn_into_a_png(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ All is done by RECOMMENDED on the photos' own split, tested on its 500 photos. P
 in tests.benchmarks.recipes, on so many of the training photos, drawn anew for each seed. Scratch is AlexNet's five
 convolutions with the same head and the same patches, nothing transferred and everything trained on pixels. What transfers
 is measured likewise: all five convolutions are transferred, and those before the first that is trained stay frozen.
-Training on pixels wants a GPU. Whatever was measured is kept in --out.
+Training on pixels wants a GPU, or fewer patches, epochs and photos. Whatever was measured is kept in --out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,16 @@ from tests.benchmarks.curves_plot import plot_curves
 from tests.benchmarks.recipes import EveryPhoto, OnBackbone, Split, add_arguments
 from tests.benchmarks.rounds import say
 from tests.benchmarks.table import Table, write_tables
-from transferkit.finetune import build_network, build_run, fit, score_images, use_huge_pages
+from transferkit.features import FeatureImages
+from transferkit.finetune import (
+    AS_THEY_ARE,
+    build_network,
+    build_run,
+    fit,
+    head_features,
+    score_images,
+    use_huge_pages,
+)
 from transferkit.protocols import RECOMMENDED, Protocol
 
 ALEXNET = "alexnet-convolutions"
@@ -52,13 +61,20 @@ def pretrained(on: OnBackbone, count: int, seed: int) -> dict[str, float]:
 def scratch(on: OnBackbone, count: int, seed: int) -> dict[str, float]:
     """Return the same for a network that knows nothing."""
     measure = partial(trained_on_pixels, on, photos_of(on, count, seed), seed, first=0, transferred=False)
-    return on.parts.figures(f"scratch_{count}_{seed}", measure)
+    return on.parts.figures(f"scratch_{count}_{seed}{how(on.options)}", measure)
 
 
 def transferred(on: OnBackbone, first: int, seed: int) -> dict[str, float]:
     """Return the same for transferred convolutions that are trained from the ``first`` on; ``NONE`` for the head alone."""
-    measure = partial(trained_on_pixels, on, on.photos.split(0), seed, first=first, transferred=True)
-    return on.parts.figures(f"first_trained_{first}_{seed}", measure)
+    photos = photos_of(on, on.options.depth_photos, seed)
+    measure = partial(trained_on_pixels, on, photos, seed, first=first, transferred=True)
+    return on.parts.figures(f"first_trained_{first}_{on.options.depth_photos}_{seed}{how(on.options)}", measure)
+
+
+def how(options: argparse.Namespace) -> str:
+    """Return what tells shortened training on pixels from that of the recipe, for the names of parts."""
+    given = {name: getattr(options, name) for name in ("patches", "epochs", "test_levels")}
+    return "".join(f"_{name}_{value}" for name, value in given.items() if value)
 
 
 def trained_on_pixels(
@@ -66,7 +82,7 @@ def trained_on_pixels(
 ) -> dict[str, float]:
     """Train AlexNet's convolutions from the ``first`` on, and a new head, on patches that are cut and resized."""
     started = time.perf_counter()
-    protocol = on_pixels(transferred)
+    protocol = on_pixels(on.options, transferred)
     torch.manual_seed(seed)
     model, preprocessing = fresh(on, protocol, transferred)
     if first:
@@ -77,16 +93,28 @@ def trained_on_pixels(
         model, protocol, protocol.scratch, preprocessing=preprocessing, steps_per_epoch=len(patches)
     )
     fit(run, patches, protocol.epochs, after_epoch=lambda run: say(str(run.history[-1])))
-    test = protocol.sampler(Subset(on.photos, split.test), mode="test", **streaming)
+    tested, data = run.tested_model, Subset(on.photos, split.test)
+    if on.options.test_levels:
+        features, tested = head_features(
+            tested, preprocessing, protocol, method="shared", levels=tuple(on.options.test_levels)
+        )
+        data, preprocessing = FeatureImages(data, features), AS_THEY_ARE
+    test = protocol.sampler(data, mode="test", **streaming)
     scorer = protocol.scorer(len(split.test), len(on.photos.class_names), on.device)
-    scores = score_images(run.tested_model, test, scorer, preprocessing, objective=protocol.objective)
+    scores = score_images(tested, test, scorer, preprocessing, objective=protocol.objective)
     return {"mean_ap": on.mean_ap(scores.cpu(), split.test), "seconds": time.perf_counter() - started}
 
 
-def on_pixels(transferred: bool) -> Protocol:
+def on_pixels(options: argparse.Namespace, transferred: bool) -> Protocol:
     """Return RECOMMENDED with the rate that suits convolutions in training, and nothing left to choose."""
-    rate = RATES["transferred" if transferred else "scratch"]
-    return replace(RECOMMENDED.adjusted(learning_rate=rate), features="exact", choice=None, train_trunk=True)
+    count = options.patches or RECOMMENDED.patches_per_image
+    protocol = RECOMMENDED.adjusted(
+        patches_per_image=count,
+        batch_size=count * RECOMMENDED.mix_images,
+        learning_rate=RATES["transferred" if transferred else "scratch"],
+        epochs=options.epochs,
+    )
+    return replace(protocol, features="exact", choice=None, train_trunk=True)
 
 
 def fresh(on: OnBackbone, protocol: Protocol, transferred: bool) -> tuple[nn.Module, Any]:
@@ -124,8 +152,10 @@ def main() -> None:
 
 def curve_table(options: argparse.Namespace, every: dict[str, OnBackbone], seeds: range) -> Table:
     """Return mean AP against the number of photos."""
-    curves = {f"{name}, pretrained": partial(pretrained, on) for name, on in every.items()}
-    if ALEXNET in every:
+    curves = {
+        f"{name}, pretrained": partial(pretrained, on) for name, on in every.items() if options.pretrained
+    }
+    if ALEXNET in every and options.scratch:
         curves[f"{ALEXNET}, scratch"] = partial(scratch, every[ALEXNET])
     found = {
         name: {count: [measure(count, seed)["mean_ap"] for seed in seeds] for count in options.counts}
@@ -144,7 +174,7 @@ def curve_table(options: argparse.Namespace, every: dict[str, OnBackbone], seeds
 def depth_table(options: argparse.Namespace, on: OnBackbone, seeds: range) -> Table:
     """Return mean AP against the first layer that is trained."""
     table = Table(
-        f"Mean AP against the first layer trained, {len(seeds)} seeds",
+        f"Mean AP against the first layer trained, {options.depth_photos} photos, {len(seeds)} seeds",
         {"index of the first layer trained": "", "layer": "", "mAP, %": ".2f", "minutes": ".1f"},
     )
     found: dict[int, list[float]] = {}
@@ -168,6 +198,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--counts", type=int, nargs="+", default=[50, 100, 200, 500, 1000], help="of training photos"
     )
+    parser.add_argument(
+        "--depth_photos", type=int, default=1000, help="of training photos, for which layers to train"
+    )
+    parser.add_argument("--patches", type=int, help="of a photo and epoch, on pixels (default RECOMMENDED's)")
+    parser.add_argument("--epochs", type=int, help="on pixels (default RECOMMENDED's)")
+    parser.add_argument("--test_levels", type=float, nargs="+",
+                        help="on pixels, test on features read from maps at these sizes (default: patches are cut)")  # fmt: skip
+    parser.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True,
+                        help="also the curves of pretrained networks")  # fmt: skip
+    parser.add_argument("--scratch", action=argparse.BooleanOptionalAction, default=True,
+                        help="also the curve of a network that knows nothing")  # fmt: skip
     parser.add_argument("--first_trained", action=argparse.BooleanOptionalAction, default=True,
                         help="also which layers to train")  # fmt: skip
     return parser.parse_args()
