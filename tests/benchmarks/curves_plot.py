@@ -29,7 +29,8 @@ def plot_curves(
         axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2)
     if log:
         axes.set_xscale("log")
-    axes.set_xticks(places, [f"{place:,}" for place in places])
+    ticks = sorted({place for curve in curves.values() for place in curve})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
     axes.set(xlabel=xlabel, ylabel="mean AP, %")
     axes.grid(alpha=0.3)
