@@ -45,6 +45,7 @@ def folder(tmp_path, monkeypatch):
     torch.save(state, tmp_path / "whole.pth")
     torch.save({k: v for k, v in state.items() if k.startswith("features")}, tmp_path / "features.pth")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # nothing is cut to a width
     monkeypatch.delitem(__import__("sys").modules, "plan_models", raising=False)
     return tmp_path
 

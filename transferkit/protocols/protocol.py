@@ -109,6 +109,7 @@ class Protocol:
         """Return the recipe with those numbers changed that are given; the learning rate in both regimes.
 
         Example:
+            >>> from transferkit.protocols import NEON2016
             >>> NEON2016.adjusted(patches_per_image=64, learning_rate=1e-3).pretrained.learning_rate
             0.001
         """
