@@ -18,7 +18,7 @@ from PIL import Image
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.curves_plot import plot_curves
 from tests.benchmarks.kept_features import kept, score_kept, train_head
-from tests.benchmarks.learning_curves import ALEXNET, RATES, on_pixels, photos_of
+from tests.benchmarks.learning_curves import ALEXNET, SCRATCH_RATE, on_pixels, photos_of
 from tests.benchmarks.made_up import write_made_up_devkit
 from tests.benchmarks.members import MEMBERS, ON_GPU
 from tests.benchmarks.parts import Parts
@@ -140,7 +140,8 @@ def test_the_recipe_of_learning_curves_on_pixels_leaves_nothing_to_choose(transf
     protocol = on_pixels(argparse.Namespace(patches=None, epochs=None), transferred)
     assert RECOMMENDED.choice is not None and protocol.choice is None
     assert protocol.train_trunk and protocol.features == "exact"
-    assert protocol.scratch.learning_rate == RATES["transferred" if transferred else "scratch"]
+    rate = RECOMMENDED.scratch.learning_rate if transferred else SCRATCH_RATE
+    assert protocol.optimization(from_scratch=not transferred).learning_rate == rate
     assert (protocol.epochs, protocol.batch_size) == (RECOMMENDED.epochs, RECOMMENDED.batch_size)
 
 

@@ -41,7 +41,7 @@ from transferkit.protocols import RECOMMENDED, Protocol
 ALEXNET = "alexnet-convolutions"
 CONVOLUTIONS = ("features.0", "features.3", "features.6", "features.8", "features.10")
 NONE = len(CONVOLUTIONS)
-RATES = {"scratch": 3e-4, "transferred": 1e-4}
+SCRATCH_RATE = 3e-4  # of convolutions that know nothing; RECOMMENDED's own is for heads
 
 
 def photos_of(on: OnBackbone, count: int, seed: int) -> Split:
@@ -87,10 +87,17 @@ def trained_on_pixels(
     model, preprocessing = fresh(on, protocol, transferred)
     if first:
         tk.freeze(model, tk.by_name(*CONVOLUTIONS[:first]))
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    old = [parameter for layer in convolutions for parameter in layer.parameters()] if transferred else []
     streaming: dict[str, Any] = {"seed": seed, "num_workers": on.options.workers, "device": on.device}
     patches = protocol.sampler(Subset(on.photos, split.train), mode="train", **streaming)
     run = build_run(
-        model, protocol, protocol.scratch, preprocessing=preprocessing, steps_per_epoch=len(patches)
+        model,
+        protocol,
+        protocol.optimization(from_scratch=not transferred),
+        preprocessing=preprocessing,
+        steps_per_epoch=len(patches),
+        transferred=old,
     )
     fit(run, patches, protocol.epochs, after_epoch=lambda run: say(str(run.history[-1])))
     tested, data = run.tested_model, Subset(on.photos, split.test)
@@ -106,12 +113,12 @@ def trained_on_pixels(
 
 
 def on_pixels(options: argparse.Namespace, transferred: bool) -> Protocol:
-    """Return RECOMMENDED with the rate that suits convolutions in training, and nothing left to choose."""
+    """Return RECOMMENDED with nothing left to choose, and from scratch with a rate that suits convolutions."""
     count = options.patches or RECOMMENDED.patches_per_image
     protocol = RECOMMENDED.adjusted(
         patches_per_image=count,
         batch_size=count * RECOMMENDED.mix_images,
-        learning_rate=RATES["transferred" if transferred else "scratch"],
+        learning_rate=None if transferred else SCRATCH_RATE,
         epochs=options.epochs,
     )
     return replace(protocol, features="exact", choice=None, train_trunk=True)

@@ -61,6 +61,17 @@ def test_shared_maps_train_and_test(call, tmp_path: Path) -> None:
     assert "every patch goes through the whole network" in whole.out
 
 
+def test_transferred_layers_that_the_recommended_recipe_trains_have_a_rate_of_their_own(
+    call, tmp_path: Path
+) -> None:
+    outcome = call("--protocol", "recommended", "--freeze", "features.6", "-e", 1)
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.count("parameters to train") == 1
+    assert "of transferred layers 0.1 of it" in outcome.out
+    groups = read_run(tmp_path / "results" / "run.pt")["optimizer"]["param_groups"]
+    assert [len(group["params"]) for group in groups] == [4, 8]  # the head; two convolutions, two linear layers
+
+
 def test_the_recommended_recipe_shares_maps_and_chooses_on_held_out_photos(call, tmp_path: Path) -> None:
     cache, run = tmp_path / "cache", tmp_path / "results" / "run.pt"
     outcome = call("--protocol", "recommended", "-e", 2, "--cache_dir", cache)

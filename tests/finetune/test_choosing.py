@@ -95,6 +95,17 @@ def test_it_chooses_what_a_plain_loop_finds_best(tmp_path: Path) -> None:
     assert f"{chosen.epochs} epochs, exponent {chosen.exponent:g}" in str(chosen)
 
 
+def test_transferred_layers_have_their_own_rate_in_the_choice_too(tmp_path: Path) -> None:
+    cache, rest = cached(tmp_path)
+    slower = dataclasses.replace(RATE, transferred=0.1)
+    last = list(rest.parameters())[-2:]
+    one = choose_on_held_out(rest, cache, PROTOCOL, slower, transferred=last)
+    every = choose_on_held_out(rest, cache, PROTOCOL, slower, transferred=rest.parameters())
+    tenth = dataclasses.replace(RATE, learning_rate=0.002)
+    assert every == choose_on_held_out(rest, cache, PROTOCOL, tenth)
+    assert one.mean_aps != every.mean_aps
+
+
 def test_it_stops_when_more_epochs_are_of_no_use_and_tests_the_averaged_weights(tmp_path: Path) -> None:
     cache, rest = cached(tmp_path)
     still = dataclasses.replace(PROTOCOL, average=WeightAverage(decay=None, start=100), epochs=9)

@@ -52,6 +52,39 @@ def test_the_rate_rises_and_falls_step_by_step() -> None:
     assert expected[0] > 0 and max(expected) == expected[5]
 
 
+def test_transferred_layers_follow_the_schedule_at_a_rate_of_their_own() -> None:
+    run = tiny_run()
+    first, last = run.model[0], run.model[-1]
+    slower = replace(COSINE, transferred=0.1)
+    run.optimizer = build_optimizer(run.model.parameters(), slower, transferred=first.parameters())
+    run.schedule = build_schedule(run.optimizer, slower, steps_per_epoch=5)
+    new, old = run.optimizer.param_groups
+    assert {id(p) for p in old["params"]} == {id(p) for p in first.parameters()}
+    assert {id(p) for p in last.parameters()} < {id(p) for p in new["params"]}
+    for epoch in range(1, 4):
+        fit(run, Stream(), epoch)
+        assert old["lr"] == pytest.approx(0.1 * new["lr"]) and new["lr"] > 0
+
+
+def test_one_rate_for_all_is_one_group() -> None:
+    model = tiny_run().model
+    for settings, transferred in ((COSINE, model[0].parameters()), (replace(COSINE, transferred=0.1), ())):
+        assert len(build_optimizer(model.parameters(), settings, transferred=transferred).param_groups) == 1
+    only = build_optimizer(
+        model[0].parameters(), replace(COSINE, transferred=0.1), transferred=model.parameters()
+    )
+    assert [group["lr"] for group in only.param_groups] == [pytest.approx(0.01)]
+
+
+def test_a_run_with_other_rates_for_transferred_layers_is_not_gone_on_with(tmp_path: Path) -> None:
+    run, slower = steered(), replace(COSINE, transferred=0.1)
+    run.optimizer = build_optimizer(run.model.parameters(), slower, transferred=run.model[0].parameters())
+    run.schedule = build_schedule(run.optimizer, slower, steps_per_epoch=5)
+    fit(run, Stream(), 1)
+    with pytest.raises(StateError, match="optimizer does not fit.*rates of their own for transferred"):
+        steered().restore(read_run(run.save(tmp_path / "run.pt")))
+
+
 def test_adamw_is_torchs_own() -> None:
     run = steered(replace(COSINE, method="adamw"))
     assert isinstance(run.optimizer, torch.optim.AdamW)

@@ -12,7 +12,12 @@ from transferkit.finetune.huge_pages import use_huge_pages
 from transferkit.finetune.loop_settings import LoopSettings
 from transferkit.finetune.networks import NETWORKS, Network, build_network, small_alexnet
 from transferkit.finetune.on_features import AS_THEY_ARE, fit_on_features, frozen_features, head_features
-from transferkit.finetune.optimization import build_optimizer, build_schedule, trains_transferred
+from transferkit.finetune.optimization import (
+    build_optimizer,
+    build_schedule,
+    trains_transferred,
+    transferred_parameters,
+)
 from transferkit.finetune.report import RunReport, build_report
 from transferkit.finetune.results import write_convergence, write_results
 from transferkit.finetune.run import EpochRecord, Run, read_run
@@ -58,6 +63,7 @@ __all__ = [
     "train_epoch",
     "train_on_digits",
     "trains_transferred",
+    "transferred_parameters",
     "use_huge_pages",
     "write_atomically",
     "write_convergence",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,7 @@ def build_run(
     *,
     preprocessing: Preprocessing,
     steps_per_epoch: int,
+    transferred: Iterable[nn.Parameter] = (),
     **known: Any,
 ) -> Run:
     """Return a run of a recipe, ready to train.
@@ -30,6 +32,8 @@ def build_run(
         optimization: Of the regime it is trained in, from :meth:`Protocol.optimization`.
         preprocessing: What the model wants done to pixels.
         steps_per_epoch: Of the optimizer.
+        transferred: Those of the model's parameters that were transferred, from
+            :func:`~transferkit.finetune.transferred_parameters`, for a rate of their own.
         known: What else the :class:`Run` should know: ``settings``, ``frozen``, ``transfer``.
 
     Raises:
@@ -44,7 +48,7 @@ def build_run(
         >>> run.epoch, run.optimizer.param_groups[0]["lr"]
         (0, 0.01)
     """
-    optimizer = build_optimizer(model.parameters(), optimization)
+    optimizer = build_optimizer(model.parameters(), optimization, transferred=transferred)
     schedule = build_schedule(optimizer, optimization, steps_per_epoch=steps_per_epoch)
     run = Run(model, optimizer, schedule, preprocessing, **known)
     run.objective, run.image_loss = protocol.objective, protocol.image_loss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ def choose_on_held_out(
     protocol: Protocol,
     optimization: Optimization,
     *,
+    transferred: Iterable[nn.Parameter] = (),
     presence: Presence | None = None,
     seed: int = 0,
     num_workers: int = 0,
@@ -73,6 +74,7 @@ def choose_on_held_out(
             of one.
         protocol: Says what is chosen from (``choice``), and at most how many epochs.
         optimization: Of the regime that ``rest`` is trained in.
+        transferred: Those parameters of ``rest`` that were transferred; see :func:`build_run`.
         presence: Which classes each photo shows; what ``cache.presence()`` returns unless given.
         seed: Of the split, and of the sampler's choices.
         num_workers: Of the samplers.
@@ -96,12 +98,14 @@ def choose_on_held_out(
     how: dict[str, Any] = {"seed": seed, "num_workers": num_workers, "device": next(rest.parameters()).device}
     train = protocol.sampler(Subset(cache, parts.train.tolist()), mode="train", **how)
     held = protocol.sampler(Subset(cache, parts.held.tolist()), mode="test", **how)
+    trial, old = copy.deepcopy((rest, list(transferred)))
     run = build_run(
-        copy.deepcopy(rest),
+        trial,
         protocol,
         optimization,
         preprocessing=AS_THEY_ARE,
         steps_per_epoch=-(-len(train) // loop.accumulate),
+        transferred=old,
     )
     targets = truth.present[parts.held], truth.difficult_only[parts.held]
     mean_aps: dict[int, tuple[float, ...]] = {}

@@ -14,8 +14,19 @@ from transferkit.protocols import Optimization
 from transferkit.transfer import TransferReport
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], settings: Optimization) -> Optimizer:
+def build_optimizer(
+    parameters: Iterable[nn.Parameter],
+    settings: Optimization,
+    *,
+    transferred: Iterable[nn.Parameter] = (),
+) -> Optimizer:
     """Return the optimizer of those of ``parameters`` that require a gradient.
+
+    Args:
+        parameters: A model's.
+        settings: The recipe's.
+        transferred: Which of them were transferred, from :func:`transferred_parameters`. Where ``settings`` give
+            those a rate of their own they are the last parameter group.
 
     Raises:
         ArgumentError: Every parameter is frozen, so training would change nothing.
@@ -23,14 +34,23 @@ def build_optimizer(parameters: Iterable[nn.Parameter], settings: Optimization) 
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     if not trainable:
         raise ArgumentError("every parameter is frozen, so nothing would be trained; freeze fewer layers")
+    old = {id(parameter) for parameter in transferred if settings.transferred != 1}
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trainable if id(parameter) not in old]},
+        {
+            "params": [parameter for parameter in trainable if id(parameter) in old],
+            "lr": settings.learning_rate * settings.transferred,
+        },
+    ]
+    groups = [group for group in groups if group["params"]]
     how: dict[str, Any] = {
         "lr": settings.learning_rate,
         "weight_decay": settings.weight_decay,
         "fused": _is_worth_fusing(trainable),
     }
     if settings.method == "adamw":
-        return AdamW(trainable, betas=(settings.momentum, 0.999), **how)
-    return SGD(trainable, momentum=settings.momentum, **how)
+        return AdamW(groups, betas=(settings.momentum, 0.999), **how)
+    return SGD(groups, momentum=settings.momentum, **how)
 
 
 def _is_worth_fusing(parameters: Sequence[nn.Parameter]) -> bool:
@@ -69,18 +89,25 @@ def build_schedule(
     return PerStep(optimizer, lambda step: settings.factor((step + 0.5) / steps))
 
 
-def trains_transferred(model: nn.Module, transfer: Mapping[str, Any] | None) -> bool:
-    """Tell whether any tensor that is trained was transferred.
-
-    Only then is there something for the low learning rate of a pretrained regime to protect; new layers over
-    frozen ones start from nothing, and train like a network from scratch.
+def transferred_parameters(model: nn.Module, transfer: Mapping[str, Any] | None) -> list[nn.Parameter]:
+    """Return the parameters that are trained and were transferred.
 
     Args:
         model: With its frozen layers frozen.
         transfer: ``TransferReport.to_dict()``; ``None`` where nothing was transferred.
     """
     if transfer is None:
-        return False
-    report = TransferReport.from_dict(dict(transfer))
-    moved = {*report.copied, *report.adapted, *report.cast}
-    return any(name in moved and parameter.requires_grad for name, parameter in model.named_parameters())
+        return []
+    moved = set(TransferReport.from_dict(dict(transfer)).moved)
+    return [
+        parameter for name, parameter in model.named_parameters() if name in moved and parameter.requires_grad
+    ]
+
+
+def trains_transferred(model: nn.Module, transfer: Mapping[str, Any] | None) -> bool:
+    """Tell whether there are any :func:`transferred_parameters`.
+
+    Only then is there something for the low learning rates of a pretrained regime to protect; new layers over
+    frozen ones start from nothing, and train like a network from scratch.
+    """
+    return bool(transferred_parameters(model, transfer))

@@ -219,7 +219,13 @@ def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
         {name: group[name] for name in ("fused", "foreach") if name in group}
         for group in optimizer.param_groups
     ]
-    optimizer.load_state_dict(state)
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise StateError(
+            f"the run's optimizer does not fit: {error}; train the same parameters, with the same rates of their "
+            "own for transferred ones, to go on"
+        ) from error
     for group, way in zip(optimizer.param_groups, ways, strict=True):
         group.update(way)
 

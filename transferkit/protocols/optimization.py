@@ -21,6 +21,7 @@ class Optimization:
         factors: What the learning rate is from each of ``steps`` on, as a multiple of the first.
         schedule: A rate that never rests, instead of ``steps``; ``learning_rate`` is its highest.
         method: ``"sgd"``, stochastic gradient descent, or ``"adamw"``.
+        transferred: Learning rate of the transferred layers, as a multiple of that of the new ones.
 
     Example:
         >>> settings = Optimization(1e-4, 0.9, 5e-4, steps=(15, 20), factors=(0.5, 0.1))
@@ -35,10 +36,12 @@ class Optimization:
     factors: tuple[float, ...] = ()
     schedule: WarmupCosine | None = None
     method: Literal["sgd", "adamw"] = "sgd"
+    transferred: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.method in ("sgd", "adamw"), "method", "'sgd' or 'adamw'", self.method)
         require(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
+        require(self.transferred > 0, "transferred", "positive", self.transferred)
         require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
         require(self.weight_decay >= 0, "weight_decay", "zero or positive", self.weight_decay)
         require(list(self.steps) == sorted(self.steps), "steps", "in ascending order", self.steps)
@@ -66,7 +69,8 @@ class Optimization:
             f"x{factor:g} after {step} epochs" for step, factor in zip(self.steps, self.factors, strict=True)
         ) or str(self.schedule or "")
         method = {"sgd": "SGD", "adamw": "AdamW"}[self.method]
+        slower = f", of transferred layers {self.transferred:g} of it" if self.transferred != 1 else ""
         return (
-            f"{method}, learning rate {self.learning_rate:g}{f' ({changes})' if changes else ''}, "
+            f"{method}, learning rate {self.learning_rate:g}{f' ({changes})' if changes else ''}{slower}, "
             f"momentum {self.momentum:g}, weight decay {self.weight_decay:g}"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from transferkit.heads import ImageLoss
 from transferkit.labeling import OverlapRule
 from transferkit.optimization import HeldOutChoice, WarmupCosine, WeightAverage
@@ -33,7 +35,7 @@ RECOMMENDED = Protocol(
     drop_rate=0.5,
     head_std=0.01,
     train_trunk=False,
-    pretrained=_ADAMW,
+    pretrained=replace(_ADAMW, transferred=0.1),
     scratch=_ADAMW,
     epochs=20,
     exponent=3,
@@ -49,5 +51,6 @@ RECOMMENDED = Protocol(
 
 Over a frozen backbone, whose features are read from maps of the whole photo at five sizes, a head is trained with two
 losses: that each patch be right, and that each photo be (:class:`~transferkit.heads.ImageLoss`). The exponent of
-the score is chosen on a fifth of the training photos.
+the score is chosen on a fifth of the training photos. Transferred layers that are not frozen are trained at a tenth
+of the head's rate.
 """
