@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from tests.benchmarks.__main__ import main
+from tests.benchmarks.ablations import BASE, CHANGES, FOLDS, MIRRORED, Mirrored, fold
 from tests.benchmarks.curves_plot import plot_curves
 from tests.benchmarks.kept_features import kept, score_kept, train_head
 from tests.benchmarks.learning_curves import ALEXNET, SCRATCH_RATE, on_pixels, photos_of
@@ -107,6 +108,38 @@ def test_recipes_are_compared_on_next_to_nothing(devkit: Path, weights: Path, tm
     tables = json.loads((tmp_path / "found.json").read_text())
     assert [table["title"][:29] for table in tables] == [f"alexnet-convolutions, split {n}" for n in (0, 1)]
     assert all(0 <= table["rows"][0][1][0] <= 100 for table in tables)
+
+
+def test_ablations_change_one_thing_and_measure_on_training_photos_alone(devkit: Path) -> None:
+    assert next(iter(CHANGES.values())) == BASE
+    assert len({repr(protocol) for protocol in CHANGES.values()}) == len(CHANGES)
+    for protocol in CHANGES.values():
+        changed = {name for name, value in vars(protocol).items() if value != getattr(BASE, name)}
+        assert changed <= {"epochs", "scratch", "pretrained"} or len(changed) <= 1, changed
+    rows = EveryPhoto(devkit, None).split(0).train
+    folds = [fold(rows, number) for number in range(FOLDS)]
+    assert sorted(row for split in folds for row in split.test) == rows
+    assert all(sorted(split.train + split.test) == rows for split in folds)
+
+
+def test_mirrored_photos_have_their_objects_where_they_are(devkit: Path) -> None:
+    photos = EveryPhoto(devkit, None)
+    item, mirrored = photos[2], Mirrored(photos, [5, 2])[1]
+    for (left, top, right, bottom), box in zip(item.boxes.long(), mirrored.boxes.long(), strict=True):
+        there = mirrored.image[:, box[1] : box[3], box[0] : box[2]]
+        assert torch.equal(there.flip(-1), item.image[:, top:bottom, left:right])
+    assert Mirrored(photos, [5, 2]).image_size(1) == tuple(item.image.shape[1:])
+
+
+def test_ablations_are_compared_on_next_to_nothing(devkit: Path, weights: Path, tmp_path: Path) -> None:
+    arguments = ["--data_dir", devkit, "--weights", weights, "--out", tmp_path, "--photos", 3, "--mirrored"]
+    arguments += ["--backbones", ALEXNET, "--folds", 1, "--workers", 0, "--threads", 1, "--no-bfloat16"]
+    changes = ["--changes", "half as many epochs", "as it is", "--json", tmp_path / "found.json"]
+    in_this_process(["python", "-m", "tests.benchmarks.ablations", *map(str, [*arguments, *changes])])
+    (table,) = json.loads((tmp_path / "found.json").read_text())
+    assert [row[0] for row in table["rows"]] == ["as it is", MIRRORED, "half as many epochs"]
+    assert [row[4] for row in table["rows"]] == [[20], [20], [10]]
+    assert table["rows"][0][2] == [0]
 
 
 def test_learning_curves_draw_their_photos_from_the_training_rows_and_test_on_the_same_ones(

@@ -17,11 +17,11 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
 import transferkit as tk
 from tests.benchmarks import ways
@@ -35,20 +35,22 @@ from transferkit.estimators import ImageFeatures, LinearProbe
 from transferkit.features import FeatureCache, PatchFeatures
 from transferkit.finetune import (
     AS_THEY_ARE,
+    Run,
     build_network,
     build_run,
     choose_on_held_out,
+    fill_scorer,
     fit,
     frozen_features,
-    score_images,
     use_huge_pages,
 )
 from transferkit.heads import find_head
 from transferkit.protocols import NEON2016, OQUAB2014, RECOMMENDED, Protocol
-from transferkit.scorer import VOC2010
+from transferkit.scorer import VOC2010, Scorer
 
 BACKBONES = ("alexnet-convolutions", "efficientnet-lite0")
 BASELINE = "whole photo, linear"
+AnyScorer = TypeVar("AnyScorer", bound=Scorer)
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,22 @@ class OnBackbone:
         """Return what one run of a recipe comes to, and what it chose."""
         cache, rest, seconds = self.cached(protocol, seed)
         started = time.perf_counter()
-        train, test = Subset(cache, split.train), Subset(cache, split.test)
+        run, protocol = self.trained(protocol, rest, cache, split.train, seed)
+        scorer = protocol.scorer(len(split.test), len(self.photos.class_names), self.device)
+        filled = self.filled(scorer, run, protocol, Subset(cache, split.test), seed)
+        return {
+            "mean_ap": self.mean_ap(filled.compute().cpu(), split.test),
+            "seconds": seconds + time.perf_counter() - started,
+            "epochs": protocol.epochs,
+            "exponent": protocol.exponent,
+        }
+
+    def trained(
+        self, protocol: Protocol, rest: nn.Module, cache: FeatureCache, rows: list[int], seed: int
+    ) -> tuple[Run, Protocol]:
+        """Train a new head on the features of some photos; return it, and the recipe with nothing left to choose."""
+        train = Subset(cache, rows)
         if protocol.choice:
-            rows = self.truth.present[split.train], self.truth.difficult_only[split.train]
             chosen = choose_on_held_out(
                 rest,
                 train,
@@ -165,7 +180,7 @@ class OnBackbone:
                 protocol.scratch,
                 seed=seed,
                 num_workers=self.streaming["num_workers"],
-                presence=Presence(*rows),
+                presence=Presence(self.truth.present[rows], self.truth.difficult_only[rows]),
             )
             say(str(chosen))
             protocol = protocol.decided(chosen.epochs, chosen.exponent)
@@ -175,20 +190,14 @@ class OnBackbone:
             rest, protocol, protocol.scratch, preprocessing=AS_THEY_ARE, steps_per_epoch=len(patches)
         )
         fit(run, patches, protocol.epochs, after_epoch=lambda run: say(str(run.history[-1])))
-        scorer = protocol.scorer(len(test), len(self.photos.class_names), self.device)
-        scores = score_images(
-            run.tested_model,
-            protocol.sampler(test, mode="test", seed=seed, **self.streaming),
-            scorer,
-            AS_THEY_ARE,
-            objective=protocol.objective,
-        )
-        return {
-            "mean_ap": self.mean_ap(scores.cpu(), split.test),
-            "seconds": seconds + time.perf_counter() - started,
-            "epochs": protocol.epochs,
-            "exponent": protocol.exponent,
-        }
+        return run, protocol
+
+    def filled(
+        self, scorer: AnyScorer, run: Run, protocol: Protocol, features: Dataset[Any], seed: int
+    ) -> AnyScorer:
+        """Give a scorer the patches of some photos, whose features these are."""
+        patches = protocol.sampler(features, mode="test", seed=seed, **self.streaming)
+        return fill_scorer(run.tested_model, patches, scorer, AS_THEY_ARE, objective=protocol.objective)
 
     def cached(self, protocol: Protocol, seed: int) -> tuple[FeatureCache, nn.Module, float]:
         """Return the features of all photos for a recipe, its new head, and the seconds that the features took."""

@@ -1,0 +1,194 @@
+"""Is each part of RECOMMENDED worth its place? One thing changed at a time, on folds of the training photos.
+
+    python -m tests.benchmarks.ablations --data_dir DIR --weights FILE --out OUT
+
+The photos' own 1,000 training photos are dealt into three folds: trained on two, measured on the third. No test photo is
+looked at. Features are those of tests.benchmarks.recipes, and shared with it where --out is the same. A line's mean
+AP is that of the exponent which is best for it on the measured fold, so all lines flatter themselves alike; its difference
+from the first line is taken fold by fold. --mirrored also computes features of the measured photos mirrored, and adds the
+scores of both. Whatever was measured is kept in --out, so a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import Subset
+
+from tests.benchmarks.parts import digest
+from tests.benchmarks.recipes import EveryPhoto, OnBackbone, Split, add_arguments
+from tests.benchmarks.table import Table, write_tables
+from transferkit.features import FeatureCache
+from transferkit.finetune import use_huge_pages
+from transferkit.labeling import OverlapRule
+from transferkit.optimization import EarlyStopping, HeldOutChoice, WarmupCosine
+from transferkit.protocols import RECOMMENDED, Protocol
+from transferkit.sampler import PositivesFirst
+from transferkit.scorer import PatchLog
+
+FOLDS = 3
+EXPONENTS = (1.0, 2.0, 3.0, 5.0, 8.0)
+BASE = replace(RECOMMENDED, choice=None)
+SCHEDULE = WarmupCosine(RECOMMENDED.epochs)
+MIRRORED = "mirrored photos scored too"
+CHANGES = {
+    "as it is": BASE,
+    "no loss of images": replace(BASE, image_loss=None),
+    "the last weights instead of their average": replace(BASE, average=None),
+    "no warm-up": replace(BASE, scratch=replace(BASE.scratch, schedule=SCHEDULE)),
+    "one rate throughout": replace(BASE, scratch=replace(BASE.scratch, schedule=None)),
+    "epochs by early stopping on a fifth": replace(
+        RECOMMENDED, choice=HeldOutChoice(stopping=EarlyStopping(patience=3))
+    ),
+    "half as many epochs": BASE.adjusted(epochs=RECOMMENDED.epochs // 2),
+    "patches with objects first, whatever their classes": replace(BASE, train_balance=PositivesFirst()),
+    "patches of several objects are background": replace(
+        BASE, rule=OverlapRule(patch_fraction=0.2, object_fraction=0.6, several="background")
+    ),
+    "dropout 0.3": replace(BASE, drop_rate=0.3),
+    "no dropout": replace(BASE, drop_rate=0.0),
+}
+
+
+class Mirrored:
+    """Photos with left and right exchanged, and the boxes with them.
+
+    Args:
+        photos: Of a data set.
+        rows: Which of them.
+    """
+
+    def __init__(self, photos: EveryPhoto, rows: Sequence[int]) -> None:
+        self.photos, self.rows = photos, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        item = self.photos[self.rows[index]]
+        left, top, right, bottom = item.boxes.unbind(dim=1)
+        width = item.image.shape[-1]
+        boxes = torch.stack([width - right, top, width - left, bottom], dim=1)
+        return replace(item, image=item.image.flip(-1), boxes=boxes)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        return self.photos.image_size(self.rows[index])
+
+
+def fold(rows: Sequence[int], number: int) -> Split:
+    """Return two folds of the rows to train on, and one to measure on."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    held = set(order.tensor_split(FOLDS)[number].tolist())
+    return Split(
+        [row for place, row in enumerate(rows) if place not in held],
+        [row for place, row in enumerate(rows) if place in held],
+    )
+
+
+def measured(on: OnBackbone, protocol: Protocol, number: int, mirrored: bool) -> dict[str, Any]:
+    """Return mean APs by exponent of a recipe trained and measured on a fold; of an earlier run if that came so far."""
+    name = f"ablation_{digest(repr(protocol).encode())}_fold_{number}{'_mirrored' * mirrored}"
+    return on.parts.figures(name, partial(measure, on, protocol, number, mirrored))
+
+
+def measure(on: OnBackbone, protocol: Protocol, number: int, mirrored: bool) -> dict[str, Any]:
+    """Train on two folds and measure on the third."""
+    split = fold(on.photos.split(0).train, number)
+    cache, rest, _ = on.cached(protocol, seed=number)
+    started = time.perf_counter()
+    run, protocol = on.trained(protocol, rest, cache, split.train, seed=number)
+    size = len(split.test), len(on.photos.class_names), protocol.exponent, protocol.reduction
+    log = on.filled(PatchLog(*size), run, protocol, Subset(cache, split.test), seed=number)
+    scores = {exponent: log.compute(exponent) for exponent in EXPONENTS}
+    found = {
+        "mean_aps": [on.mean_ap(of, split.test) for of in scores.values()],
+        "epochs": protocol.epochs,
+        "seconds": time.perf_counter() - started,
+    }
+    if mirrored:
+        other = Mirrored(on.photos, split.test)
+        features, _ = on.features(protocol, seed=number)
+        mirror = FeatureCache(on.options.out / f"mirrored_{number}", features, other, grid=protocol.grid)
+        mirror.fill(num_workers=on.options.workers, progress=True)
+        twice = on.filled(PatchLog(*size), run, protocol, mirror, seed=number)
+        found["mirrored"] = [
+            on.mean_ap(of + twice.compute(exponent), split.test) for exponent, of in scores.items()
+        ]
+    return found
+
+
+def main() -> None:
+    """Run the benchmark."""
+    use_huge_pages()
+    options = parse_arguments()
+    torch.set_num_threads(options.threads)
+    photos = EveryPhoto(options.data_dir, options.photos)
+    tables = []
+    for backbone in options.backbones:
+        tables.append(ablations(options, OnBackbone(options, photos, backbone)))
+        print(tables[-1].markdown(), end="\n\n")
+        if options.json:
+            write_tables(options.json, tables)
+
+
+def ablations(options: argparse.Namespace, on: OnBackbone) -> Table:
+    """Return RECOMMENDED beside itself with one thing changed."""
+    table = Table(
+        f"{on.backbone}: RECOMMENDED with one thing changed, {options.folds} of {FOLDS} folds of the training photos",
+        {
+            "setting": "",
+            "mAP, %": ".2f",
+            "minus the first": "+.2f",
+            "exponent": "g",
+            "epochs": "g",
+            "seconds": ".0f",
+        },
+    )
+    first: list[float] = []
+    for change, protocol in CHANGES.items():
+        if change not in options.changes:
+            continue
+        base = protocol == BASE
+        runs = [measured(on, protocol, number, options.mirrored and base) for number in range(options.folds)]
+        rest = [run["epochs"] for run in runs], [run["seconds"] for run in runs]
+        first = first or best_of(run["mean_aps"] for run in runs)[0]
+        for name, key in (
+            (change, "mean_aps"),
+            *([(MIRRORED, "mirrored")] if options.mirrored and base else []),
+        ):
+            aps, exponents = best_of(run[key] for run in runs)
+            table.add(name, aps, [ap - of for ap, of in zip(aps, first, strict=True)], exponents, *rest)
+    table.notes.append(
+        "All-points AP, difficult objects ignored, with the exponent that is best on the measured fold. Seconds are for "
+        "training and measuring, features at hand; of mirrored photos there are none counted."
+    )
+    return table
+
+
+def best_of(runs: Any) -> tuple[list[float], list[float]]:
+    """Return each run's best mean AP and its exponent."""
+    best = [max(zip(run, EXPONENTS, strict=True)) for run in runs]
+    return [ap for ap, _ in best], [exponent for _, exponent in best]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument(
+        "--folds", type=int, default=FOLDS, choices=range(1, FOLDS + 1), help="measured, of three"
+    )
+    parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=CHANGES, metavar="SETTING",
+                        help=f"of {list(CHANGES)}; compared with the first of those given")  # fmt: skip
+    parser.add_argument("--mirrored", action="store_true", help="also score mirrored photos")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
