@@ -147,7 +147,7 @@ def main() -> None:
     photos = EveryPhoto(options.data_dir, options.photos)
     every = {name: OnBackbone(options, photos, name) for name in options.backbones}
     seeds = range(options.seeds)
-    tables = [curve_table(options, every, seeds)]
+    tables = [curve_table(options, every, seeds)] if options.pretrained or options.scratch else []
     alexnet = every.get(ALEXNET)
     if alexnet and options.first_trained:
         tables.append(depth_table(options, alexnet, seeds))
