@@ -70,10 +70,10 @@ OQUAB2014 = Protocol(
 )
 """The paper's recipe: Oquab et al., CVPR 2014, sections 3 and 4.
 
-From memory of the paper, so less certain: that the grid stops at about 500 patches, that any second object in a patch
-makes it background (``max_other_fraction=0``), the 10 % of background, no dropout between the adaptation layers, and
-the mean over patches.The second of these costs eight points of mean AP or more (docs/experiments.md), so
-the paper may have ruled out a second matching object only. Not known, and chosen here: the minibatch (64 patches of 16
-images), the head's first weights (NEON2016's), and all of ``Optimization``, which is Krizhevsky's usual setting with a
-step schedule.
+From memory of the paper, so less certain: that the grid stops at about 500 patches, that any second object in a
+patch makes it background (``max_other_fraction=0``), the 10 % of background, no dropout between the adaptation
+layers, and the mean over patches. The second of these costs eight points of mean AP or more (docs/experiments.md),
+so the paper may have ruled out a second matching object only. Not known, and chosen here: the minibatch (64 patches
+of 16 images), the head's first weights (NEON2016's), and all of ``Optimization``, which is Krizhevsky's usual
+setting with a step schedule.
 """
