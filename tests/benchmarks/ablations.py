@@ -22,10 +22,9 @@ import torch
 from torch.utils.data import Subset
 
 from tests.benchmarks.parts import digest
-from tests.benchmarks.recipes import EveryPhoto, OnBackbone, Split, add_arguments
-from tests.benchmarks.table import Table, write_tables
+from tests.benchmarks.recipes import EveryPhoto, OnBackbone, Split, add_arguments, on_backbones, show_tables
+from tests.benchmarks.table import Table
 from transferkit.features import FeatureCache
-from transferkit.finetune import use_huge_pages
 from transferkit.labeling import OverlapRule
 from transferkit.optimization import EarlyStopping, HeldOutChoice, WarmupCosine
 from transferkit.protocols import RECOMMENDED, Protocol
@@ -125,16 +124,8 @@ def measure(on: OnBackbone, protocol: Protocol, number: int, mirrored: bool) -> 
 
 def main() -> None:
     """Run the benchmark."""
-    use_huge_pages()
     options = parse_arguments()
-    torch.set_num_threads(options.threads)
-    photos = EveryPhoto(options.data_dir, options.photos)
-    tables = []
-    for backbone in options.backbones:
-        tables.append(ablations(options, OnBackbone(options, photos, backbone)))
-        print(tables[-1].markdown(), end="\n\n")
-        if options.json:
-            write_tables(options.json, tables)
+    show_tables(options, (ablations(options, on) for on in on_backbones(options)))
 
 
 def ablations(options: argparse.Namespace, on: OnBackbone) -> Table:

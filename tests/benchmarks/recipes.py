@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -260,19 +261,35 @@ class OnBackbone:
 
 def main() -> None:
     """Run the benchmark."""
-    use_huge_pages()
     options = parse_arguments()
-    torch.set_num_threads(options.threads)
-    photos = EveryPhoto(options.data_dir, options.photos)
-    tables = []
-    for backbone in options.backbones:
-        on = OnBackbone(options, photos, backbone)
+    show_tables(options, every_comparison(options))
+
+
+def every_comparison(options: argparse.Namespace) -> Iterator[Table]:
+    """Yield the recipes side by side on each backbone and split."""
+    for on in on_backbones(options):
         on.fill(recipes(options))
         for number in options.splits:
-            tables.append(compared(options, on, number))
-            print(tables[-1].markdown(), end="\n\n")
-            if options.json:
-                write_tables(options.json, tables)
+            yield compared(options, on, number)
+
+
+def on_backbones(options: argparse.Namespace) -> Iterator[OnBackbone]:
+    """Yield each backbone of the command line, with the process made ready for it."""
+    use_huge_pages()
+    torch.set_num_threads(options.threads)
+    photos = EveryPhoto(options.data_dir, options.photos)
+    for backbone in options.backbones:
+        yield OnBackbone(options, photos, backbone)
+
+
+def show_tables(options: argparse.Namespace, tables: Iterable[Table]) -> None:
+    """Print each table as soon as it is there, and write those so far where the command line says."""
+    found: list[Table] = []
+    for table in tables:
+        found.append(table)
+        print(table.markdown(), end="\n\n")
+        if options.json:
+            write_tables(options.json, found)
 
 
 def compared(options: argparse.Namespace, on: OnBackbone, number: int) -> Table:
