@@ -23,9 +23,9 @@ from torch.utils.data import Subset
 
 import transferkit as tk
 from tests.benchmarks.curves_plot import plot_curves
-from tests.benchmarks.recipes import EveryPhoto, OnBackbone, Split, add_arguments
+from tests.benchmarks.recipes import OnBackbone, Split, add_arguments, on_backbones, show_tables
 from tests.benchmarks.rounds import say
-from tests.benchmarks.table import Table, write_tables
+from tests.benchmarks.table import Table
 from transferkit.features import FeatureImages
 from transferkit.finetune import (
     AS_THEY_ARE,
@@ -34,7 +34,6 @@ from transferkit.finetune import (
     fit,
     head_features,
     score_images,
-    use_huge_pages,
 )
 from transferkit.protocols import RECOMMENDED, Protocol
 
@@ -141,20 +140,14 @@ def fresh(on: OnBackbone, protocol: Protocol, transferred: bool) -> tuple[nn.Mod
 
 def main() -> None:
     """Run the benchmark."""
-    use_huge_pages()
     options = parse_arguments()
-    torch.set_num_threads(options.threads)
-    photos = EveryPhoto(options.data_dir, options.photos)
-    every = {name: OnBackbone(options, photos, name) for name in options.backbones}
+    every = {on.backbone: on for on in on_backbones(options)}
     seeds = range(options.seeds)
     tables = [curve_table(options, every, seeds)] if options.pretrained or options.scratch else []
     alexnet = every.get(ALEXNET)
     if alexnet and options.first_trained:
         tables.append(depth_table(options, alexnet, seeds))
-    for table in tables:
-        print(table.markdown(), end="\n\n")
-    if options.json:
-        write_tables(options.json, tables)
+    show_tables(options, tables)
 
 
 def curve_table(options: argparse.Namespace, every: dict[str, OnBackbone], seeds: range) -> Table:
