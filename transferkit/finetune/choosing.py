@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 from torch.utils.data import Subset
@@ -18,10 +18,12 @@ from transferkit.finetune.on_features import AS_THEY_ARE
 from transferkit.finetune.run import Run
 from transferkit.finetune.scoring import fill_scorer
 from transferkit.finetune.training import fit
-from transferkit.optimization import hold_out
+from transferkit.optimization import HeldOut, HeldOutChoice, hold_out
 from transferkit.progress import Progress
 from transferkit.protocols import Optimization, Protocol
 from transferkit.scorer import PatchLog
+
+MeanAPs: TypeAlias = Mapping[int, tuple[float, ...]]  # by epoch, for each exponent
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Chosen:
     exponent: float
     photos: int
     exponents: tuple[float, ...]
-    mean_aps: Mapping[int, tuple[float, ...]]
+    mean_aps: MeanAPs
 
     def __str__(self) -> str:
         lines = [
@@ -84,17 +86,9 @@ def choose_on_held_out(
     Raises:
         ArgumentError: The protocol has no choice to make, or there are too few photos to hold some out.
     """
-    choice = protocol.choice
-    if choice is None:
-        raise ArgumentError(f"protocol must be one with a choice, got {protocol.name!r}")
+    choice = _choice_of(protocol)
     truth = cache.presence() if presence is None else presence
-    parts = hold_out(truth.present[:, 1:], choice.fraction, seed)
-    if not (len(parts.train) and len(parts.held)):
-        raise ArgumentError(
-            f"{len(truth.present)} photos are too few to hold {choice.fraction:.0%} of them out for "
-            f"{protocol.name}; take more, or decide yourself: protocol.decided(epochs={protocol.epochs}, "
-            f"exponent={protocol.exponent:g})"
-        )
+    parts = _parts(truth, choice, protocol, seed)
     how: dict[str, Any] = {"seed": seed, "num_workers": num_workers, "device": next(rest.parameters()).device}
     train = protocol.sampler(Subset(cache, parts.train.tolist()), mode="train", **how)
     held = protocol.sampler(Subset(cache, parts.held.tolist()), mode="test", **how)
@@ -121,14 +115,36 @@ def choose_on_held_out(
         return choice.stopping is not None and choice.stopping.stop(_best_of_each(mean_aps))
 
     fit(run, train, protocol.epochs, loop=loop, stop=measure, progress=progress)
-    epoch = (
-        list(mean_aps)[choice.stopping.best(_best_of_each(mean_aps))] if choice.stopping else protocol.epochs
+    epochs, exponent = _best(mean_aps, choice, protocol)
+    return Chosen(epochs, exponent, len(parts.held), choice.exponents, mean_aps)
+
+
+def _choice_of(protocol: Protocol) -> HeldOutChoice:
+    if protocol.choice is None:
+        raise ArgumentError(f"protocol must be one with a choice, got {protocol.name!r}")
+    return protocol.choice
+
+
+def _parts(truth: Presence, choice: HeldOutChoice, protocol: Protocol, seed: int) -> HeldOut:
+    """Return which photos train and which are held out; refuse too few."""
+    parts = hold_out(truth.present[:, 1:], choice.fraction, seed)
+    if len(parts.train) and len(parts.held):
+        return parts
+    raise ArgumentError(
+        f"{len(truth.present)} photos are too few to hold {choice.fraction:.0%} of them out for "
+        f"{protocol.name}; take more, or decide yourself: protocol.decided(epochs={protocol.epochs}, "
+        f"exponent={protocol.exponent:g})"
     )
-    # Of equally good exponents the recipe's own.
-    found = dict(zip(choice.exponents, mean_aps[epoch], strict=True))
-    exponent = max(found, key=lambda exponent: (found[exponent], exponent == protocol.exponent))
-    return Chosen(epoch, exponent, len(parts.held), choice.exponents, mean_aps)
 
 
-def _best_of_each(mean_aps: Mapping[int, tuple[float, ...]]) -> list[float]:
+def _best(mean_aps: MeanAPs, choice: HeldOutChoice, protocol: Protocol) -> tuple[int, float]:
+    """Return the best number of epochs, and its best exponent; of equally good exponents the recipe's own."""
+    epochs = protocol.epochs
+    if choice.stopping is not None:
+        epochs = list(mean_aps)[choice.stopping.best(_best_of_each(mean_aps))]
+    found = dict(zip(choice.exponents, mean_aps[epochs], strict=True))
+    return epochs, max(found, key=lambda exponent: (found[exponent], exponent == protocol.exponent))
+
+
+def _best_of_each(mean_aps: MeanAPs) -> list[float]:
     return [max(row) for row in mean_aps.values()]
