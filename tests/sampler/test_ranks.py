@@ -10,32 +10,37 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.sampler.ranked import MIXES
+from tests.sampler.test_multiscale import Scenes, patches, sampler
 
-def digests(folder: Path, ranks: int, mix_images: int) -> tuple[set[str], list[str]]:
-    """Return the numbers of minibatches that ranks had, and the digests of all their patches."""
-    folder.mkdir()
-    script = Path(__file__).with_name("ranked.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    root = str(Path(__file__).resolve().parents[2])
+RANKS = 3
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
+    """A folder with what each rank saw: the number of its minibatches, and the digests of its patches."""
+    folder = tmp_path_factory.mktemp("seen")
     done = subprocess.run(
-        [*command, str(script), str(folder), str(mix_images)],
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"),
+            *(Path(__file__).with_name("ranked.py"), folder),
+        ],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    written = [path.read_text().split("\n") for path in folder.glob("*.txt")]
-    assert len(written) == ranks
-    return {lines[0] for lines in written}, sorted(digest for lines in written for digest in lines[1:])
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-@pytest.mark.parametrize("mix_images", [1, 2])
-def test_ranks_together_see_what_one_sees(tmp_path: Path, mix_images: int) -> None:
-    _, whole = digests(tmp_path / "one", 1, mix_images)
-    steps, found = digests(tmp_path / "three", 3, mix_images)
-    assert len(steps) == 1
-    assert found == whole
+@pytest.mark.parametrize("mix_images", MIXES)
+def test_ranks_together_see_what_one_sees(seen: Path, mix_images: int) -> None:
+    whole = patches(sampler(Scenes(7), mix_images=mix_images))
+    ranks = [path.read_text().split("\n") for path in seen.glob(f"{mix_images}_*.txt")]
+    assert len(ranks) == RANKS
+    assert len({steps for steps, *_ in ranks}) == 1
+    assert sorted(digest for _, *digests in ranks for digest in digests) == sorted(whole)
