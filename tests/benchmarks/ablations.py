@@ -19,10 +19,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
 from tests.benchmarks.parts import digest
-from tests.benchmarks.recipes import EveryPhoto, OnBackbone, Split, add_arguments, on_backbones, show_tables
+from tests.benchmarks.recipes import OnBackbone, Split, add_arguments, on_backbones, show_tables
 from tests.benchmarks.table import Table
 from transferkit.features import FeatureCache
 from transferkit.labeling import OverlapRule
@@ -63,21 +63,18 @@ class Mirrored:
         rows: Which of them.
     """
 
-    def __init__(self, photos: EveryPhoto, rows: Sequence[int]) -> None:
-        self.photos, self.rows = photos, rows
+    def __init__(self, photos: Dataset[Any], rows: Sequence[int]) -> None:
+        self.photos = Subset(photos, rows)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.photos)
 
     def __getitem__(self, index: int) -> Any:
-        item = self.photos[self.rows[index]]
+        item = self.photos[index]
         left, top, right, bottom = item.boxes.unbind(dim=1)
         width = item.image.shape[-1]
         boxes = torch.stack([width - right, top, width - left, bottom], dim=1)
         return replace(item, image=item.image.flip(-1), boxes=boxes)
-
-    def image_size(self, index: int) -> tuple[int, int]:
-        return self.photos.image_size(self.rows[index])
 
 
 def fold(rows: Sequence[int], number: int) -> Split:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 import transferkit as tk
 from tests.benchmarks import ways
@@ -62,7 +62,7 @@ class Split:
     test: list[int]
 
 
-class EveryPhoto:
+class EveryPhoto(ConcatDataset[Any]):
     """The photos of both image sets, as one data set.
 
     Args:
@@ -73,18 +73,7 @@ class EveryPhoto:
     def __init__(self, root: Path, most: int | None) -> None:
         self.sets = [VOCDataset(root, image_set=name, max_images=most) for name in ("trainval", "test")]
         self.class_names = self.sets[0].class_names
-        self.places = [(photos, place) for photos in self.sets for place in range(len(photos))]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> Any:
-        photos, place = self.places[index]
-        return photos[place]
-
-    def image_size(self, index: int) -> tuple[int, int]:
-        photos, place = self.places[index]
-        return photos.image_size(place)
+        super().__init__(self.sets)
 
     def presence(self) -> Presence:
         """Return which classes each photo shows."""
