@@ -120,6 +120,11 @@ def test_ablations_change_one_thing_and_measure_on_training_photos_alone(devkit:
     folds = [fold(rows, number) for number in range(FOLDS)]
     assert sorted(row for split in folds for row in split.test) == rows
     assert all(sorted(split.train + split.test) == rows for split in folds)
+    fewer = [fold(rows, number, 2) for number in range(FOLDS)]
+    assert all(
+        len(few.train) == 2 and set(few.train) < set(all_.train) for few, all_ in zip(fewer, folds, strict=True)
+    )
+    assert [few.test for few in fewer] == [split.test for split in folds]
 
 
 def test_mirrored_photos_have_their_objects_where_they_are(devkit: Path) -> None:
@@ -133,11 +138,11 @@ def test_mirrored_photos_have_their_objects_where_they_are(devkit: Path) -> None
 def test_ablations_are_compared_on_next_to_nothing(devkit: Path, weights: Path, tmp_path: Path) -> None:
     arguments = ["--data_dir", devkit, "--weights", weights, "--out", tmp_path, "--photos", 3, "--mirrored"]
     arguments += ["--backbones", ALEXNET, "--folds", 1, "--workers", 0, "--threads", 1, "--no-bfloat16"]
-    changes = ["--changes", "half as many epochs", "as it is", "--json", tmp_path / "found.json"]
-    in_this_process(["python", "-m", "tests.benchmarks.ablations", *map(str, [*arguments, *changes])])
+    arguments += ["--changes", "4 epochs", "as it is", "--train", 2, "--json", tmp_path / "found.json"]
+    in_this_process(["python", "-m", "tests.benchmarks.ablations", *map(str, arguments)])
     (table,) = json.loads((tmp_path / "found.json").read_text())
-    assert [row[0] for row in table["rows"]] == ["as it is", MIRRORED, "half as many epochs"]
-    assert [row[4] for row in table["rows"]] == [[20], [20], [10]]
+    assert [row[0] for row in table["rows"]] == ["as it is", MIRRORED, "4 epochs"]
+    assert [row[4] for row in table["rows"]] == [[RECOMMENDED.epochs], [RECOMMENDED.epochs], [4]]
     assert table["rows"][0][2] == [0]
 
 

@@ -6,7 +6,8 @@ The photos' own 1,000 training photos are dealt into three folds: trained on two
 looked at. Features are those of tests.benchmarks.recipes, and shared with it where --out is the same. A line's mean
 AP is that of the exponent which is best for it on the measured fold, so all lines flatter themselves alike; its difference
 from the first line is taken fold by fold. --mirrored also computes features of the measured photos mirrored, and adds the
-scores of both. Whatever was measured is kept in --out, so a run that was stopped goes on.
+scores of both, and --train draws fewer photos to train on. Whatever was measured is kept in --out, so a run that was
+stopped goes on.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from transferkit.scorer import PatchLog
 
 FOLDS = 3
 EXPONENTS = (1.0, 2.0, 3.0, 5.0, 8.0)
+EPOCHS = (4, 6, 8, 10, 14, 20, 40)
 BASE = replace(RECOMMENDED, choice=None)
 SCHEDULE = WarmupCosine(RECOMMENDED.epochs)
 MIRRORED = "mirrored photos scored too"
@@ -45,7 +47,7 @@ CHANGES = {
     "epochs by early stopping on a fifth": replace(
         RECOMMENDED, choice=HeldOutChoice(stopping=EarlyStopping(patience=3))
     ),
-    "half as many epochs": BASE.adjusted(epochs=RECOMMENDED.epochs // 2),
+    **{f"{epochs} epochs": BASE.adjusted(epochs=epochs) for epochs in EPOCHS if epochs != BASE.epochs},
     "patches with objects first, whatever their classes": replace(BASE, train_balance=PositivesFirst()),
     "patches of several objects are background": replace(
         BASE, rule=OverlapRule(patch_fraction=0.2, object_fraction=0.6, several="background")
@@ -77,25 +79,30 @@ class Mirrored:
         return replace(item, image=item.image.flip(-1), boxes=boxes)
 
 
-def fold(rows: Sequence[int], number: int) -> Split:
-    """Return two folds of the rows to train on, and one to measure on."""
+def fold(rows: Sequence[int], number: int, most: int | None = None) -> Split:
+    """Return two folds of the rows to train on, or at most so many rows of them, and one to measure on."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     held = set(order.tensor_split(FOLDS)[number].tolist())
+    train = [row for place, row in enumerate(rows) if place not in held]
+    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(number))[:most]
     return Split(
-        [row for place, row in enumerate(rows) if place not in held],
+        sorted(train[place] for place in drawn.tolist()),
         [row for place, row in enumerate(rows) if place in held],
     )
 
 
 def measured(on: OnBackbone, protocol: Protocol, number: int, mirrored: bool) -> dict[str, Any]:
     """Return mean APs by exponent of a recipe trained and measured on a fold; of an earlier run if that came so far."""
+    most = on.options.train
     name = f"ablation_{digest(repr(protocol).encode())}_fold_{number}{'_mirrored' * mirrored}"
-    return on.parts.figures(name, partial(measure, on, protocol, number, mirrored))
+    return on.parts.figures(
+        name + f"_train_{most}" * (most is not None), partial(measure, on, protocol, number, mirrored)
+    )
 
 
 def measure(on: OnBackbone, protocol: Protocol, number: int, mirrored: bool) -> dict[str, Any]:
     """Train on two folds and measure on the third."""
-    split = fold(on.photos.split(0).train, number)
+    split = fold(on.photos.split(0).train, number, on.options.train)
     cache, rest, _ = on.cached(protocol, seed=number)
     started = time.perf_counter()
     run, protocol = on.trained(protocol, rest, cache, split.train, seed=number)
@@ -128,7 +135,8 @@ def main() -> None:
 def ablations(options: argparse.Namespace, on: OnBackbone) -> Table:
     """Return RECOMMENDED beside itself with one thing changed."""
     table = Table(
-        f"{on.backbone}: RECOMMENDED with one thing changed, {options.folds} of {FOLDS} folds of the training photos",
+        f"{on.backbone}: RECOMMENDED with one thing changed, {options.folds} of {FOLDS} folds of the training photos, "
+        f"{len(fold(on.photos.split(0).train, 0, options.train).train)} to train on",
         {
             "setting": "",
             "mAP, %": ".2f",
@@ -174,6 +182,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=CHANGES, metavar="SETTING",
                         help=f"of {list(CHANGES)}; compared with the first of those given")  # fmt: skip
+    parser.add_argument("--train", type=int, help="at most so many photos to train on (default two folds)")
     parser.add_argument("--mirrored", action="store_true", help="also score mirrored photos")
     return parser.parse_args()
 
