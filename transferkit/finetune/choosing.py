@@ -23,7 +23,7 @@ from transferkit.progress import Progress
 from transferkit.protocols import Optimization, Protocol
 from transferkit.scorer import PatchLog
 
-MeanAPs: TypeAlias = Mapping[int, tuple[float, ...]]  # by epoch, for each exponent
+_MeanAPs: TypeAlias = Mapping[int, tuple[float, ...]]  # by epoch, for each exponent
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Chosen:
     exponent: float
     photos: int
     exponents: tuple[float, ...]
-    mean_aps: MeanAPs
+    mean_aps: Mapping[int, tuple[float, ...]]
 
     def __str__(self) -> str:
         lines = [
@@ -137,7 +137,7 @@ def _parts(truth: Presence, choice: HeldOutChoice, protocol: Protocol, seed: int
     )
 
 
-def _best(mean_aps: MeanAPs, choice: HeldOutChoice, protocol: Protocol) -> tuple[int, float]:
+def _best(mean_aps: _MeanAPs, choice: HeldOutChoice, protocol: Protocol) -> tuple[int, float]:
     """Return the best number of epochs, and its best exponent; of equally good exponents the recipe's own."""
     epochs = protocol.epochs
     if choice.stopping is not None:
@@ -146,5 +146,5 @@ def _best(mean_aps: MeanAPs, choice: HeldOutChoice, protocol: Protocol) -> tuple
     return epochs, max(found, key=lambda exponent: (found[exponent], exponent == protocol.exponent))
 
 
-def _best_of_each(mean_aps: MeanAPs) -> list[float]:
+def _best_of_each(mean_aps: _MeanAPs) -> list[float]:
     return [max(row) for row in mean_aps.values()]
