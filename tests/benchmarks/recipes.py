@@ -71,13 +71,12 @@ class EveryPhoto(ConcatDataset[Any]):
     """
 
     def __init__(self, root: Path, most: int | None) -> None:
-        self.sets = [VOCDataset(root, image_set=name, max_images=most) for name in ("trainval", "test")]
-        self.class_names = self.sets[0].class_names
-        super().__init__(self.sets)
+        super().__init__([VOCDataset(root, image_set=name, max_images=most) for name in ("trainval", "test")])
+        self.class_names = self.datasets[0].class_names
 
     def presence(self) -> Presence:
         """Return which classes each photo shows."""
-        found = [photos.presence() for photos in self.sets]
+        found = [photos.presence() for photos in self.datasets]
         return Presence(
             *(torch.cat([getattr(one, name) for one in found]) for name in ("present", "difficult_only"))
         )
@@ -87,7 +86,7 @@ class EveryPhoto(ConcatDataset[Any]):
         order = range(len(self))
         if seed:
             order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
-        first = len(self.sets[0])
+        first = len(self.datasets[0])
         return Split(sorted(order[:first]), sorted(order[first:]))
 
 
