@@ -45,7 +45,7 @@ def test_other_epochs_and_rates_reach_the_schedule() -> None:
 def test_the_recommended_recipe_says_all_that_is_new_in_it() -> None:
     text = str(RECOMMENDED)
     for part in (
-        "AdamW, learning rate 0.001 (warm-up over 2 epochs, cosine to x0 after 20 epochs)",
+        "AdamW, learning rate 0.001 (warm-up over 0.8 epochs, cosine to x0 after 8 epochs)",
         "softmax and cross-entropy and 1 x binary cross-entropy of images' scores with exponent 2",
         "weights averaged with decay 0.99",
         "exponent (1, 2, 3, 5, 8, inf) by mean AP on 20% of the training photos",

@@ -23,6 +23,7 @@ from torch.utils.data import Subset
 
 import transferkit as tk
 from tests.benchmarks.curves_plot import plot_curves
+from tests.benchmarks.parts import digest
 from tests.benchmarks.recipes import OnBackbone, Split, add_arguments, on_backbones, show_tables
 from tests.benchmarks.rounds import say
 from tests.benchmarks.table import Table
@@ -40,6 +41,7 @@ from transferkit.protocols import RECOMMENDED, Protocol
 ALEXNET = "alexnet-convolutions"
 CONVOLUTIONS = ("features.0", "features.3", "features.6", "features.8", "features.10")
 NONE = len(CONVOLUTIONS)
+RECIPE = digest(repr(RECOMMENDED).encode())  # in the names of parts, since what another came to is no use
 SCRATCH_RATE = 3e-4  # of convolutions that know nothing; RECOMMENDED's own is for heads
 
 
@@ -52,22 +54,22 @@ def photos_of(on: OnBackbone, count: int, seed: int) -> Split:
 
 def pretrained(on: OnBackbone, count: int, seed: int) -> dict[str, float]:
     """Return what RECOMMENDED comes to with ``count`` photos."""
-    return on.parts.figures(
-        f"pretrained_{count}_{seed}", lambda: on.recipe(RECOMMENDED, photos_of(on, count, seed), seed)
-    )
+    name = f"pretrained_{RECIPE}_{count}_{seed}"
+    return on.parts.figures(name, lambda: on.recipe(RECOMMENDED, photos_of(on, count, seed), seed))
 
 
 def scratch(on: OnBackbone, count: int, seed: int) -> dict[str, float]:
     """Return the same for a network that knows nothing."""
     measure = partial(trained_on_pixels, on, photos_of(on, count, seed), seed, first=0, transferred=False)
-    return on.parts.figures(f"scratch_{count}_{seed}{how(on.options)}", measure)
+    return on.parts.figures(f"scratch_{RECIPE}_{count}_{seed}{how(on.options)}", measure)
 
 
 def transferred(on: OnBackbone, first: int, seed: int) -> dict[str, float]:
     """Return the same for transferred convolutions that are trained from the ``first`` on; ``NONE`` for the head alone."""
     photos = photos_of(on, on.options.depth_photos, seed)
     measure = partial(trained_on_pixels, on, photos, seed, first=first, transferred=True)
-    return on.parts.figures(f"first_trained_{first}_{on.options.depth_photos}_{seed}{how(on.options)}", measure)
+    name = f"first_trained_{RECIPE}_{first}_{on.options.depth_photos}_{seed}{how(on.options)}"
+    return on.parts.figures(name, measure)
 
 
 def how(options: argparse.Namespace) -> str:

@@ -14,7 +14,7 @@ from transferkit.scorer import VOC2010
 
 _SCALES = (1, 1.4, 2, 2.8, 4)
 _ADAMW = Optimization(
-    1e-3, momentum=0.9, weight_decay=1e-2, schedule=WarmupCosine(epochs=20, warmup=2), method="adamw"
+    1e-3, momentum=0.9, weight_decay=1e-2, schedule=WarmupCosine(epochs=8, warmup=0.8), method="adamw"
 )
 RECOMMENDED = Protocol(
     name="recommended",
@@ -37,7 +37,7 @@ RECOMMENDED = Protocol(
     train_trunk=False,
     pretrained=replace(_ADAMW, transferred=0.1),
     scratch=_ADAMW,
-    epochs=20,
+    epochs=8,
     exponent=3,
     reduction="mean",
     ap_rule=VOC2010,
