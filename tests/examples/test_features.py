@@ -64,7 +64,8 @@ def test_shared_maps_train_and_test(call, tmp_path: Path) -> None:
 def test_transferred_layers_that_the_recommended_recipe_trains_have_a_rate_of_their_own(
     call, tmp_path: Path
 ) -> None:
-    outcome = call("--protocol", "recommended", "--freeze", "features.6", "-e", 1)
+    few = ("-e", 1, "--levels", 1, "--patches_per_image", 8, "--max_train_imgs", 5, "--max_test_imgs", 1)
+    outcome = call("--protocol", "recommended", "--freeze", "features.6", *few)
     assert outcome.status == 0, outcome.err
     assert outcome.out.count("parameters to train") == 1
     assert "of transferred layers 0.1 of it" in outcome.out

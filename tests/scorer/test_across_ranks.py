@@ -57,7 +57,7 @@ def work(folder: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 3])
 def test_ranks_equal_one_pass(world, tmp_path, root):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     done = subprocess.run(
