@@ -17,7 +17,6 @@ ESTIMATORS = [
     HeadClassifier(random_state=0),
     HeadClassifier(random_state=0, objective=MULTI_LABEL),
     HeadClassifier("mlp", hidden=(32,), random_state=0),
-    HeadClassifier("cosine", random_state=0),
     HeadClassifier(random_state=0, average=WeightAverage(0.9), early_stopping=EarlyStopping(10)),
 ]
 
