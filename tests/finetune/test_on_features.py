@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.backbones import lookalikes as models
+from tests.backbones.test_fold import Twice, norms, with_statistics
 from tests.features.scenes import GRID, Scenes
 from tests.finetune.tiny import SETTINGS
 from transferkit.alexnet import AlexNet
@@ -25,10 +27,11 @@ from transferkit.finetune import (
     read_run,
     score_images,
 )
+from transferkit.heads import replace_head
 from transferkit.preprocessing import IMAGENET
 from transferkit.protocols import NEON2016
 from transferkit.scorer import ImageScorer
-from transferkit.transfer import before, freeze
+from transferkit.transfer import before, by_name, freeze
 
 PROTOCOL = dataclasses.replace(NEON2016, grid=GRID, patch_size=64, patches_per_image=16, batch_size=8)
 # The layout that features are computed in; another one rounds differently.
@@ -120,3 +123,28 @@ def test_scores_from_features_are_those_of_the_model(tmp_path: Path, method: str
         torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-6)
     else:  # noise of single pixels, on patches of two cells a side: the hardest there is for shared maps
         assert torch.corrcoef(torch.stack([scores.flatten(), expected.flatten()]))[0, 1] > 0.8
+
+
+def test_folded_features_are_the_same_with_no_norm_left() -> None:
+    model = with_statistics(models.ResNet())
+    replace_head(model, lambda width: torch.nn.Linear(width, 3))
+    frozen = freeze(model, ~by_name("fc"))
+    before_folding = norms(model)
+    optimizer = build_optimizer(model.parameters(), SETTINGS)
+    run = Run(model, optimizer, build_schedule(optimizer, SETTINGS), IMAGENET, frozen=frozen)
+    made = [frozen_features(run, PROTOCOL, fold=fold) for fold in (False, True)]
+    made += [head_features(model, IMAGENET, PROTOCOL, method="exact", fold=fold) for fold in (False, True)]
+    assert [norms(features.forward.trunk) for features, _ in made] == [before_folding, 0] * 2
+    assert norms(model) == before_folding > 0
+    image = Scenes()[0].image
+    expected, *others = (features(image, GRID(image.shape[-2:])) for features, _ in made)
+    for found in others:
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert all(isinstance(rest(expected), torch.Tensor) for _, rest in made)
+
+
+def test_what_cannot_be_folded_gives_its_features_as_it_is() -> None:
+    layers = (Twice(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    model = with_statistics(torch.nn.Sequential(*layers))
+    features, _ = head_features(model, IMAGENET, PROTOCOL, method="exact", fold=True)
+    assert norms(features.forward.trunk) == 1

@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from transferkit.backbones.evaluating import evaluating
 from transferkit.backbones.outputs import features_of
 from transferkit.backbones.truncate import Truncated
-from transferkit.backbones.twins import twin, with_changes
+from transferkit.backbones.twins import twin, with_changes, with_hooks_of
 from transferkit.errors import ArgumentError
 
 _Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -56,7 +56,8 @@ def fold_batch_norms(model: nn.Module, example: Tensor, *, tolerance: float = 1e
     norms, expected = norms_after_layers(model, example)
     changes: dict[str, nn.Module] = {}
     for layer, norm in norms.items():
-        changes[layer], changes[norm] = _fused(modules[layer], modules[norm]), nn.Identity()
+        changes[layer] = _fused(modules[layer], modules[norm])
+        changes[norm] = with_hooks_of(modules[norm], nn.Identity())  # a truncated network may end at it
     for name, module in modules.items():
         if isinstance(module, nn.Conv2d) and _pads_by_itself(module):
             changes[name] = _padded(changes.get(name, module))
@@ -151,7 +152,7 @@ def _padded(convolution: nn.Module) -> nn.Conv2d:
             convolution.bias is not None,
         )
     plain.__dict__["_parameters"] = dict(convolution._parameters)
-    return plain.train(convolution.training)
+    return with_hooks_of(convolution, plain).train(convolution.training)
 
 
 def _changed(model: nn.Module, changes: Mapping[str, nn.Module]) -> nn.Module:

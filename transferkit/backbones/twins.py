@@ -10,11 +10,17 @@ from torch import nn
 
 def twin(module: nn.Module) -> nn.Module:
     """Return the same module, its tensors and children shared, with lists of children and hooks of its own."""
-    same = copy.copy(module)
-    for own, value in vars(module).items():
-        if own == "_modules" or own.endswith(("_hooks", "_hooks_with_kwargs")):
-            same.__dict__[own] = copy.copy(value)
+    same = with_hooks_of(module, copy.copy(module))
+    same.__dict__["_modules"] = copy.copy(module._modules)
     return same
+
+
+def with_hooks_of(module: nn.Module, other: nn.Module) -> nn.Module:
+    """Give ``other``, which is to stand where ``module`` stands, the hooks that are called there; return it."""
+    for own, value in vars(module).items():
+        if own.endswith(("_hooks", "_hooks_with_kwargs")):
+            other.__dict__[own] = copy.copy(value)
+    return other
 
 
 def with_changes(module: nn.Module, changes: Mapping[str, nn.Module]) -> nn.Module:

@@ -5,13 +5,16 @@ runs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from transferkit.features import PatchFeatures, SplitModel, split_at_head, split_frozen
+from transferkit.backbones import fold_batch_norms
+from transferkit.errors import ArgumentError
+from transferkit.features import PatchFeatures, split_at_head, split_frozen
 from transferkit.features.levels import Levels
 from transferkit.features.patch_features import Method
 from transferkit.finetune.loop_settings import LoopSettings
@@ -35,7 +38,13 @@ AS_THEY_ARE = _AsTheyAre(mean=(0, 0, 0), std=(1, 1, 1), scale=1)
 
 
 def frozen_features(
-    run: Run, protocol: Protocol, *, method: Method = "exact", levels: Levels = None, amp: bool | None = None
+    run: Run,
+    protocol: Protocol,
+    *,
+    method: Method = "exact",
+    levels: Levels = None,
+    amp: bool | None = None,
+    fold: bool = False,
 ) -> tuple[PatchFeatures, nn.Module]:
     """Return the features that the frozen layers of a run give, and the rest of its model, which is trained on
     them.
@@ -46,13 +55,18 @@ def frozen_features(
         method: ``"exact"``, ``"shared"`` or ``"auto"``.
         levels: See :class:`~transferkit.features.PatchFeatures`.
         amp: Likewise.
+        fold: Compute them with the batch norms of the frozen layers folded into their convolutions, as both are now
+            (:func:`~transferkit.backbones.fold_batch_norms`): faster, and equal up to rounding. Load weights first;
+            what is loaded later is not seen. A network that cannot be folded stays as it is.
 
     Raises:
         UnsplittableError: Nothing is frozen before what is trained, or the model cannot be taken apart there.
         UnsharableError: ``method="shared"`` for a trunk that cannot be.
     """
-    parts = split_frozen(run.model, _example(run.model, protocol))
-    return _features_of(parts, run.preprocessing, protocol, method, levels, amp), parts.rest
+    example = _example(run.model, protocol)
+    parts = split_frozen(run.model, example)
+    trunk = _folded(parts.trunk, example) if fold else parts.trunk
+    return _features_of(trunk, parts.pool, run.preprocessing, protocol, method, levels, amp), parts.rest
 
 
 def head_features(
@@ -63,6 +77,7 @@ def head_features(
     method: Method = "shared",
     levels: Levels = None,
     amp: bool | None = None,
+    fold: bool = False,
 ) -> tuple[PatchFeatures, nn.Module]:
     """Return the features behind the last map of a model, and the head that comes after, to test it on shared
     maps.
@@ -74,13 +89,16 @@ def head_features(
         method: As for :func:`frozen_features`.
         levels: Likewise.
         amp: Likewise.
+        fold: Likewise: for a model that is trained no more, or not before its last map.
 
     Raises:
         UnsplittableError: It has no map, or cannot be taken apart behind it.
         UnsharableError: ``method="shared"`` for a trunk that cannot be.
     """
-    parts = split_at_head(model, _example(model, protocol))
-    return _features_of(parts, preprocessing, protocol, method, levels, amp), parts.rest
+    example = _example(model, protocol)
+    parts = split_at_head(model, example)
+    trunk = _folded(parts.trunk, example) if fold else parts.trunk
+    return _features_of(trunk, parts.pool, preprocessing, protocol, method, levels, amp), parts.rest
 
 
 def fit_on_features(
@@ -131,8 +149,16 @@ def fit_on_features(
     return run.history
 
 
+def _folded(trunk: nn.Module, example: Tensor) -> nn.Module:
+    """Return the trunk with its batch norms folded, or as it is where the output of a layer goes elsewhere too."""
+    with suppress(ArgumentError):
+        return fold_batch_norms(trunk, example)
+    return trunk
+
+
 def _features_of(
-    parts: SplitModel,
+    trunk: nn.Module,
+    pool: nn.Module,
     preprocessing: Preprocessing,
     protocol: Protocol,
     method: Method,
@@ -140,8 +166,8 @@ def _features_of(
     amp: bool | None,
 ) -> PatchFeatures:
     return PatchFeatures(
-        parts.trunk,
-        pool=parts.pool,
+        trunk,
+        pool=pool,
         method=method,
         levels=levels,
         preprocessing=preprocessing,
