@@ -152,7 +152,8 @@ def _padded(convolution: nn.Module) -> nn.Conv2d:
             convolution.bias is not None,
         )
     plain.__dict__["_parameters"] = dict(convolution._parameters)
-    return with_hooks_of(convolution, plain).train(convolution.training)
+    plain.training = convolution.training
+    return with_hooks_of(convolution, plain)
 
 
 def _changed(model: nn.Module, changes: Mapping[str, nn.Module]) -> nn.Module:

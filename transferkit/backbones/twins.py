@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import nn
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def twin(module: nn.Module) -> nn.Module:
@@ -15,7 +18,7 @@ def twin(module: nn.Module) -> nn.Module:
     return same
 
 
-def with_hooks_of(module: nn.Module, other: nn.Module) -> nn.Module:
+def with_hooks_of(module: nn.Module, other: AnyModule) -> AnyModule:
     """Give ``other``, which is to stand where ``module`` stands, the hooks that are called there; return it."""
     for own, value in vars(module).items():
         if own.endswith(("_hooks", "_hooks_with_kwargs")):
