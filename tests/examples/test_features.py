@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from transferkit.finetune import read_run
+from transferkit.protocols import RECOMMENDED
+
+
+@pytest.fixture
+def small_recommended(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the recommended recipe one of small patches at two scales, for small scenes."""
+    scales = (1, 2)
+    grid = replace(RECOMMENDED.grid, scales=scales)
+    small = replace(RECOMMENDED, patch_size=64, grid=grid, levels=scales)
+    monkeypatch.setitem(script.PROTOCOLS, "recommended", small)
 
 
 def losses(folder: Path) -> list[float]:
@@ -61,11 +73,11 @@ def test_shared_maps_train_and_test(call, tmp_path: Path) -> None:
     assert "every patch goes through the whole network" in whole.out
 
 
+@pytest.mark.usefixtures("small_recommended")
 def test_transferred_layers_that_the_recommended_recipe_trains_have_a_rate_of_their_own(
     call, tmp_path: Path
 ) -> None:
-    few = ("-e", 1, "--levels", 1, "--patches_per_image", 8, "--max_train_imgs", 5, "--max_test_imgs", 1)
-    outcome = call("--protocol", "recommended", "--freeze", "features.6", *few)
+    outcome = call("--protocol", "recommended", "--freeze", "features.6", "-e", 1)
     assert outcome.status == 0, outcome.err
     assert outcome.out.count("parameters to train") == 1
     assert "of transferred layers 0.1 of it" in outcome.out
@@ -73,6 +85,7 @@ def test_transferred_layers_that_the_recommended_recipe_trains_have_a_rate_of_th
     assert [len(group["params"]) for group in groups] == [4, 8]  # the head; two convolutions, two linear layers
 
 
+@pytest.mark.usefixtures("small_recommended")
 def test_the_recommended_recipe_shares_maps_and_chooses_on_held_out_photos(call, tmp_path: Path) -> None:
     cache, run = tmp_path / "cache", tmp_path / "results" / "run.pt"
     outcome = call("--protocol", "recommended", "-e", 2, "--cache_dir", cache)
