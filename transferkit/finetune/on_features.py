@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from transferkit.backbones import fold_batch_norms
 from transferkit.errors import ArgumentError
-from transferkit.features import PatchFeatures, split_at_head, split_frozen
+from transferkit.features import PatchFeatures, SplitModel, split_at_head, split_frozen
 from transferkit.features.levels import Levels
 from transferkit.features.patch_features import Method
 from transferkit.finetune.loop_settings import LoopSettings
@@ -65,8 +65,8 @@ def frozen_features(
     """
     example = _example(run.model, protocol)
     parts = split_frozen(run.model, example)
-    trunk = _folded(parts.trunk, example) if fold else parts.trunk
-    return _features_of(trunk, parts.pool, run.preprocessing, protocol, method, levels, amp), parts.rest
+    parts = _folded(parts, example) if fold else parts
+    return _features_of(parts, run.preprocessing, protocol, method, levels, amp), parts.rest
 
 
 def head_features(
@@ -97,8 +97,8 @@ def head_features(
     """
     example = _example(model, protocol)
     parts = split_at_head(model, example)
-    trunk = _folded(parts.trunk, example) if fold else parts.trunk
-    return _features_of(trunk, parts.pool, preprocessing, protocol, method, levels, amp), parts.rest
+    parts = _folded(parts, example) if fold else parts
+    return _features_of(parts, preprocessing, protocol, method, levels, amp), parts.rest
 
 
 def fit_on_features(
@@ -149,16 +149,15 @@ def fit_on_features(
     return run.history
 
 
-def _folded(trunk: nn.Module, example: Tensor) -> nn.Module:
-    """Return the trunk with its batch norms folded, or as it is where the output of a layer goes elsewhere too."""
+def _folded(parts: SplitModel, example: Tensor) -> SplitModel:
+    """Fold the batch norms of the trunk; leave it as it is where the output of a layer goes elsewhere too."""
     with suppress(ArgumentError):
-        return fold_batch_norms(trunk, example)
-    return trunk
+        return replace(parts, trunk=fold_batch_norms(parts.trunk, example))
+    return parts
 
 
 def _features_of(
-    trunk: nn.Module,
-    pool: nn.Module,
+    parts: SplitModel,
     preprocessing: Preprocessing,
     protocol: Protocol,
     method: Method,
@@ -166,8 +165,8 @@ def _features_of(
     amp: bool | None,
 ) -> PatchFeatures:
     return PatchFeatures(
-        trunk,
-        pool=pool,
+        parts.trunk,
+        pool=parts.pool,
         method=method,
         levels=levels,
         preprocessing=preprocessing,
