@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.benchmarks import resumed
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.ablations import BASE, CHANGES, FOLDS, MIRRORED, Mirrored, fold
 from tests.benchmarks.curves_plot import plot_curves
@@ -34,7 +36,7 @@ from tests.benchmarks.table import Table
 from tests.benchmarks.waiting import AlreadyThere, Watched
 from transferkit.alexnet import AlexNet
 from transferkit.features import FeatureCache, PatchFeatures
-from transferkit.protocols import RECOMMENDED
+from transferkit.protocols import NEON2016, RECOMMENDED
 from transferkit.sampler import MultiscaleSampler, PatchGrid
 
 
@@ -108,6 +110,37 @@ def test_recipes_are_compared_on_next_to_nothing(devkit: Path, weights: Path, tm
     tables = json.loads((tmp_path / "found.json").read_text())
     assert [table["title"][:29] for table in tables] == [f"alexnet-convolutions, split {n}" for n in (0, 1)]
     assert all(0 <= table["rows"][0][1][0] <= 100 for table in tables)
+
+
+def test_a_recipe_that_was_stopped_goes_on_after_its_last_whole_epoch(
+    devkit: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = argparse.Namespace(
+        data_dir=devkit, weights=weights, photos=1, bfloat16=False, device="cpu", workers=0
+    )
+    photos = EveryPhoto(devkit, 1)
+    grid = PatchGrid(scales=(1, 1.5))
+    protocol = replace(NEON2016, grid=grid, patches_per_image=64, epochs=3, levels=(1,), hidden=(8,))
+
+    def on(folder: str) -> OnBackbone:
+        return OnBackbone(argparse.Namespace(**vars(options), out=tmp_path / folder), photos, ALEXNET)
+
+    said: list[str] = []
+
+    def stop(text: str) -> None:
+        said.append(text)
+        if text.startswith("epoch 2"):
+            raise KeyboardInterrupt
+
+    whole = on("whole").run(protocol, 0, seed=1)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(resumed, "say", stop)
+        on("stopped").run(protocol, 0, seed=1)
+    monkeypatch.setattr(resumed, "say", said.append)
+    gone_on = on("stopped").run(protocol, 0, seed=1)
+    assert [text.split("  ")[0] for text in said] == ["epoch 1", "epoch 2", "goes on after epoch 2", "epoch 3"]
+    assert gone_on["mean_ap"] == whole["mean_ap"]
+    assert not list(tmp_path.rglob("*.in_progress"))
 
 
 def test_ablations_change_one_thing_and_measure_on_training_photos_alone(devkit: Path) -> None:

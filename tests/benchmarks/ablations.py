@@ -95,24 +95,23 @@ def measured(on: OnBackbone, protocol: Protocol, number: int, mirrored: bool) ->
     """Return mean APs by exponent of a recipe trained and measured on a fold; of an earlier run if that came so far."""
     most = on.options.train
     name = f"ablation_{digest(repr(protocol).encode())}_fold_{number}{'_mirrored' * mirrored}"
-    return on.parts.figures(
-        name + f"_train_{most}" * (most is not None), partial(measure, on, protocol, number, mirrored)
-    )
+    name += f"_train_{most}" * (most is not None)
+    return on.parts.figures(name, partial(measure, on, name, protocol, number, mirrored))
 
 
-def measure(on: OnBackbone, protocol: Protocol, number: int, mirrored: bool) -> dict[str, Any]:
-    """Train on two folds and measure on the third."""
+def measure(on: OnBackbone, name: str, protocol: Protocol, number: int, mirrored: bool) -> dict[str, Any]:
+    """Train on two folds and measure on the third, for the part of that name."""
     split = fold(on.photos.split(0).train, number, on.options.train)
     cache, rest, _ = on.cached(protocol, seed=number)
     started = time.perf_counter()
-    run, protocol = on.trained(protocol, rest, cache, split.train, seed=number)
+    run, protocol, earlier = on.trained(name, protocol, rest, cache, split.train, seed=number)
     size = len(split.test), len(on.photos.class_names), protocol.exponent, protocol.reduction
     log = on.filled(PatchLog(*size), run, protocol, Subset(cache, split.test), seed=number)
     scores = {exponent: log.compute(exponent) for exponent in EXPONENTS}
     found = {
         "mean_aps": [on.mean_ap(of, split.test) for of in scores.values()],
         "epochs": protocol.epochs,
-        "seconds": time.perf_counter() - started,
+        "seconds": earlier + time.perf_counter() - started,
     }
     if mirrored:
         other = Mirrored(on.photos, split.test)

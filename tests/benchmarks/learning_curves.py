@@ -6,7 +6,8 @@ All is done by RECOMMENDED on the photos' own split, tested on its 500 photos. P
 in tests.benchmarks.recipes, on so many of the training photos, drawn anew for each seed. Scratch is AlexNet's five
 convolutions with the same head and the same patches, nothing transferred and everything trained on pixels. What transfers
 is measured likewise: all five convolutions are transferred, and those before the first that is trained stay frozen.
-Training on pixels wants a GPU, or fewer patches, epochs and photos. Whatever was measured is kept in --out.
+Training on pixels wants a GPU, or fewer patches, epochs and photos. Whatever was measured is kept in --out, and a run that
+was stopped goes on after its last whole epoch.
 """
 
 from __future__ import annotations
@@ -25,14 +26,13 @@ import transferkit as tk
 from tests.benchmarks.curves_plot import plot_curves
 from tests.benchmarks.parts import digest
 from tests.benchmarks.recipes import OnBackbone, Split, add_arguments, on_backbones, show_tables
-from tests.benchmarks.rounds import say
+from tests.benchmarks.resumed import fit_resumed
 from tests.benchmarks.table import Table
 from transferkit.features import FeatureImages
 from transferkit.finetune import (
     AS_THEY_ARE,
     build_network,
     build_run,
-    fit,
     head_features,
     score_images,
 )
@@ -55,20 +55,21 @@ def photos_of(on: OnBackbone, count: int, seed: int) -> Split:
 def pretrained(on: OnBackbone, count: int, seed: int) -> dict[str, float]:
     """Return what RECOMMENDED comes to with ``count`` photos."""
     name = f"pretrained_{RECIPE}_{count}_{seed}"
-    return on.parts.figures(name, lambda: on.recipe(RECOMMENDED, photos_of(on, count, seed), seed))
+    return on.parts.figures(name, lambda: on.recipe(name, RECOMMENDED, photos_of(on, count, seed), seed))
 
 
 def scratch(on: OnBackbone, count: int, seed: int) -> dict[str, float]:
     """Return the same for a network that knows nothing."""
-    measure = partial(trained_on_pixels, on, photos_of(on, count, seed), seed, first=0, transferred=False)
-    return on.parts.figures(f"scratch_{RECIPE}_{count}_{seed}{how(on.options)}", measure)
+    name = f"scratch_{RECIPE}_{count}_{seed}{how(on.options)}"
+    measure = partial(trained_on_pixels, on, name, photos_of(on, count, seed), seed, first=0, transferred=False)
+    return on.parts.figures(name, measure)
 
 
 def transferred(on: OnBackbone, first: int, seed: int) -> dict[str, float]:
     """Return the same for transferred convolutions that are trained from the ``first`` on; ``NONE`` for the head alone."""
     photos = photos_of(on, on.options.depth_photos, seed)
-    measure = partial(trained_on_pixels, on, photos, seed, first=first, transferred=True)
     name = f"first_trained_{RECIPE}_{first}_{on.options.depth_photos}_{seed}{how(on.options)}"
+    measure = partial(trained_on_pixels, on, name, photos, seed, first=first, transferred=True)
     return on.parts.figures(name, measure)
 
 
@@ -79,9 +80,13 @@ def how(options: argparse.Namespace) -> str:
 
 
 def trained_on_pixels(
-    on: OnBackbone, split: Split, seed: int, *, first: int, transferred: bool
+    on: OnBackbone, name: str, split: Split, seed: int, *, first: int, transferred: bool
 ) -> dict[str, float]:
-    """Train AlexNet's convolutions from the ``first`` on, and a new head, on patches that are cut and resized."""
+    """Train AlexNet's convolutions from the ``first`` on, and a new head, on patches that are cut and resized.
+
+    Returns:
+        What the part of that name holds.
+    """
     started = time.perf_counter()
     protocol = on_pixels(on.options, transferred)
     torch.manual_seed(seed)
@@ -100,7 +105,7 @@ def trained_on_pixels(
         steps_per_epoch=len(patches),
         transferred=old,
     )
-    fit(run, patches, protocol.epochs, after_epoch=lambda run: say(str(run.history[-1])))
+    earlier = fit_resumed(run, patches, protocol.epochs, on.parts.in_progress(name))
     tested, data = run.tested_model, Subset(on.photos, split.test)
     if on.options.test_levels:
         features, tested = head_features(
@@ -110,7 +115,8 @@ def trained_on_pixels(
     test = protocol.sampler(data, mode="test", **streaming)
     scorer = protocol.scorer(len(split.test), len(on.photos.class_names), on.device)
     scores = score_images(tested, test, scorer, preprocessing, objective=protocol.objective)
-    return {"mean_ap": on.mean_ap(scores.cpu(), split.test), "seconds": time.perf_counter() - started}
+    seconds = earlier + time.perf_counter() - started
+    return {"mean_ap": on.mean_ap(scores.cpu(), split.test), "seconds": seconds}
 
 
 def on_pixels(options: argparse.Namespace, transferred: bool) -> Protocol:

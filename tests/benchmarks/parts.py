@@ -46,6 +46,10 @@ class Parts:
         load = lambda path: torch.load(path, weights_only=True)  # noqa: E731
         return self._part(self.folder / f"{name}.pt", load, torch.save, compute)
 
+    def in_progress(self, name: str) -> Path:
+        """Return where ``measure`` may keep what it has so far of ``figures(name, measure)``; deleted once that is there."""
+        return self.folder / f"{name}.in_progress"
+
     def _part(
         self,
         path: Path,
@@ -61,6 +65,7 @@ class Parts:
         partial = path.with_name(path.name + ".partial")
         save(value, partial)
         partial.replace(path)
+        self.in_progress(path.stem).unlink(missing_ok=True)
         return value
 
 

@@ -7,7 +7,7 @@ that RECOMMENDED looks at, and cached from empty, for all photos and recipes at 
 run. So recipes differ in their patches, labels and training, and not in what a patch looks like. The baseline is what
 everyone would try first: logistic regression over the features of whole photos. Settings that a recipe leaves open are
 chosen on a fifth of its training photos. Split 0 is the photos' own, 1,000 to train and 500 to test; the others deal the same photos
-out anew. Whatever was measured is kept in --out, so a run that was stopped goes on.
+out anew. Whatever was measured is kept in --out, and a run that was stopped goes on after its last whole epoch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 import transferkit as tk
 from tests.benchmarks import ways
 from tests.benchmarks.parts import Parts, digest
+from tests.benchmarks.resumed import fit_resumed
 from tests.benchmarks.rounds import say
 from tests.benchmarks.shared_maps import fill_together
 from tests.benchmarks.table import Table, write_tables
@@ -41,7 +42,6 @@ from transferkit.finetune import (
     build_run,
     choose_on_held_out,
     fill_scorer,
-    fit,
     frozen_features,
     use_huge_pages,
 )
@@ -60,6 +60,14 @@ class Split:
 
     train: list[int]
     test: list[int]
+
+
+class Trained(NamedTuple):
+    """A new head, the recipe with nothing left to choose, and the seconds of epochs that an earlier run had done."""
+
+    run: Run
+    protocol: Protocol
+    earlier: float
 
 
 class EveryPhoto(ConcatDataset[Any]):
@@ -137,26 +145,26 @@ class OnBackbone:
     def run(self, protocol: Protocol, number: int, seed: int) -> dict[str, float]:
         """Return what one run of a recipe on a numbered split comes to; of an earlier run if that came so far."""
         name = f"{protocol.name}_{digest(repr(protocol).encode())}_split_{number}_seed_{seed}"
-        return self.parts.figures(name, partial(self.recipe, protocol, self.photos.split(number), seed))
+        return self.parts.figures(name, partial(self.recipe, name, protocol, self.photos.split(number), seed))
 
-    def recipe(self, protocol: Protocol, split: Split, seed: int) -> dict[str, float]:
-        """Return what one run of a recipe comes to, and what it chose."""
+    def recipe(self, name: str, protocol: Protocol, split: Split, seed: int) -> dict[str, float]:
+        """Return what one run of a recipe, the part of that name, comes to, and what it chose."""
         cache, rest, seconds = self.cached(protocol, seed)
         started = time.perf_counter()
-        run, protocol = self.trained(protocol, rest, cache, split.train, seed)
+        run, protocol, earlier = self.trained(name, protocol, rest, cache, split.train, seed)
         scorer = protocol.scorer(len(split.test), len(self.photos.class_names), self.device)
         filled = self.filled(scorer, run, protocol, Subset(cache, split.test), seed)
         return {
             "mean_ap": self.mean_ap(filled.compute().cpu(), split.test),
-            "seconds": seconds + time.perf_counter() - started,
+            "seconds": seconds + earlier + time.perf_counter() - started,
             "epochs": protocol.epochs,
             "exponent": protocol.exponent,
         }
 
     def trained(
-        self, protocol: Protocol, rest: nn.Module, cache: FeatureCache, rows: list[int], seed: int
-    ) -> tuple[Run, Protocol]:
-        """Train a new head on the features of some photos; return it, and the recipe with nothing left to choose."""
+        self, name: str, protocol: Protocol, rest: nn.Module, cache: FeatureCache, rows: list[int], seed: int
+    ) -> Trained:
+        """Train a new head on the features of some photos, for the part of that name."""
         train = Subset(cache, rows)
         if protocol.choice:
             chosen = choose_on_held_out(
@@ -175,8 +183,7 @@ class OnBackbone:
         run = build_run(
             rest, protocol, protocol.scratch, preprocessing=AS_THEY_ARE, steps_per_epoch=len(patches)
         )
-        fit(run, patches, protocol.epochs, after_epoch=lambda run: say(str(run.history[-1])))
-        return run, protocol
+        return Trained(run, protocol, fit_resumed(run, patches, protocol.epochs, self.parts.in_progress(name)))
 
     def filled(
         self, scorer: AnyScorer, run: Run, protocol: Protocol, features: Dataset[Any], seed: int
