@@ -146,5 +146,7 @@ def test_folded_features_are_the_same_with_no_norm_left() -> None:
 def test_what_cannot_be_folded_gives_its_features_as_it_is() -> None:
     layers = (Twice(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 3))
     model = with_statistics(torch.nn.Sequential(*layers))
-    features, _ = head_features(model, IMAGENET, PROTOCOL, method="exact", fold=True)
+    with pytest.warns(UserWarning, match=r"run as they are, which is slower: .* is used elsewhere") as warned:
+        features, _ = head_features(model, IMAGENET, PROTOCOL, method="exact", fold=True)
+    assert [warning.filename for warning in warned] == [__file__]
     assert norms(features.forward.trunk) == 1

@@ -4,8 +4,8 @@ runs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -57,7 +57,7 @@ def frozen_features(
         amp: Likewise.
         fold: Compute them with the batch norms of the frozen layers folded into their convolutions, as both are now
             (:func:`~transferkit.backbones.fold_batch_norms`): faster, and equal up to rounding. Load weights first;
-            what is loaded later is not seen. A network that cannot be folded stays as it is.
+            what is loaded later is not seen. A network that cannot be folded is run as it is, with a warning.
 
     Raises:
         UnsplittableError: Nothing is frozen before what is trained, or the model cannot be taken apart there.
@@ -150,10 +150,12 @@ def fit_on_features(
 
 
 def _folded(parts: SplitModel, example: Tensor) -> SplitModel:
-    """Fold the batch norms of the trunk; leave it as it is where the output of a layer goes elsewhere too."""
-    with suppress(ArgumentError):
+    """Fold the batch norms of the trunk; leave it, and say so, where a layer's output goes elsewhere too."""
+    try:
         return replace(parts, trunk=fold_batch_norms(parts.trunk, example))
-    return parts
+    except ArgumentError as error:
+        warnings.warn(f"the frozen layers are run as they are, which is slower: {error}", stacklevel=3)
+        return parts
 
 
 def _features_of(
