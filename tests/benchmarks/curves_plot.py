@@ -10,7 +10,7 @@ from pathlib import Path
 def plot_curves(
     curves: Mapping[str, Mapping[int, Sequence[float]]], path: Path, *, xlabel: str, log: bool
 ) -> None:
-    """Draw curves of mean AP.
+    """Draw curves of mean AP: medians, and the range of the seeds.
 
     Args:
         curves: By name, at each place the mean AP of every seed, percent.
@@ -23,7 +23,7 @@ def plot_curves(
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for name, curve in curves.items():
-        places, middle = list(curve), [statistics.mean(found) for found in curve.values()]
+        places, middle = list(curve), [statistics.median(found) for found in curve.values()]
         (line,) = axes.plot(places, middle, marker="o", label=name)
         low, high = ([of(found) for found in curve.values()] for of in (min, max))
         axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2)
