@@ -11,11 +11,9 @@ import contextlib
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 import transferkit as tk
@@ -24,6 +22,10 @@ from transferkit.sampler import crop_and_resize
 from transferkit.scorer import map_box, score_map
 from transferkit.scorer.pictures import save_figure
 from transferkit.scorer.pictures.style import color, draw_boxes, new_figure, show_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SCENE = 9  # of two digits apart, both seen
 
