@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from transferkit.errors import require
-from transferkit.scorer.pictures.style import SMALL_TEXT, TEXT_SIZE, bare, draw_boxes, new_figure, show_image
+from transferkit.scorer.pictures.style import SMALL_TEXT, TEXT_SIZE, bare, new_figure, outline_boxes, show_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,6 @@ def _draw(axes: Axes, image: Tensor, caption: str, boxes: Tensor | None = None) 
     side = max(width, height * 4 / 3)
     show_image(axes, image, caption)
     if boxes is not None:
-        draw_boxes(axes, boxes, edgecolor="black", linewidth=1.8)
-        draw_boxes(axes, boxes, edgecolor="white", linewidth=0.8)
+        outline_boxes(axes, boxes, width=0.8)
     x, y = (width - side) / 2, (height - 0.75 * side) / 2
     axes.set(xlim=(x, x + side), ylim=(y + 0.75 * side, y), box_aspect=0.75)

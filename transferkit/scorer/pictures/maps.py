@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from transferkit.errors import require
-from transferkit.scorer.pictures.style import SMALL_TEXT, draw_boxes, new_figure, show_image
+from transferkit.scorer.pictures.style import SMALL_TEXT, draw_boxes, new_figure, outline_boxes, show_image
 from transferkit.scorer.score_map import map_peak
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def plot_maps(
     photo, *panels = figure.subplots(1, 1 + len(maps), squeeze=False)[0]
     show_image(photo, image, caption)
     for boxes in objects.values():
-        draw_boxes(photo, boxes, edgecolor="black", linewidth=1.8)
-        draw_boxes(photo, boxes, edgecolor="white", linewidth=0.8)
+        outline_boxes(photo, boxes, width=0.8)
 
     grey = (image.float().mean(dim=0) / 255).clamp(0, 1)
     for axes, (name, values) in zip(panels, maps.items(), strict=True):

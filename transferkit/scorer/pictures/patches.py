@@ -17,6 +17,7 @@ from transferkit.scorer.pictures.style import (
     draw_boxes,
     grid_of,
     new_figure,
+    outline_boxes,
     show_image,
 )
 
@@ -69,8 +70,7 @@ def plot_patches(
         _draw_crops(right, crops, labels, class_names, columns)
     show_image(axes, image)
     if objects is not None:
-        draw_boxes(axes, objects, edgecolor="black", linewidth=2.6)
-        draw_boxes(axes, objects, edgecolor="white", linewidth=1.4)
+        outline_boxes(axes, objects)
     plain = (labels == 0).nonzero()[:, 0]
     draw_boxes(axes, boxes[_some(plain, background)], edgecolor="0.75", linewidth=0.6)
     classes = sorted({int(label) for label in labels.tolist() if label > 0})

@@ -100,6 +100,12 @@ def draw_boxes(axes: Axes, boxes: Tensor, **look: Any) -> None:
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, **look))
 
 
+def outline_boxes(axes: Axes, boxes: Tensor, width: float = 1.4) -> None:
+    """Draw boxes in white on black, which is seen on any photo; ``width`` of the white, in points."""
+    draw_boxes(axes, boxes, edgecolor="black", linewidth=width + 1)
+    draw_boxes(axes, boxes, edgecolor="white", linewidth=width)
+
+
 def bare(axes: Axes) -> None:
     """Take away ticks and frame."""
     axes.set_xticks([])
