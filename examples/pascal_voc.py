@@ -513,8 +513,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--features", choices=["exact", "shared", "cached"],
         help="exact: each patch through the whole network; shared: read from maps of the whole photo, in "
         "training and test; cached: train on what frozen layers give, computed once (the default then)")  # fmt: skip
-    add("--levels", type=positive, metavar="N",
-        help="at how many sizes a photo is shown to the network when shared (default the protocol's)")  # fmt: skip
+    add("--levels", type=number_or_sizes, metavar="N|SIZES",
+        help="at how many sizes a photo is shown to the network when shared, or at which: 1,1.4,2 times the size of "
+        "a patch on its shorter side (default the protocol's, whose largest takes half of the time)")  # fmt: skip
     add("--cache_dir", type=Path, metavar="DIR", help="where features are cached (default in --results)")
     add("--cache_limit", type=float, metavar="GB", help="the most that a cache may take (default what is free)")
     add("--profile", action="store_true", help="show where the time of the first steps goes; see DIR/profile")
@@ -536,6 +537,11 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def number_or_sizes(text: str) -> int | tuple[float, ...]:
+    """Read a whole number above zero, or sizes separated by commas."""
+    return tuple(float(size) for size in text.split(",") if size) if "," in text else positive(text)
 
 
 def class_list(text: str) -> tuple[str, ...]:

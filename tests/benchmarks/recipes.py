@@ -4,7 +4,8 @@
 
 Every recipe trains a head over the frozen backbone, whose features are read from maps that the recipes share, at the sizes
 that RECOMMENDED looks at, and cached from empty, for all photos and recipes at once; what that takes is counted into each
-run. So recipes differ in their patches, labels and training, and not in what a patch looks like. The baseline is what
+run. So recipes differ in their patches, labels and training, and not in what a patch looks like. Fewer --levels make the
+features cheaper, and fine patches blurred; the patches stay. The baseline is what
 everyone would try first: logistic regression over the features of whole photos. Settings that a recipe leaves open are
 chosen on a fifth of its training photos. Split 0 is the photos' own, 1,000 to train and 500 to test; the others deal the same photos
 out anew. Whatever was measured is kept in --out, and a run that was stopped goes on after its last whole epoch.
@@ -303,22 +304,23 @@ def compared(options: argparse.Namespace, on: OnBackbone, number: int) -> Table:
         table.add(title_of(protocol), [run["mean_ap"] for run in runs], minutes, *chosen)
     table.notes.append(
         "All-points AP, difficult objects ignored; the test photos had no say in any setting. Minutes count the features "
-        "of all photos for all recipes, from empty."
+        "of all photos for all recipes, from empty; they come from maps at the sizes "
+        f"{', '.join(f'{level:g}' for level in options.levels)}."
     )
     return table
 
 
 def recipes(options: argparse.Namespace) -> list[Protocol]:
     """Return the recipes that are compared, all over frozen layers; the published ones may be shortened."""
-    published = [
-        replace(
-            protocol.adjusted(patches_per_image=options.patches, epochs=options.epochs),
-            levels=RECOMMENDED.levels,
-        )
+    published = (
+        protocol.adjusted(patches_per_image=options.patches, epochs=options.epochs)
         for protocol in (NEON2016, OQUAB2014)
+    )
+    return [
+        replace(protocol, levels=tuple(options.levels))
+        for protocol in (*published, RECOMMENDED)
+        if protocol.name in options.recipes
     ]
-    found = [*published, RECOMMENDED]
-    return [protocol for protocol in found if protocol.name in options.recipes]
 
 
 def title_of(protocol: Protocol) -> str:
@@ -336,6 +338,8 @@ def parse_arguments() -> argparse.Namespace:
         "--patches", type=int, help="of a photo and epoch in the published recipes (default theirs)"
     )
     parser.add_argument("--epochs", type=int, help="of the published recipes (default theirs)")
+    parser.add_argument("--levels", type=float, nargs="+", default=RECOMMENDED.grid.scales,
+                        help="sizes of the photo whose maps patches are read from (default those of its patches)")  # fmt: skip
     return parser.parse_args()
 
 
