@@ -65,14 +65,10 @@ def test_a_cache_that_does_not_fit_is_not_begun(call, tmp_path: Path) -> None:
 
 
 def test_shared_maps_train_and_test(call, tmp_path: Path) -> None:
-    outcome = call("-e", 1, "--freeze", "features", "--features", "shared", "--levels", 3)
+    outcome = call("-e", 1, "--freeze", "features", "--features", "shared", "--levels", "1,1.4")
     assert outcome.status == 0, outcome.err
-    assert "features of the frozen layers" in outcome.out
-    sizes = call("-e", 1, "--freeze", "features", "--features", "shared", "--levels", "1,1.4")
-    assert sizes.status == 0, sizes.err
     assert read_run(tmp_path / "results" / "run.pt")["settings"]["levels"] == (1, 1.4)
-    none = call("-e", 1, "--freeze", "features", "--features", "shared", "--levels", "0,1")
-    assert none.status == 2 and "levels must be positive scales" in none.err
+    assert "features of the frozen layers" in outcome.out
     whole = call("-e", 1, "--features", "shared")
     assert whole.status == 0, whole.err
     assert "every patch goes through the whole network" in whole.out
