@@ -244,7 +244,8 @@ def stream(
 def feature_settings(args: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
     """Return how patches go through frozen layers: one by one, or shared at some sizes of the photo."""
     method = args.features if args.features in ("exact", "shared") else protocol.features
-    return {"method": method, "levels": args.levels or protocol.levels, "amp": args.amp, "fold": True}
+    levels = protocol.levels if args.levels is None else args.levels
+    return {"method": method, "levels": levels, "amp": args.amp, "fold": True}
 
 
 def cache_of(
