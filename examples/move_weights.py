@@ -95,8 +95,8 @@ class Stage(nn.Module):
 
 def ours(num_classes: int) -> nn.Sequential:
     """Return the same network in other words."""
-    trunk = nn.Sequential(unit(3, 16, 7, 2), nn.ReLU(), Stage(16, 24, 1), Stage(24, 32, 2))
-    return nn.Sequential(trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes))
+    backbone = nn.Sequential(unit(3, 16, 7, 2), nn.ReLU(), Stage(16, 24, 1), Stage(24, 32, 2))
+    return nn.Sequential(backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Turn a network trained on single objects into one that recognises the objects in scenes.
+"""Turn a network trained on single objects into one that recognizes the objects in scenes.
 
 The recipe of Oquab et al. (CVPR 2014), as Nervana's neon built it: take the layers of a pretrained AlexNet, put
 adaptation layers on top, train on multiscale patches of Pascal VOC photos, and score a photo by the sum over its
@@ -51,6 +51,8 @@ from transferkit.finetune import (
     NETWORKS,
     LoopSettings,
     Network,
+    Optimization,
+    Protocol,
     Run,
     RunReport,
     Stopwatch,
@@ -78,9 +80,8 @@ from transferkit.finetune import (
     write_convergence,
     write_results,
 )
+from transferkit.finetune import PROTOCOLS as PUBLISHED
 from transferkit.preprocessing import IMAGENET
-from transferkit.protocols import PROTOCOLS as PUBLISHED
-from transferkit.protocols import Optimization, Protocol
 from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog
 from transferkit.scorer.pictures import require_matplotlib
 from transferkit.transfer import Predicate
@@ -244,8 +245,8 @@ def stream(
 def feature_settings(args: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
     """Return how patches go through frozen layers: one by one, or shared at some sizes of the photo."""
     method = args.features if args.features in ("exact", "shared") else protocol.features
-    levels = protocol.levels if args.levels is None else args.levels
-    return {"method": method, "levels": levels, "amp": args.amp, "fold": True}
+    pyramid_scales = protocol.pyramid_scales if args.pyramid_scales is None else args.pyramid_scales
+    return {"method": method, "pyramid_scales": pyramid_scales, "amp": args.amp, "fold": True}
 
 
 def cache_of(
@@ -315,7 +316,7 @@ def freeze(
         return ()
     if args.freeze:
         return tk.freeze(model, ~tk.after(args.freeze))
-    return () if protocol.train_trunk else tk.freeze(model, before_head)
+    return () if protocol.train_backbone else tk.freeze(model, before_head)
 
 
 def new_run(
@@ -514,7 +515,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--features", choices=["exact", "shared", "cached"],
         help="exact: each patch through the whole network; shared: read from maps of the whole photo, in "
         "training and test; cached: train on what frozen layers give, computed once (the default then)")  # fmt: skip
-    add("--levels", type=number_or_sizes, metavar="N|SIZES",
+    add("--pyramid_scales", type=number_or_sizes, metavar="N|SIZES",
         help="at how many sizes a photo is shown to the network when shared, or at which: 1,1.4,2 times the size of "
         "a patch on its shorter side (default the protocol's, whose largest takes half of the time)")  # fmt: skip
     add("--cache_dir", type=Path, metavar="DIR", help="where features are cached (default in --results)")

@@ -25,18 +25,18 @@ from tests.benchmarks.learning_curves import ALEXNET, SCRATCH_RATE, on_pixels, p
 from tests.benchmarks.made_up import write_made_up_devkit
 from tests.benchmarks.members import MEMBERS, ON_GPU
 from tests.benchmarks.parts import Parts
-from tests.benchmarks.plain import PhotoPatches, every_patch, loader, normalise, positives_first, score
+from tests.benchmarks.plain import PhotoPatches, every_patch, loader, normalize, positives_first, score
 from tests.benchmarks.plain_training import all_features, timed_epoch
 from tests.benchmarks.process_tree import watch
 from tests.benchmarks.recipes import EveryPhoto, OnBackbone
-from tests.benchmarks.setting import Photos, load_trunk
+from tests.benchmarks.setting import Photos, load_backbone
 from tests.benchmarks.shared_maps import fill_together
 from tests.benchmarks.suite import in_this_process
 from tests.benchmarks.table import Table
 from tests.benchmarks.waiting import AlreadyThere, Watched
 from transferkit.alexnet import AlexNet
 from transferkit.features import FeatureCache, PatchFeatures
-from transferkit.protocols import NEON2016, RECOMMENDED
+from transferkit.finetune import NEON2016, RECOMMENDED
 from transferkit.sampler import MultiscaleSampler, PatchGrid
 
 
@@ -120,7 +120,7 @@ def test_a_recipe_that_was_stopped_goes_on_after_its_last_whole_epoch(
     )
     photos = EveryPhoto(devkit, 1)
     grid = PatchGrid(scales=(1, 1.5))
-    protocol = replace(NEON2016, grid=grid, patches_per_image=64, epochs=3, levels=(1,), hidden=(8,))
+    protocol = replace(NEON2016, grid=grid, patches_per_image=64, epochs=3, pyramid_scales=(1,), hidden=(8,))
 
     def on(folder: str) -> OnBackbone:
         return OnBackbone(argparse.Namespace(**vars(options), out=tmp_path / folder), photos, ALEXNET)
@@ -213,7 +213,7 @@ def test_learning_curves_draw_their_photos_from_the_training_rows_and_test_on_th
 def test_the_recipe_of_learning_curves_on_pixels_leaves_nothing_to_choose(transferred: bool) -> None:
     protocol = on_pixels(argparse.Namespace(patches=None, epochs=None), transferred)
     assert RECOMMENDED.choice is not None and protocol.choice is None
-    assert protocol.train_trunk and protocol.features == "exact"
+    assert protocol.train_backbone and protocol.features == "exact"
     rate = RECOMMENDED.scratch.learning_rate if transferred else SCRATCH_RATE
     assert protocol.optimization(from_scratch=not transferred).learning_rate == rate
     assert (protocol.epochs, protocol.batch_size) == (RECOMMENDED.epochs, RECOMMENDED.batch_size)
@@ -221,7 +221,7 @@ def test_the_recipe_of_learning_curves_on_pixels_leaves_nothing_to_choose(transf
 
 def test_what_transfers_is_measured_on_next_to_nothing(devkit: Path, weights: Path, tmp_path: Path) -> None:
     given = ["--data_dir", devkit, "--weights", weights, "--out", tmp_path, "--photos", 1, "--seeds", 1]
-    shorter = ["--patches", 2, "--epochs", 1, "--depth_photos", 1, "--test_levels", 1, "--counts", 1]
+    shorter = ["--patches", 2, "--epochs", 1, "--depth_photos", 1, "--test_pyramid_scales", 1, "--counts", 1]
     arguments = map(str, [*given, *shorter, "--workers", 0, "--threads", 1, "--no-bfloat16", "--no-pretrained"])
     in_this_process(
         ["python", "-m", "tests.benchmarks.learning_curves", *arguments, "--json", str(tmp_path / "found.json")]
@@ -235,17 +235,17 @@ def test_what_transfers_is_measured_on_next_to_nothing(devkit: Path, weights: Pa
 def test_caches_filled_together_hold_what_each_would_and_a_photo_is_shown_once(
     devkit: Path, tmp_path: Path
 ) -> None:
-    trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 7, 4, 3), torch.nn.ReLU()).eval().requires_grad_(False)
+    backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 7, 4, 3), torch.nn.ReLU()).eval().requires_grad_(False)
     photos = EveryPhoto(devkit, 2)
     grids = [PatchGrid(scales=(1, 2)), PatchGrid(scales=(1, 1.5, 2), target=None)]
 
     def cache(folder: str, grid: PatchGrid) -> tuple[PatchFeatures, FeatureCache]:
-        features = PatchFeatures(trunk, method="shared", levels=(1, 2), patch_size=32)
+        features = PatchFeatures(backbone, method="shared", pyramid_scales=(1, 2), patch_size=32)
         return features, FeatureCache(tmp_path / folder, features, photos, grid=grid)
 
     together = dict(cache("together", grid) for grid in grids)
     shown: list[torch.Size] = []
-    hook = trunk[0].register_forward_hook(lambda module, args, output: shown.append(args[0].shape))
+    hook = backbone[0].register_forward_hook(lambda module, args, output: shown.append(args[0].shape))
     fill_together(together, num_workers=0)
     hook.remove()
     assert len(shown) == len(photos) * 2
@@ -327,15 +327,15 @@ def test_an_epoch_of_the_yardstick_and_what_it_left_out_give_the_features_of_all
 ) -> None:
     whole = Photos.read(devkit, "trainval", 2)
     photos = Photos(whole.data, whole.paths, [b[:12] for b in whole.boxes], [x[:12] for x in whole.labels])
-    trunk = load_trunk(weights)
-    epoch = timed_epoch(photos, trunk, 21, patches=8, workers=0, parts=2)
-    features = all_features(photos, trunk, epoch, workers=0)
+    backbone = load_backbone(weights)
+    epoch = timed_epoch(photos, backbone, 21, patches=8, workers=0, parts=2)
+    features = all_features(photos, backbone, epoch, workers=0)
 
     photo_loader = loader(PhotoPatches(photos.paths, photos.boxes, photos.labels, every_patch), workers=0)
     for index, _, patches, _ in photo_loader:
-        assert torch.equal(features[index], kept(trunk(normalise(patches))))
+        assert torch.equal(features[index], kept(backbone(normalize(patches))))
     head = train_head(features, photos.labels, 21, epochs=1, seed=0, count=8)
-    assert torch.allclose(score_kept(head, features), score(trunk, head, photo_loader, 2), rtol=1e-3)
+    assert torch.allclose(score_kept(head, features), score(backbone, head, photo_loader, 2), rtol=1e-3)
     assert len(epoch["seconds"]) == 2
 
 

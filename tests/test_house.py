@@ -14,13 +14,17 @@ PACKAGE = "transferkit"
 FLOORS: list[set[str]] = [
     {"cli", "__main__"},
     {"finetune", "estimators"},
-    {"features", "datasets", "protocols"},
-    {"transfer", "sampler", "heads", "scorer", "alexnet"},
-    {"checkpoints", "labeling", "backbones", "optimization"},
-    {"layers", "boxes"},
-    {"deprecation", "progress", "preprocessing", "precision", "atomic"},
+    {"features", "datasets"},
+    {"transfer", "sampler", "heads", "scorer", "backbones"},
+    {"checkpoints", "labeling"},
+    # The ground floor: its rooms may know each other, from left to right.
+    {"alexnet"},
+    {"annotated", "layers", "boxes", "devices", "files", "optimization"},
+    {"distributed", "preprocessing"},
+    {"deprecation", "progress"},
     {"errors"},
 ]
+MOVED = {"protocols"}  # old places of names, which import nothing
 OPTIONAL = ("tqdm", "matplotlib", "safetensors", "pandas", "torchvision", "timm")
 
 
@@ -44,7 +48,7 @@ def test_every_module_has_a_floor_and_imports_only_to_its_right(root: Path) -> N
     wrong = []
     for path in sorted((root / PACKAGE).rglob("*.py")):
         part = path.relative_to(root / PACKAGE).parts[0].removesuffix(".py")
-        if part == "__init__":
+        if part in ("__init__", *MOVED):
             continue
         for name in imports(path):
             other = name.split(".")[1] if "." in name else "__init__"
@@ -100,7 +104,7 @@ print(*[name for name in {(*OPTIONAL, "sklearn")!r} if name in set(sys.modules) 
 def test_the_front_page_fits_on_a_screen_and_every_name_on_it_exists() -> None:
     import transferkit
 
-    assert len(transferkit.__all__) <= 32
+    assert len(transferkit.__all__) <= 30
     assert [name for name in transferkit.__all__ if not hasattr(transferkit, name)] == []
 
 

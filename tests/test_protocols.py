@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from transferkit.finetune import NEON2016, OQUAB2014, RECOMMENDED, Optimization
 from transferkit.heads import MULTI_LABEL, SINGLE_LABEL
 from transferkit.optimization import WarmupCosine, WeightAverage
-from transferkit.protocols import NEON2016, OQUAB2014, RECOMMENDED, Optimization
 
 COSINE = Optimization(0.05, momentum=0.9, weight_decay=1e-4, schedule=WarmupCosine(epochs=10, warmup=1))
 STEERED = replace(

@@ -25,10 +25,10 @@ class AlexNet(nn.Module):
         pooled: Side of the feature map that the classifier sees, whatever the input's size.
         drop_rate: Dropout before each hidden layer.
         kaiming: Draw the first weights as He et al. do, instead of by torch's defaults. A narrow network, which
-            has no normalisation to help it, then learns from the first steps on.
+            has no normalization to help it, then learns from the first steps on.
 
     Shape:
-        Input (B, 3, H, W), normalised; H and W at least 63 by default. Output: logits (B, num_classes).
+        Input (B, 3, H, W), normalized; H and W at least 63 by default. Output: logits (B, num_classes).
 
     Example:
         >>> AlexNet(num_classes=10, channels=(8, 8, 8, 8, 8), hidden=16)(torch.zeros(2, 3, 64, 64)).shape
@@ -78,7 +78,7 @@ class AlexNet(nn.Module):
             self.apply(_draw_as_he)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Map normalised pixels (B, 3, H, W) to logits (B, num_classes)."""
+        """Map normalized pixels (B, 3, H, W) to logits (B, num_classes)."""
         maps = self.avgpool(self.features(pixels))
         logits: Tensor = self.classifier(torch.flatten(maps, 1))
         return logits

@@ -7,7 +7,7 @@ found, where, both sides of a disagreement, and the next step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 __all__ = [
@@ -59,7 +59,7 @@ class HandlerError(TransferError, RuntimeError):
 
 
 class UnsharableError(TransferKitError, ValueError):
-    """A trunk's map of a whole image does not hold the maps of its patches."""
+    """A backbone's map of a whole image does not hold the maps of its patches."""
 
 
 class DataError(TransferKitError, ValueError):
@@ -128,3 +128,14 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     if not near:
         return ""
     return "; did you mean " + " or ".join(filter(None, [", ".join(near[:-1]), near[-1]])) + "?"
+
+
+_SHOWN = 10  # problems that one error spells out
+
+
+def raise_problems(problems: Sequence[str], heading: str) -> None:
+    """Raise one :class:`DataError` that lists ``problems``, if there are any."""
+    if problems:
+        shown = "".join(f"\n  - {problem}" for problem in problems[:_SHOWN])
+        more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise DataError(f"{heading}: {len(problems)} problem{'s' * (len(problems) > 1)}{shown}{more}")

@@ -28,7 +28,7 @@ def track(
             and that is a terminal, else ``items`` as they are. A callable: called like ``tqdm.tqdm`` with
             ``(items, total=, desc=, unit=)``.
         total: Number of items, where ``len`` does not tell.
-        description: What the bar is labelled with.
+        description: What the bar is labeled with.
         unit: What one item is called.
     """
     if progress is False:

@@ -78,12 +78,12 @@ def patch_probs(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def overview(tutorial: SimpleNamespace) -> Figure:
-    """What the library is for: a scene, its labelled patches, and where the transferred network sees each digit."""
+    """What the library is for: a scene, its labeled patches, and where the transferred network sees each digit."""
     photo = clearest(tutorial)
     image, names = photo.image, tutorial.DEMO_CLASSES
     boxes, probs = patch_probs(tutorial.model, image)
     classes = photo.classes.unique().tolist()[:3]
-    colours = {number: color(1 + place) for place, number in enumerate(classes)}
+    colors = {number: color(1 + place) for place, number in enumerate(classes)}
     maps = score_map(probs, boxes, tuple(image.shape[1:]), exponent=5)
     figure = new_figure(2.35 * (2 + len(classes)), 2.15)
     scene, patches, *panels = figure.subplots(1, 2 + len(classes))
@@ -96,11 +96,11 @@ def overview(tutorial: SimpleNamespace) -> Figure:
     labels = label_patches(boxes, photo.boxes, photo.classes).labels
     show_image(patches, image, "patches that show one well")
     for number in classes:
-        draw_boxes(patches, boxes[labels == number], edgecolor=colours[number], linewidth=0.8)
-    grey = image.float().mean(dim=0).byte()
+        draw_boxes(patches, boxes[labels == number], edgecolor=colors[number], linewidth=0.8)
+    gray = image.float().mean(dim=0).byte()
     for axes, number in zip(panels, classes, strict=True):
         values = maps[number]
-        show_image(axes, grey, f"where the network sees a {names[number].removeprefix('digit')}")
+        show_image(axes, gray, f"where the network sees a {names[number].removeprefix('digit')}")
         axes.imshow(values / values.max(), cmap="magma", alpha=0.75, vmin=0, vmax=1,
                     extent=(0, image.shape[2], image.shape[1], 0))  # fmt: skip
         draw_boxes(axes, map_box(values)[None], edgecolor="white", linewidth=1.4, linestyle="--")
@@ -166,7 +166,7 @@ def background(tutorial: SimpleNamespace) -> Figure:
             )
             left += float(parts[number])
     axes.set_yticks(range(len(shares)), [*reversed(shares)])
-    dress(axes, "share of patches: background in grey, the ten digits in colours", "")
+    dress(axes, "share of patches: background in gray, the ten digits in colors", "")
     axes.set_xlim(0, 1)
     axes.grid(visible=False)
     return figure

@@ -98,10 +98,10 @@ def test_a_truncated_network_is_folded_and_a_folded_one_truncated() -> None:
 
 @pytest.mark.parametrize("example", [None, PIXELS], ids=["whole", "what comes later left out"])
 def test_a_network_truncated_at_a_norm_still_ends_there(example: Tensor | None) -> None:
-    trunk = truncate(with_statistics(models.ResNet()), "bn1", example=example)
-    folded = fold_batch_norms(trunk, PIXELS)
-    torch.testing.assert_close(folded(PIXELS), trunk(PIXELS), rtol=1e-4, atol=1e-4)
-    assert isinstance(folded.bn1, nn.Identity) and norms(trunk) > 0
+    backbone = truncate(with_statistics(models.ResNet()), "bn1", example=example)
+    folded = fold_batch_norms(backbone, PIXELS)
+    torch.testing.assert_close(folded(PIXELS), backbone(PIXELS), rtol=1e-4, atol=1e-4)
+    assert isinstance(folded.bn1, nn.Identity) and norms(backbone) > 0
 
 
 def test_efficientnet_lite_folds_wholly_and_pads_in_its_convolutions() -> None:

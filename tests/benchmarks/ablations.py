@@ -26,9 +26,9 @@ from tests.benchmarks.parts import digest
 from tests.benchmarks.recipes import OnBackbone, Split, add_arguments, on_backbones, show_tables
 from tests.benchmarks.table import Table
 from transferkit.features import FeatureCache
+from transferkit.finetune import RECOMMENDED, Protocol
 from transferkit.labeling import OverlapRule
 from transferkit.optimization import EarlyStopping, HeldOutChoice, WarmupCosine
-from transferkit.protocols import RECOMMENDED, Protocol
 from transferkit.sampler import PositivesFirst
 from transferkit.scorer import PatchLog
 

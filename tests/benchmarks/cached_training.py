@@ -20,20 +20,20 @@ from transferkit.sampler import MultiscaleSampler
 
 
 def cached_run(
-    options: argparse.Namespace, photos: Photos, trunk: nn.Module, levels: int | None
+    options: argparse.Namespace, photos: Photos, backbone: nn.Module, pyramid_scales: int | None
 ) -> dict[str, Any]:
     """Fill a cache and train a head from it.
 
     Args:
         options: With those of :func:`add_training_arguments`.
         photos: To train on.
-        trunk: Frozen.
-        levels: Of the shared features; ``None`` for exact ones.
+        backbone: Frozen.
+        pyramid_scales: Of the shared features; ``None`` for exact ones.
 
     Returns:
         The seconds to ``fill`` the cache, of each of the ``epochs`` and in ``total``, its ``bytes`` and the ``head``'s state.
     """
-    features = ways.exact(trunk) if levels is None else ways.shared(trunk, levels)
+    features = ways.exact(backbone) if pyramid_scales is None else ways.shared(backbone, pyramid_scales)
     with TemporaryDirectory(dir=options.out) as folder:
         started = time.perf_counter()
         cache = FeatureCache(folder, features, photos.data, grid=GRID)

@@ -27,7 +27,7 @@ from tests.benchmarks import ways
 from tests.benchmarks.cached_training import head_run
 from tests.benchmarks.parts import Parts
 from tests.benchmarks.process_tree import watch
-from tests.benchmarks.setting import GRID, RULE, SEED, load_trunk
+from tests.benchmarks.setting import GRID, RULE, SEED, load_backbone
 from tests.benchmarks.table import Table, write_tables
 from transferkit.datasets import VOCDataset
 from transferkit.features import FeatureCache
@@ -45,10 +45,10 @@ def main() -> None:
         with process_group(torch.device("cpu")):
             one_process(options)
         return
-    names = ("patches", "levels", "workers", "data_dir", "weights")
+    names = ("patches", "pyramid_scales", "workers", "data_dir", "weights")
     parts = Parts(options.out, name="growth", **{name: getattr(options, name) for name in names})
     table = Table(
-        f"Time and memory of caching ({ways.shared_name(options.levels)}), one epoch of training and scoring, "
+        f"Time and memory of caching ({ways.shared_name(options.pyramid_scales)}), one epoch of training and scoring, "
         f"{options.patches} patches of each photo",
         {"photos": "", "processes": "", **{f"{phase}, s": ",.1f" for phase in PHASES}, "total, s": ",.1f",
          "total, ms a photo": ",.0f", "memory, MB": ",.0f", "of mapped files, MB more": ",.0f", "cache, MB": ",.0f"},
@@ -82,7 +82,14 @@ def case(options: argparse.Namespace, photos: int, processes: int) -> dict[str, 
             "tests.benchmarks.feature_growth",
         ]
         command += ["--data_dir", str(options.data_dir), "--weights", str(options.weights), "--out", folder]
-        command += ["--photos", str(photos), "--patches", str(options.patches), "--levels", str(options.levels)]
+        command += [
+            "--photos",
+            str(photos),
+            "--patches",
+            str(options.patches),
+            "--pyramid_scales",
+            str(options.pyramid_scales),
+        ]
         usage = watch([*command, "--workers", str(options.workers), "--report", str(report)])
         found: dict[str, float] = json.loads(report.read_text())
     return {**found, "total": usage.seconds, "own": usage.own, "mapped": usage.mapped}
@@ -92,7 +99,7 @@ def one_process(options: argparse.Namespace) -> None:
     """Do the work of one process of a case; the first writes what the phases took."""
     joined = distributed.is_initialized()
     data = VOCDataset(options.data_dir, max_images=options.photos[0])
-    features = ways.shared(load_trunk(options.weights), options.levels)
+    features = ways.shared(load_backbone(options.weights), options.pyramid_scales)
     marks = [time.perf_counter()]
     cache = FeatureCache(options.out / "cache", features, data, grid=GRID)
     cache.fill(num_workers=options.workers)
@@ -124,7 +131,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--photos", type=int, nargs="+", default=[100, 200, 400, 800])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--patches", type=int, default=448, help="of each photo")
-    parser.add_argument("--levels", type=int, default=2, help="of the shared features")
+    parser.add_argument("--pyramid_scales", type=int, default=2, help="of the shared features")
     parser.add_argument("--workers", type=int, default=1, help="of each process, to decode")
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)

@@ -23,7 +23,7 @@ from tests.benchmarks.heads import EXACT, SHARED, Testing, Training, add_test_ar
 from tests.benchmarks.parts import Parts
 from tests.benchmarks.rounds import Spent, one_round, ratios
 from tests.benchmarks.scores_on_photos import paired_interval
-from tests.benchmarks.setting import Photos, load_trunk, new_head
+from tests.benchmarks.setting import Photos, load_backbone, new_head
 from tests.benchmarks.table import Table, write_tables
 from tests.benchmarks.trade_off import plot
 
@@ -38,10 +38,10 @@ def main() -> None:
     """Run the benchmark."""
     options = parse_arguments()
     torch.set_num_threads(options.threads)
-    trunk = load_trunk(options.weights)
-    times = timed_ways(options, trunk)
-    test = Testing(options, trunk)
-    scores = scored_ways(options, trunk, test)
+    backbone = load_backbone(options.weights)
+    times = timed_ways(options, backbone)
+    test = Testing(options, backbone)
+    scores = scored_ways(options, backbone, test)
     tables = [speed_table(options, times), quality_table(options, times, scores, test)]
     picture, size = options.out / "pictures/feature_scoring.png", options.photos // options.rounds
     per_photo = {way: [spent.seconds / size for spent in found] for way, found in times.items()}
@@ -53,7 +53,7 @@ def main() -> None:
         write_tables(options.json, tables)
 
 
-def timed_ways(options: argparse.Namespace, trunk: nn.Module) -> Times:
+def timed_ways(options: argparse.Namespace, backbone: nn.Module) -> Times:
     """Return what each way takes for the photos of each round."""
     every = Photos.read(options.data_dir, "test", options.photos)
     size = options.photos // options.rounds
@@ -62,15 +62,25 @@ def timed_ways(options: argparse.Namespace, trunk: nn.Module) -> Times:
     ]
     head = new_head(len(every.data.class_names))
     scorers: dict[str, Callable[[Photos], object]] = {
-        PLAIN: partial(plain_scores, trunk, head, options.workers)
+        PLAIN: partial(plain_scores, backbone, head, options.workers)
     }
     if options.bfloat16:
         scorers[PLAIN + ways.HALF] = torch.autocast("cpu", torch.bfloat16)(scorers[PLAIN])
-    for name, features in feature_ways(options, trunk).items():
+    for name, features in feature_ways(options, backbone).items():
         scorers[name] = partial(ways.score, features, head, options.workers)
     for scorer in scorers.values():  # the first call sets up threads and memory
         scorer(every.part(0, 1).random_subset(plain.BATCH))
-    names = ("photos", "patches", "rounds", "levels", "bfloat16", "threads", "workers", "data_dir", "weights")
+    names = (
+        "photos",
+        "patches",
+        "rounds",
+        "pyramid_scales",
+        "bfloat16",
+        "threads",
+        "workers",
+        "data_dir",
+        "weights",
+    )
     parts = Parts(options.out, name="timed_ways", **{name: getattr(options, name) for name in names})
     timed = {
         name: partial(lambda scorer, number: scorer(rounds[number]), scorer) for name, scorer in scorers.items()
@@ -79,25 +89,25 @@ def timed_ways(options: argparse.Namespace, trunk: nn.Module) -> Times:
     return {name: [Spent(*spent[name]) for spent in found] for name in timed}
 
 
-def feature_ways(options: argparse.Namespace, trunk: nn.Module) -> dict[str, ways.Features]:
+def feature_ways(options: argparse.Namespace, backbone: nn.Module) -> dict[str, ways.Features]:
     """Return the ways that are compared with plain, by name."""
-    half = ways.feature_ways(trunk, [options.training_levels], half=True) if options.bfloat16 else {}
-    return {**ways.feature_ways(trunk, options.levels), **half}
+    half = ways.feature_ways(backbone, [options.training_pyramid_scales], half=True) if options.bfloat16 else {}
+    return {**ways.feature_ways(backbone, options.pyramid_scales), **half}
 
 
-def plain_scores(trunk: nn.Module, head: nn.Module, workers: int, photos: Photos) -> Tensor:
+def plain_scores(backbone: nn.Module, head: nn.Module, workers: int, photos: Photos) -> Tensor:
     """Score photos in plain PyTorch."""
     data = plain.PhotoPatches(photos.paths, photos.boxes, photos.labels, plain.every_patch)
-    return plain.score(trunk, head, plain.loader(data, workers), len(photos.paths))
+    return plain.score(backbone, head, plain.loader(data, workers), len(photos.paths))
 
 
-def scored_ways(options: argparse.Namespace, trunk: nn.Module, test: Testing) -> Scores:
+def scored_ways(options: argparse.Namespace, backbone: nn.Module, test: Testing) -> Scores:
     """Return the scores of the test photos by every way and head."""
-    training = Training(options, trunk)
+    training = Training(options, backbone)
     heads = {kind: training.heads(kind) for kind in (EXACT, SHARED)}
     return {
         way: {kind: test.scores(way, features, of) for kind, of in heads.items()}
-        for way, features in feature_ways(options, trunk).items()
+        for way, features in feature_ways(options, backbone).items()
     }
 
 
@@ -144,7 +154,7 @@ def quality_table(options: argparse.Namespace, times: Times, scores: Scores, tes
         table.add(way, per_photo, on_exact, less, interval, on_shared)
     table.notes.append(
         f"All-points AP, difficult objects ignored. Shared features for training are "
-        f"those of {ways.shared_name(options.training_levels)!r}. The interval "
+        f"those of {ways.shared_name(options.training_pyramid_scales)!r}. The interval "
         "is a paired bootstrap over the test photos for the first seed, its difference first."
     )
     return table
@@ -161,7 +171,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     add_test_arguments(parser)
     parser.add_argument(
-        "--levels", type=int, nargs="+", default=[0, 6, 4, 2], help="of the shared ways; 0: one per scale"
+        "--pyramid_scales",
+        type=int,
+        nargs="+",
+        default=[0, 6, 4, 2],
+        help="of the shared ways; 0: one per scale",
     )
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=ways.has_bfloat16(),
                         help="also in half precision (default where the processor has it)")  # fmt: skip

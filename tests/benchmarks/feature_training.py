@@ -20,7 +20,7 @@ import torch
 from tests.benchmarks import ways
 from tests.benchmarks.cached_training import cached_run
 from tests.benchmarks.heads import EXACT, SHARED, Testing, Training, add_test_arguments, add_training_arguments
-from tests.benchmarks.setting import load_trunk, new_head
+from tests.benchmarks.setting import load_backbone, new_head
 from tests.benchmarks.table import Table, write_tables
 
 
@@ -28,14 +28,14 @@ def main() -> None:
     """Run the benchmark."""
     options = parse_arguments()
     torch.set_num_threads(options.threads)
-    trunk = load_trunk(options.weights)
-    training, test = Training(options, trunk), Testing(options, trunk)
+    backbone = load_backbone(options.weights)
+    training, test = Training(options, backbone), Testing(options, backbone)
     plain = [training.plain_epoch(1)["seconds"]]
-    levels = [options.training_levels, *([None] if options.exact_cache else [])]
+    pyramid_scales = [options.training_pyramid_scales, *([None] if options.exact_cache else [])]
     cached = {}
-    for n in levels:
+    for n in pyramid_scales:
         way = ways.EXACT if n is None else ways.shared_name(n)
-        make = partial(cached_run, options, training.photos, trunk, n)
+        make = partial(cached_run, options, training.photos, backbone, n)
         cached[way] = training.parts.tensors(f"cached_{way.replace(' ', '_').replace(',', '')}", make)
     plain += [training.plain_epoch(number)["seconds"] for number in range(2, options.plain_epochs + 1)]
     tables = [time_table(options, plain, cached), quality_table(options, training, test, cached)]
@@ -78,10 +78,10 @@ def quality_table(
         {"head trained on": "", "tested on": "", "mAP, %": ".2f", "minus plain": "+.2f"},
     )
     tests = {
-        "exact features": (ways.EXACT, ways.exact(training.trunk)),
+        "exact features": (ways.EXACT, ways.exact(training.backbone)),
         "shared features": (
-            ways.shared_name(options.training_levels),
-            ways.shared(training.trunk, options.training_levels),
+            ways.shared_name(options.training_pyramid_scales),
+            ways.shared(training.backbone, options.training_pyramid_scales),
         ),
     }
     heads = {

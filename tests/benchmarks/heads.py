@@ -23,7 +23,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train_patches", type=int, default=448, help="of a photo in an epoch")
     parser.add_argument("--grid_patches", type=int, help="of a photo to choose from (default all of the grid)")
     parser.add_argument(
-        "--training_levels", type=int, default=6, help="of the features that are shared in training"
+        "--training_pyramid_scales", type=int, default=6, help="of the features that are shared in training"
     )
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=2, help="heads are trained from so many seeds")
@@ -43,8 +43,8 @@ class Training:
     Everything is made when it is asked for first, and kept.
     """
 
-    def __init__(self, options: argparse.Namespace, trunk: nn.Module) -> None:
-        self.options, self.trunk = options, trunk
+    def __init__(self, options: argparse.Namespace, backbone: nn.Module) -> None:
+        self.options, self.backbone = options, backbone
         photos = Photos.read(options.data_dir, "trainval", options.train_photos)
         self.photos = photos.random_subset(options.grid_patches) if options.grid_patches else photos
         self.num_classes = len(self.photos.data.class_names)
@@ -52,7 +52,7 @@ class Training:
             "train_photos",
             "train_patches",
             "grid_patches",
-            "training_levels",
+            "training_pyramid_scales",
             "epochs",
             "data_dir",
             "weights",
@@ -62,16 +62,16 @@ class Training:
     def plain_epoch(self, number: int) -> dict[str, list[Any]]:
         """Return what :func:`timed_epoch` does."""
         o = self.options
-        epoch = partial(timed_epoch, self.photos, self.trunk, self.num_classes, o.train_patches, o.workers)
+        epoch = partial(timed_epoch, self.photos, self.backbone, self.num_classes, o.train_patches, o.workers)
         return self.parts.tensors(f"plain_epoch_{number}", epoch)
 
     def features(self, kind: str) -> list[Tensor]:
         """Return the features of all patches, N times (P, C * h * w): plain PyTorch's, or shared ones."""
         if kind == EXACT:
             epoch = self.plain_epoch(1)
-            make = partial(all_features, self.photos, self.trunk, epoch, self.options.workers)
+            make = partial(all_features, self.photos, self.backbone, epoch, self.options.workers)
         else:
-            way = ways.shared(self.trunk, self.options.training_levels)
+            way = ways.shared(self.backbone, self.options.training_pyramid_scales)
             make = partial(ways.kept_features, way, self.photos, self.options.workers)
         return self.parts.tensors(f"{kind.replace(' ', '_')}", make)
 
@@ -98,11 +98,11 @@ class Testing:
 
     Args:
         options: With those of :func:`add_test_arguments`.
-        trunk: Frozen.
+        backbone: Frozen.
     """
 
-    def __init__(self, options: argparse.Namespace, trunk: nn.Module) -> None:
-        self.options, self.trunk = options, trunk
+    def __init__(self, options: argparse.Namespace, backbone: nn.Module) -> None:
+        self.options, self.backbone = options, backbone
         self.photos = Photos.read(options.data_dir, "test", options.test_photos).random_subset(
             options.test_patches
         )

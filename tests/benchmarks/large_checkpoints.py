@@ -47,7 +47,7 @@ class Size:
 
 
 def network(size: Size) -> nn.Sequential:
-    """Return an uninitialised network whose parameters take so much memory once they are written."""
+    """Return an uninitialized network whose parameters take so much memory once they are written."""
     with torch.device("meta"):
         layers = nn.Sequential(*(nn.Linear(size.width, size.width, bias=False) for _ in range(size.layers)))
     return layers.to_empty(device="cpu")

@@ -31,12 +31,13 @@ from tests.benchmarks.table import Table
 from transferkit.features import FeatureImages
 from transferkit.finetune import (
     AS_THEY_ARE,
+    RECOMMENDED,
+    Protocol,
     build_network,
     build_run,
     head_features,
     score_images,
 )
-from transferkit.protocols import RECOMMENDED, Protocol
 
 ALEXNET = "alexnet-convolutions"
 CONVOLUTIONS = ("features.0", "features.3", "features.6", "features.8", "features.10")
@@ -75,7 +76,7 @@ def transferred(on: OnBackbone, first: int, seed: int) -> dict[str, float]:
 
 def how(options: argparse.Namespace) -> str:
     """Return what tells shortened training on pixels from that of the recipe, for the names of parts."""
-    given = {name: getattr(options, name) for name in ("patches", "epochs", "test_levels")}
+    given = {name: getattr(options, name) for name in ("patches", "epochs", "test_pyramid_scales")}
     return "".join(f"_{name}_{value}" for name, value in given.items() if value)
 
 
@@ -107,9 +108,13 @@ def trained_on_pixels(
     )
     earlier = fit_resumed(run, patches, protocol.epochs, on.parts.in_progress(name))
     tested, data = run.tested_model, Subset(on.photos, split.test)
-    if on.options.test_levels:
+    if on.options.test_pyramid_scales:
         features, tested = head_features(
-            tested, preprocessing, protocol, method="shared", levels=tuple(on.options.test_levels)
+            tested,
+            preprocessing,
+            protocol,
+            method="shared",
+            pyramid_scales=tuple(on.options.test_pyramid_scales),
         )
         data, preprocessing = FeatureImages(data, features), AS_THEY_ARE
     test = protocol.sampler(data, mode="test", **streaming)
@@ -128,7 +133,7 @@ def on_pixels(options: argparse.Namespace, transferred: bool) -> Protocol:
         learning_rate=None if transferred else SCRATCH_RATE,
         epochs=options.epochs,
     )
-    return replace(protocol, features="exact", choice=None, train_trunk=True)
+    return replace(protocol, features="exact", choice=None, train_backbone=True)
 
 
 def fresh(on: OnBackbone, protocol: Protocol, transferred: bool) -> tuple[nn.Module, Any]:
@@ -139,7 +144,7 @@ def fresh(on: OnBackbone, protocol: Protocol, transferred: bool) -> tuple[nn.Mod
         network = build_network(ALEXNET)
         model, preprocessing = network.model, network.preprocessing.preprocessing
         for layer in model.modules():
-            if isinstance(layer, nn.Conv2d):  # as a network without normalisation needs it
+            if isinstance(layer, nn.Conv2d):  # as a network without normalization needs it
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
     tk.replace_head(model, lambda width: protocol.head(width, len(on.photos.class_names)))
@@ -211,7 +216,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--patches", type=int, help="of a photo and epoch, on pixels (default RECOMMENDED's)")
     parser.add_argument("--epochs", type=int, help="on pixels (default RECOMMENDED's)")
-    parser.add_argument("--test_levels", type=float, nargs="+",
+    parser.add_argument("--test_pyramid_scales", type=float, nargs="+",
                         help="on pixels, test on features read from maps at these sizes (default: patches are cut)")  # fmt: skip
     parser.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True,
                         help="also the curves of pretrained networks")  # fmt: skip

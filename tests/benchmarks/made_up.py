@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from transferkit.datasets import VOC_CLASSES
-from transferkit.datasets.voc_writer import write_voc_images
+from transferkit.datasets.voc_files import write_voc_images
 from transferkit.sampler import AnnotatedImage
 
 

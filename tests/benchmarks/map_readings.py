@@ -2,7 +2,7 @@
 
 Patches of real photos get the labels that training would give them, and probabilities simulated from the labels: a
 logit of -3, 4 more for a patch of the class, and normal noise. No network, no pixels: what is measured is how a map is
-read from patches. A class counts in a photo if one of its patches is labelled so.
+read from patches. A class counts in a photo if one of its patches is labeled so.
 
     python -m tests.benchmarks.map_readings --data_dir ../shared/voc
 
@@ -70,7 +70,7 @@ def readings(
     height, width = size
     frame = torch.tensor([0.0, 0, width, height], dtype=torch.float64)
     best = boxes[probs.argmax()]
-    read = [("middle of the photo", centre(frame), frame), ("middle of the best patch", centre(best), best)]
+    read = [("middle of the photo", center(frame), frame), ("middle of the best patch", center(best), best)]
     covering = plain_sum(torch.ones_like(probs), boxes, size)
     for exponent in EXPONENTS:
         total = plain_sum(probs**exponent, boxes, size)
@@ -93,7 +93,7 @@ def plain_sum(scores: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return (rows * scores[:, None]).T @ columns
 
 
-def centre(box: Tensor) -> tuple[float, float]:
+def center(box: Tensor) -> tuple[float, float]:
     """Return the middle of a box."""
     x0, y0, x1, y1 = box.tolist()
     return (x0 + x1) / 2, (y0 + y1) / 2

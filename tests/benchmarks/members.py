@@ -75,14 +75,14 @@ MEMBERS = (
         40,
         "--data_dir DIR --weights FILE --out OUT",
         "--data_dir DIR --weights FILE --out OUT --test_photos 3 --test_patches 4 --train_photos 2 --train_patches 8 "
-        "--grid_patches 10 --training_levels 1 --epochs 1 --seeds 1 --workers 0 --threads 1",
+        "--grid_patches 10 --training_pyramid_scales 1 --epochs 1 --seeds 1 --workers 0 --threads 1",
     ),
     Member(
         "feature_scoring",
         "What do features that patches share save in scoring, and what do they cost?",
         40,
         "--data_dir DIR --weights FILE --out OUT",
-        "--data_dir DIR --weights FILE --out OUT --photos 1 --patches 8 --rounds 1 --test_photos 3 --test_patches 4 --levels 1 --training_levels 1 --no-bfloat16 "
+        "--data_dir DIR --weights FILE --out OUT --photos 1 --patches 8 --rounds 1 --test_photos 3 --test_patches 4 --pyramid_scales 1 --training_pyramid_scales 1 --no-bfloat16 "
         "--train_photos 2 --train_patches 8 --grid_patches 10 --epochs 1 --seeds 1 --workers 0 --threads 1",
     ),
     Member(
@@ -90,7 +90,7 @@ MEMBERS = (
         "How does cost grow with photos and processes?",
         20,
         "--data_dir DIR --weights FILE --out OUT",
-        "--data_dir DIR --weights FILE --out OUT --photos 2 --processes 1 --patches 8 --levels 1 --workers 0",
+        "--data_dir DIR --weights FILE --out OUT --photos 2 --processes 1 --patches 8 --pyramid_scales 1 --workers 0",
     ),
     Member(
         "scores_on_photos",

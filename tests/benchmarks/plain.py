@@ -3,7 +3,7 @@
 Nothing of transferkit's sampler, features or loop is in here; it is given the patches' boxes and labels, so that both sides
 work on the same patches. What makes it fast: photos are decoded and cut in workers, each patch by one ``resize(box=...)``
 into a tensor whose memory is in the order that the network likes best (channels last) and that travels as bytes; the
-frozen trunk runs without gradients, on whole minibatches; scoring runs in inference mode.
+frozen backbone runs without gradients, on whole minibatches; scoring runs in inference mode.
 """
 
 from __future__ import annotations
@@ -92,24 +92,24 @@ def loader(data: PhotoPatches, workers: int = 2, *, shuffle: bool = False) -> Da
     )
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """Return pixels in 0..255 as the trunk wants them."""
+def normalize(pixels: Tensor) -> Tensor:
+    """Return pixels in 0..255 as the backbone wants them."""
     return pixels.float().sub_(MEAN).div_(STD)
 
 
 @torch.inference_mode()
-def score(trunk: nn.Module, head: nn.Module, photos: DataLoader[Cut], num_photos: int) -> Tensor:
+def score(backbone: nn.Module, head: nn.Module, photos: DataLoader[Cut], num_photos: int) -> Tensor:
     """Return the photos' scores, (N, K): the sum over their patches of probability^5."""
     head.eval()
     scores: list[Tensor] = [torch.empty(0)] * num_photos
     for index, _, patches, _ in photos:
-        probs = torch.cat([head(trunk(normalise(batch))).softmax(dim=1) for batch in patches.split(BATCH)])
+        probs = torch.cat([head(backbone(normalize(batch))).softmax(dim=1) for batch in patches.split(BATCH)])
         scores[index] = probs.double().pow(5).sum(dim=0)
     return torch.stack(scores)
 
 
 def train_epoch(
-    trunk: nn.Module,
+    backbone: nn.Module,
     head: nn.Module,
     optimizer: torch.optim.Optimizer,
     photos: DataLoader[Cut],
@@ -124,7 +124,7 @@ def train_epoch(
         every = []
         for batch, truth in zip(photo.patches.split(BATCH), photo.labels.split(BATCH), strict=True):
             with torch.no_grad():
-                maps = trunk(normalise(batch))
+                maps = backbone(normalize(batch))
             loss = cross_entropy(head(maps), truth)
             optimizer.zero_grad()
             loss.backward()

@@ -16,13 +16,13 @@ from tests.benchmarks.setting import Photos, new_head, new_optimizer
 
 
 def timed_epoch(
-    photos: Photos, trunk: nn.Module, num_classes: int, patches: int, workers: int, parts: int = 8
+    photos: Photos, backbone: nn.Module, num_classes: int, patches: int, workers: int, parts: int = 8
 ) -> dict[str, list[Any]]:
     """Train a new head for one epoch.
 
     Args:
         photos: To train on, with all their patches.
-        trunk: Frozen.
+        backbone: Frozen.
         num_classes: K.
         patches: Of each photo.
         workers: Of the loader.
@@ -47,12 +47,16 @@ def timed_epoch(
             since = time.perf_counter()
 
     data = plain.PhotoPatches(photos.paths, photos.boxes, photos.labels, choose)
-    plain.train_epoch(trunk, head, new_optimizer(head), plain.loader(data, workers, shuffle=True), after_photo)
+    plain.train_epoch(
+        backbone, head, new_optimizer(head), plain.loader(data, workers, shuffle=True), after_photo
+    )
     return found
 
 
 @torch.inference_mode()
-def all_features(photos: Photos, trunk: nn.Module, epoch: dict[str, list[Any]], workers: int) -> list[Tensor]:
+def all_features(
+    photos: Photos, backbone: nn.Module, epoch: dict[str, list[Any]], workers: int
+) -> list[Tensor]:
     """Return the features of all patches of each photo: those of the epoch, and now those that it left out."""
     left_out = [torch.ones(len(boxes), dtype=torch.bool) for boxes in photos.boxes]
     for missing, rows in zip(left_out, epoch["rows"], strict=True):
@@ -68,6 +72,6 @@ def all_features(photos: Photos, trunk: nn.Module, epoch: dict[str, list[Any]], 
         whole[epoch["rows"][index]] = known
         if len(patches):
             batches = patches.split(plain.BATCH)
-            whole[left_out[index]] = torch.cat([kept(trunk(plain.normalise(batch))) for batch in batches])
+            whole[left_out[index]] = torch.cat([kept(backbone(plain.normalize(batch))) for batch in batches])
         found.append(whole)
     return found

@@ -27,9 +27,16 @@ from tests.benchmarks.table import Table, write_tables
 from tests.benchmarks.waiting import AlreadyThere, Watched
 from transferkit.alexnet import AlexNet
 from transferkit.datasets import VOCDataset
-from transferkit.finetune import LoopSettings, Run, build_optimizer, build_schedule, score_images, train_epoch
+from transferkit.finetune import (
+    NEON2016,
+    LoopSettings,
+    Run,
+    build_optimizer,
+    build_schedule,
+    score_images,
+    train_epoch,
+)
 from transferkit.preprocessing import IMAGENET
-from transferkit.protocols import NEON2016
 
 NO_GPU = 3
 EPOCH = 5000 * 448

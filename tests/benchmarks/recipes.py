@@ -4,7 +4,7 @@
 
 Every recipe trains a head over the frozen backbone, whose features are read from maps that the recipes share, at the sizes
 that RECOMMENDED looks at, and cached from empty, for all photos and recipes at once; what that takes is counted into each
-run. So recipes differ in their patches, labels and training, and not in what a patch looks like. Fewer --levels make the
+run. So recipes differ in their patches, labels and training, and not in what a patch looks like. Fewer --pyramid_scales make the
 features cheaper, and fine patches blurred; the patches stay. The baseline is what
 everyone would try first: logistic regression over the features of whole photos. Settings that a recipe leaves open are
 chosen on a fifth of its training photos. Split 0 is the photos' own, 1,000 to train and 500 to test; the others deal the same photos
@@ -38,6 +38,10 @@ from transferkit.estimators import ImageFeatures, LinearProbe
 from transferkit.features import FeatureCache, PatchFeatures
 from transferkit.finetune import (
     AS_THEY_ARE,
+    NEON2016,
+    OQUAB2014,
+    RECOMMENDED,
+    Protocol,
     Run,
     build_network,
     build_run,
@@ -47,7 +51,6 @@ from transferkit.finetune import (
     use_huge_pages,
 )
 from transferkit.heads import find_head
-from transferkit.protocols import NEON2016, OQUAB2014, RECOMMENDED, Protocol
 from transferkit.scorer import VOC2010, Scorer
 
 BACKBONES = ("alexnet-convolutions", "efficientnet-lite0")
@@ -219,7 +222,12 @@ class OnBackbone:
         tk.freeze(model, ~tk.by_name(f"{head.name}.*"))
         run = build_run(model, protocol, protocol.scratch, preprocessing=preprocessing, steps_per_epoch=1)
         return frozen_features(
-            run, protocol, method="shared", levels=protocol.levels, amp=self.options.bfloat16, fold=True
+            run,
+            protocol,
+            method="shared",
+            pyramid_scales=protocol.pyramid_scales,
+            amp=self.options.bfloat16,
+            fold=True,
         )
 
     def cache(self, protocol: Protocol, features: PatchFeatures) -> FeatureCache:
@@ -242,12 +250,12 @@ class OnBackbone:
         model, preprocessing, head = self.network()
         started = time.perf_counter()
         if self.backbone.startswith("alexnet"):  # its map as it is, 6 x 6 cells
-            trunk, pooling = truncate(model, "features"), "none"
+            backbone, pooling = truncate(model, "features"), "none"
         else:
-            trunk, pooling = truncate(model, before=head), "average"
-            trunk = fold_batch_norms(trunk, torch.rand(1, 3, 224, 224, device=self.device))
+            backbone, pooling = truncate(model, before=head), "average"
+            backbone = fold_batch_norms(backbone, torch.rand(1, 3, 224, 224, device=self.device))
         features = ImageFeatures(
-            trunk, pooling=pooling, image_size=224, preprocessing=preprocessing, amp=self.options.bfloat16
+            backbone, pooling=pooling, image_size=224, preprocessing=preprocessing, amp=self.options.bfloat16
         )
         found = features.fit_transform(self.photos)
         return {"features": torch.from_numpy(found), "seconds": time.perf_counter() - started}
@@ -305,7 +313,7 @@ def compared(options: argparse.Namespace, on: OnBackbone, number: int) -> Table:
     table.notes.append(
         "All-points AP, difficult objects ignored; the test photos had no say in any setting. Minutes count the features "
         "of all photos for all recipes, from empty; they come from maps at the sizes "
-        f"{', '.join(f'{level:g}' for level in options.levels)}."
+        f"{', '.join(f'{level:g}' for level in options.pyramid_scales)}."
     )
     return table
 
@@ -317,7 +325,7 @@ def recipes(options: argparse.Namespace) -> list[Protocol]:
         for protocol in (NEON2016, OQUAB2014)
     )
     return [
-        replace(protocol, levels=tuple(options.levels))
+        replace(protocol, pyramid_scales=tuple(options.pyramid_scales))
         for protocol in (*published, RECOMMENDED)
         if protocol.name in options.recipes
     ]
@@ -338,7 +346,7 @@ def parse_arguments() -> argparse.Namespace:
         "--patches", type=int, help="of a photo and epoch in the published recipes (default theirs)"
     )
     parser.add_argument("--epochs", type=int, help="of the published recipes (default theirs)")
-    parser.add_argument("--levels", type=float, nargs="+", default=RECOMMENDED.grid.scales,
+    parser.add_argument("--pyramid_scales", type=float, nargs="+", default=RECOMMENDED.grid.scales,
                         help="sizes of the photo whose maps patches are read from (default those of its patches)")  # fmt: skip
     return parser.parse_args()
 

@@ -32,7 +32,7 @@ def in_turn(ways: Mapping[str, Way], rounds: int) -> dict[str, list[Spent]]:
 def one_round(ways: Mapping[str, Way], number: int) -> dict[str, Spent]:
     """Run all ways one after the other and return what each took.
 
-    Every other round runs them in reverse order, so that none always follows the same neighbour.
+    Every other round runs them in reverse order, so that none always follows the same neighbor.
     """
     order = list(ways.items())
     found = {}

@@ -7,7 +7,7 @@ what its workers decoded; the others decode and cut in as many workers, except t
 that trained. All are run in turn, round by round, so that other work on the machine touches all alike, and the ratios are
 those of each round. Processor time is that of this process and its workers, in the round with the least: what a way costs
 where it has the machine to itself, roughly, however crowded the machine is. The error is the difference from PIL's
-``resize(box=...)`` in grey levels; a way that is more than 1 off on average, or 3 anywhere, cuts something else.
+``resize(box=...)`` in gray levels; a way that is more than 1 off on average, or 3 anywhere, cuts something else.
 
 OpenCV and kornia are left out where they are not installed.
 
@@ -277,7 +277,7 @@ def report(
             "patches/s": ",.0f",
             "per second of processor time": ",.0f",
             "the sampler is faster by": ".2f",
-            "mean error, grey levels": ".2f",
+            "mean error, gray levels": ".2f",
             "largest": ".0f",
             "exact enough": "",
         },

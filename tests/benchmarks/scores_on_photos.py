@@ -1,7 +1,7 @@
 """What multiscale patches and the exponent are worth, and whether patch scores know where things are.
 
-A frozen trunk (AlexNet's five convolutions, ImageNet weights) gives features of patches and of whole photos; small
-heads are trained on them. Measured on the test photos, with one and the same trunk and training photos:
+A frozen backbone (AlexNet's five convolutions, ImageNet weights) gives features of patches and of whole photos; small
+heads are trained on them. Measured on the test photos, with one and the same backbone and training photos:
 
 - mean AP for the exponents 1, 2, 3, 5, 8, 12 and infinity of the patch score;
 - against one crop of the whole photo: the same trained head on it, and a head of the same shape trained on whole
@@ -21,7 +21,7 @@ difficult objects ignored: exponents 1, 2, 3, 5, 8, 12 and infinity 68.20, 71.20
 better, 95 % interval 7.34 to 15.03). In float32, with the features of an earlier version, every one of these was
 within 0.6.
 
-Localisation in the same run: pointing 78.61, by chance 31.48, for the middle of the photo 61.48; CorLoc 28.03, for
+Localization in the same run: pointing 78.61, by chance 31.48, for the middle of the photo 61.48; CorLoc 28.03, for
 the photo's frame 19.94. Pointing per class, and by chance: aeroplane 72.7, 24.7; bicycle 80.0, 20.9; bird 82.1, 34.7;
 boat 55.6, 28.2; bottle 40.0, 15.3; bus 95.2, 41.4; car 73.9, 25.9; cat 89.3, 43.8; chair 51.9, 23.2; cow 85.7, 28.0;
 diningtable 75.0, 46.7; dog 93.2, 42.5; horse 96.7, 38.7; motorbike 95.2, 37.5; person 83.6, 33.1; pottedplant 68.2,
@@ -107,7 +107,7 @@ def main() -> None:
         log.compute(), truth.present, truth.difficult_only, class_names=test_set.class_names, bootstrap=1000
     )
     located = locate(log, test_set)
-    seconds["scores and localisation"] = time.perf_counter() - started
+    seconds["scores and localization"] = time.perf_counter() - started
 
     print(f"{len(train_set)} training photos with {args.train_patches} patches, {len(test_set)} test photos with "
           f"{args.test_patches}; seconds: { {k: round(v) for k, v in seconds.items()} }")  # fmt: skip
@@ -123,7 +123,7 @@ def main() -> None:
     )
     save_figure(figure, args.out / "exponents.png")
     numbers = {"exponents": {str(k): v for k, v in by_exponent.items()}, "crops": crops, "seconds": seconds,
-               "result": result.to_dict(), "localisation": located.to_dict()}  # fmt: skip
+               "result": result.to_dict(), "localization": located.to_dict()}  # fmt: skip
     (args.out / "scores_on_photos.json").write_text(json.dumps(numbers, indent=2))
     if args.json:
         table = Table(
@@ -137,12 +137,12 @@ def main() -> None:
             table.add(name, 100 * value)
         write_tables(args.json, [table])
     report = RunReport("AlexNet's convolutions, frozen, on VOC photos", result, log, test_set, seconds=seconds,
-                       transfer=str(transferred_trunk(args.weights)[1]),
+                       transfer=str(transferred_backbone(args.weights)[1]),
                        settings={k: str(v) for k, v in vars(args).items()})  # fmt: skip
     build_report(report).write(args.out / "report.html")
 
 
-def transferred_trunk(weights: Path) -> tuple[nn.Module, TransferReport]:
+def transferred_backbone(weights: Path) -> tuple[nn.Module, TransferReport]:
     """Return AlexNet's convolutions with the pretrained weights, and the report of their transfer."""
     model = AlexNet(channels=(64, 192, 384, 256, 256), hidden=1)
     transferred = tk.WeightTransfer(tk.read_checkpoint(weights), select=tk.by_name("features.*")).apply(model)
@@ -154,13 +154,13 @@ def extract(args: argparse.Namespace, name: str, dataset: VOCDataset, patches: i
     path = feature_file(args, name, dataset, patches)
     if path.is_file():
         return Features(**torch.load(path, weights_only=True))
-    trunk, _ = transferred_trunk(args.weights)
+    backbone, _ = transferred_backbone(args.weights)
 
     @torch.inference_mode()
     def features(pixels: Tensor) -> Tensor:
         pixels = IMAGENET(pixels).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
-            return trunk(pixels).flatten(1).half()
+            return backbone(pixels).flatten(1).half()
 
     mode = "train" if name == "train" else "test"
     sampler = MultiscaleSampler(dataset, mode=mode, patches_per_image=patches, seed=args.seed, shuffle=False)
@@ -187,7 +187,7 @@ def feature_file(args: argparse.Namespace, name: str, dataset: VOCDataset, patch
 
 
 def train_patch_head(args: argparse.Namespace, train: Features, dataset: VOCDataset) -> tuple[nn.Module, int]:
-    """Train a head on labelled patches; return it and its number of epochs."""
+    """Train a head on labeled patches; return it and its number of epochs."""
     held = len(dataset) * 4 // 5
     rows = {True: (train.image_index < held).nonzero()[:, 0], False: torch.arange(len(train.labels))}
     truth = dataset.presence()

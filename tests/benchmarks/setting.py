@@ -1,4 +1,4 @@
-"""What all ways of the feature benchmarks have in common: photos, patches, labels, trunk and head."""
+"""What all ways of the feature benchmarks have in common: photos, patches, labels, backbone and head."""
 
 from __future__ import annotations
 
@@ -84,12 +84,12 @@ class Photos:
         return Photos(Part(self.data, start, stop), self.paths[some], self.boxes[some], self.labels[some])
 
 
-def load_trunk(weights: Path) -> nn.Sequential:
+def load_backbone(weights: Path) -> nn.Sequential:
     """Return AlexNet's convolutions, frozen, and a pooling: (B, 3, 224, 224) to (B, 256, 3, 3); fastest channels last."""
     model = AlexNet(hidden=1)
     tk.WeightTransfer(tk.read_checkpoint(weights), select=tk.by_name("features.*")).apply(model)
-    trunk = nn.Sequential(*model.features, nn.AdaptiveAvgPool2d(3))
-    return trunk.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    backbone = nn.Sequential(*model.features, nn.AdaptiveAvgPool2d(3))
+    return backbone.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def new_head(num_classes: int, seed: int = SEED) -> nn.Sequential:

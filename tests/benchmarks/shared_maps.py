@@ -1,4 +1,4 @@
-"""Fill the caches of several recipes at once, so that a photo goes through the trunk once for all of them."""
+"""Fill the caches of several recipes at once, so that a photo goes through the backbone once for all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from transferkit.features import FeatureCache, PatchFeatures
-from transferkit.features.forward import Forward
+from transferkit.features.shared import Forward
 
 CHUNK = 20
 """Photos whose maps are in memory at a time, some 10 MB each."""
@@ -18,7 +18,7 @@ CHUNK = 20
 
 @dataclass(frozen=True, eq=False)
 class RememberingForward(Forward):
-    """Runs a trunk that the recipes have in common on what it has not been shown yet.
+    """Runs a backbone that the recipes have in common on what it has not been shown yet.
 
     Attributes:
         seen: The maps, by the digest of the pixels.
@@ -27,7 +27,7 @@ class RememberingForward(Forward):
     seen: dict[tuple[Any, ...], Tensor]
 
     def maps(self, pixels: Tensor) -> Tensor:
-        """Return the trunk's maps of pixels in 0..255."""
+        """Return the backbone's maps of pixels in 0..255."""
         raw = pixels.cpu().contiguous().numpy()
         key = (raw.dtype.str, raw.shape, hashlib.blake2b(raw.tobytes(), digest_size=16).digest())
         if key not in self.seen:
@@ -36,7 +36,7 @@ class RememberingForward(Forward):
 
 
 def fill_together(caches: Mapping[PatchFeatures, FeatureCache], num_workers: int) -> None:
-    """Fill caches of the same photos, whose features have the same trunk, preprocessing and precision."""
+    """Fill caches of the same photos, whose features have the same backbone, preprocessing and precision."""
     seen: dict[tuple[Any, ...], Tensor] = {}
     for features in caches:
         features.forward = RememberingForward(**vars(features.forward), seen=seen)

@@ -20,26 +20,33 @@ EXACT = "exact"
 HALF = ", bfloat16"
 
 
-def shared_name(levels: int) -> str:
-    """Return what a shared way is called; 0 levels stand for one per scale."""
-    return f"shared, {levels} level{'s' * (levels > 1)}" if levels else "shared, a level per scale"
+def shared_name(pyramid_scales: int) -> str:
+    """Return what a shared way is called; 0 pyramid_scales stand for one per scale."""
+    return (
+        f"shared, {pyramid_scales} level{'s' * (pyramid_scales > 1)}"
+        if pyramid_scales
+        else "shared, a level per scale"
+    )
 
 
 @cache
-def exact(trunk: nn.Module, half: bool = False) -> Features:
+def exact(backbone: nn.Module, half: bool = False) -> Features:
     """Return the exact way, in float32 or bfloat16."""
-    return PatchFeatures(trunk, method="exact", amp=half)
+    return PatchFeatures(backbone, method="exact", amp=half)
 
 
 @cache
-def shared(trunk: nn.Module, levels: int, half: bool = False) -> Features:
-    """Return the shared way with so many levels; 0 for one per scale."""
-    return PatchFeatures(trunk, method="shared", levels=levels or None, amp=half)
+def shared(backbone: nn.Module, pyramid_scales: int, half: bool = False) -> Features:
+    """Return the shared way with so many pyramid_scales; 0 for one per scale."""
+    return PatchFeatures(backbone, method="shared", pyramid_scales=pyramid_scales or None, amp=half)
 
 
-def feature_ways(trunk: nn.Module, levels: Sequence[int], half: bool = False) -> dict[str, Features]:
-    """Return the ways by name: exact, and shared with so many levels each; with ``half`` all in bfloat16."""
-    found = {EXACT: exact(trunk, half), **{shared_name(n): shared(trunk, n, half) for n in levels}}
+def feature_ways(backbone: nn.Module, pyramid_scales: Sequence[int], half: bool = False) -> dict[str, Features]:
+    """Return the ways by name: exact, and shared with so many pyramid_scales each; with ``half`` all in bfloat16."""
+    found = {
+        EXACT: exact(backbone, half),
+        **{shared_name(n): shared(backbone, n, half) for n in pyramid_scales},
+    }
     return {name + HALF * half: features for name, features in found.items()}
 
 

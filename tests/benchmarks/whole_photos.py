@@ -1,4 +1,4 @@
-"""How long trunks take for a whole photo at the size that shared features want: on huge pages, with batch norms folded.
+"""How long backbones take for a whole photo at the size that shared features want: on huge pages, with batch norms folded.
 
     python -m tests.benchmarks.whole_photos
 
@@ -21,8 +21,8 @@ import torch
 from tests.benchmarks.rounds import say
 from tests.benchmarks.table import Table, write_tables
 from transferkit.backbones import fold_batch_norms, truncate
+from transferkit.devices import SWITCH
 from transferkit.finetune import build_network
-from transferkit.finetune.huge_pages import SWITCH
 from transferkit.heads import find_head
 
 SIZE = (896, 1195)
@@ -38,15 +38,15 @@ def seconds_alone(backbone: str, folded: bool, runs: int, threads: int) -> float
     """Return the best time of one photo in this process."""
     torch.set_num_threads(threads)
     model = build_network(backbone).model.eval()
-    trunk = truncate(model, before=find_head(model).name)
+    backbone = truncate(model, before=find_head(model).name)
     if folded:
-        trunk = fold_batch_norms(trunk, torch.rand(1, 3, 224, 224))
+        backbone = fold_batch_norms(backbone, torch.rand(1, 3, 224, 224))
     pixels = torch.rand(1, 3, *SIZE).to(memory_format=torch.channels_last)
     times = []
     with torch.no_grad():
         for _ in range(runs + 1):
             started = time.perf_counter()
-            trunk(pixels)
+            backbone(pixels)
             times.append(time.perf_counter() - started)
     return min(times[1:])
 

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transferkit.checkpoints import Checkpoint
-from transferkit.checkpoints import compare as compare_module
-from transferkit.checkpoints.compare import compare, value_difference
-from transferkit.checkpoints.text_table import text_table
+from transferkit.checkpoints import _describe as compare_module
+from transferkit.checkpoints._describe import compare, text_table, value_difference
 
 FLOATS = st.floats(allow_subnormal=False, width=32)
 

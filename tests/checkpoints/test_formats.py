@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tests.checkpoints.hostile_files import torch_tar_of
 from transferkit.checkpoints import Checkpoint, Contents, read_checkpoint, register_reader, unregister_reader
-from transferkit.checkpoints.torch_version import check_torch_version
+from transferkit.checkpoints._torch_zip import check_torch_version
 from transferkit.errors import ArgumentError, CheckpointError, MissingExtraError
 
 STATE = {

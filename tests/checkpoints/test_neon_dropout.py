@@ -77,9 +77,11 @@ def test_every_branch_takes_the_factor(tmp_path: Path) -> None:
 
 
 def test_side_branches_of_a_tree_know_the_factor_at_their_node(tmp_path: Path) -> None:
-    trunk = container("Sequential", linear("a"), layer("Dropout", "d"), layer("BranchNode", "b"), linear("c"))
+    backbone = container(
+        "Sequential", linear("a"), layer("Dropout", "d"), layer("BranchNode", "b"), linear("c")
+    )
     saved = model()
-    saved["model"] = container("Tree", trunk, container("Sequential", layer("BranchNode", "b"), linear("e")))
+    saved["model"] = container("Tree", backbone, container("Sequential", layer("BranchNode", "b"), linear("e")))
     assert factors(saved, tmp_path) == {"0.a": 1, "0.c": 0.5, "1.e": 0.5}
 
 

@@ -194,12 +194,12 @@ def test_containers_give_dotted_names_and_neons_own_count(tmp_path: Path) -> Non
 
 def test_trees_and_repeated_or_missing_names(tmp_path: Path) -> None:
     linear = {"W": numbers(2, 2)}
-    trunk = container(
+    backbone = container(
         "Sequential", layer("Linear", **linear), layer("BranchNode", "b"), layer("Linear", **linear)
     )
     side = container("Sequential", layer("BranchNode", "b"), layer("Linear", "aux.fc", **linear))
     saved = model()
-    saved["model"] = container("Tree", trunk, side)
+    saved["model"] = container("Tree", backbone, side)
     assert read(saved, tmp_path).names == ("0.Linear_0", "0.Linear_2", "1.aux_fc")
     twice = read(model(layer("Linear", "fc", **linear), layer("Linear", "fc", **linear)), tmp_path)
     assert twice.names == ("fc_0", "fc_1")

@@ -68,12 +68,12 @@ def test_prefixes_stay_where_layers_would_collide() -> None:
     assert read_checkpoint(both).names == ("fc", "module.fc")
 
 
-def test_quantised_and_packed_tensors_are_refused_by_name() -> None:
+def test_quantized_and_packed_tensors_are_refused_by_name() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls quantised tensors deprecated
-        quantised = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
-    with pytest.raises(CheckpointError, match=r"fc\.weight \(quantised qint8\).*dequantize"):
-        read_checkpoint({"fc.weight": quantised})
+        warnings.simplefilter("ignore")  # torch calls quantized tensors deprecated
+        quantized = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    with pytest.raises(CheckpointError, match=r"fc\.weight \(quantized qint8\).*dequantize"):
+        read_checkpoint({"fc.weight": quantized})
     with pytest.raises(CheckpointError, match=r"l\.qweight \(GPTQ or AWQ"):
         read_checkpoint({"l.qweight": torch.ones(2, dtype=torch.int32)})
     with pytest.raises(CheckpointError, match="sparse_coo"):

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transferkit.checkpoints.pickle_numpy import read_plain_pickle
-from transferkit.checkpoints.pickle_values import Call, Global
-from transferkit.checkpoints.pickles import read_pickle
+from transferkit.checkpoints._pickle_file import read_plain_pickle
+from transferkit.checkpoints._pickles import Call, Global, read_pickle
 from transferkit.errors import CheckpointError
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.floats(allow_nan=False) | st.text()

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transferkit.checkpoints.prefixes import WRAPPERS, bare_keys, bare_name
+from transferkit.checkpoints._state_dicts import WRAPPERS, bare_keys, bare_name
 
 PARTS = st.sampled_from(["module", "_orig_mod", "_fsdp_wrapped_module", "encoder", "conv", "0"])
 KEYS = st.lists(st.lists(PARTS, max_size=4).map(lambda parts: ".".join([*parts, "weight"])), unique=True)

@@ -150,7 +150,7 @@ def on_a_terminal(arguments: list[str], folder: Path, **environment: str) -> str
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo terminals")
-def test_buckets_are_coloured_on_a_terminal_alone_and_names_cannot_colour(
+def test_buckets_are_colored_on_a_terminal_alone_and_names_cannot_color(
     root: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "nets.py").write_text("from torch import nn\nbuild = lambda: nn.Sequential(nn.Linear(2, 3))\n")

@@ -18,7 +18,7 @@ from transferkit.alexnet import AlexNet
 def build():
     return AlexNet(20, channels=(8, 8, 8, 8, 8), hidden=16)
 
-def grey():
+def gray():
     model = build()
     model.features[0] = nn.Conv2d(1, 8, 11, 4, 2)
     return model
@@ -62,12 +62,12 @@ def folder(tmp_path, monkeypatch):
         ("features.pth plan_models:build --name features.* --kind conv", 0, "by_kind('conv') matches 5 layers"),
         ("features.pth plan_models:build --mapping order --before classifier", 0, "mapped by order"),
         ("features.pth plan_models:build --mapping structure --before classifier", 0, "mapped by structure"),
-        ("whole.pth plan_models:grey --handler input_channels --before classifier.6", 0, "by input_channels"),
-        ("whole.pth plan_models:grey --adapt --before classifier.6", 0, "by input_channels"),
+        ("whole.pth plan_models:gray --handler input_channels --before classifier.6", 0, "by input_channels"),
+        ("whole.pth plan_models:gray --adapt --before classifier.6", 0, "by input_channels"),
         ("whole.pth plan_models:single", 1, "or let shapes tell: mapping='structure'"),
-        ("whole.pth plan_models:grey --mapping structure --before classifier.6", 1, "which source layer it is"),
+        ("whole.pth plan_models:gray --mapping structure --before classifier.6", 1, "which source layer it is"),
         (
-            "whole.pth plan_models:grey --mapping structure --rename features.0=features.0 "
+            "whole.pth plan_models:gray --mapping structure --rename features.0=features.0 "
             "--handler input_channels --before classifier.6",
             0,
             "by input_channels",

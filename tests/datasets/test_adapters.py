@@ -14,8 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from transferkit.datasets import CocoDataset, ImageListDataset, TargetDictDataset
-from transferkit.datasets.orientation import exif_orientation, turn_boxes
-from transferkit.datasets.pixels import as_pixels
+from transferkit.datasets._photo import as_pixels, exif_orientation, turn_boxes
 from transferkit.errors import ArgumentError, DataError, MissingFileError
 from transferkit.sampler import MultiscaleSampler
 
@@ -91,7 +90,7 @@ def rgb_picture() -> np.ndarray:
     ],
     ids=["array", "tensor", "float tensor", "float array", "16 bits", "PIL", "alpha", "CMYK", "palette"],
 )
-def test_colour_images_of_any_kind(make: Callable[[np.ndarray], Any], tolerance: int | None) -> None:
+def test_color_images_of_any_kind(make: Callable[[np.ndarray], Any], tolerance: int | None) -> None:
     picture = rgb_picture()
     image = make(picture)
     pixels = as_pixels(image)
@@ -104,19 +103,19 @@ def test_colour_images_of_any_kind(make: Callable[[np.ndarray], Any], tolerance:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda grey: grey,
-        lambda grey: grey[:, :, None],
-        lambda grey: torch.from_numpy(grey),
-        lambda grey: torch.from_numpy(grey)[None],
-        lambda grey: grey.astype(np.uint16) * 257,
-        lambda grey: Image.fromarray(grey),
-        lambda grey: Image.fromarray(grey.astype(np.uint16) * 257),
+        lambda gray: gray,
+        lambda gray: gray[:, :, None],
+        lambda gray: torch.from_numpy(gray),
+        lambda gray: torch.from_numpy(gray)[None],
+        lambda gray: gray.astype(np.uint16) * 257,
+        lambda gray: Image.fromarray(gray),
+        lambda gray: Image.fromarray(gray.astype(np.uint16) * 257),
     ],
 )
-def test_grey_images_have_three_equal_channels(make: Callable[[np.ndarray], Any]) -> None:
-    grey = rgb_picture()[:, :, 0]
-    pixels = as_pixels(make(grey))
-    assert all(torch.equal(channel, torch.from_numpy(grey)) for channel in pixels)
+def test_gray_images_have_three_equal_channels(make: Callable[[np.ndarray], Any]) -> None:
+    gray = rgb_picture()[:, :, 0]
+    pixels = as_pixels(make(gray))
+    assert all(torch.equal(channel, torch.from_numpy(gray)) for channel in pixels)
 
 
 def test_what_is_transparent_is_white() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transferkit.datasets.annotation import VOCAnnotation, VOCObject, parse_annotation, read_annotation
+from transferkit.datasets.voc_files import VOCAnnotation, VOCObject, parse_annotation, read_annotation
 from transferkit.errors import DataError
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")

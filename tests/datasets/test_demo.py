@@ -19,9 +19,7 @@ from transferkit.datasets import (
     find_class_names,
     write_demo_devkit,
 )
-from transferkit.datasets.demo.backdrop import load_photographs
-from transferkit.datasets.demo.ink import draw_digit, load_digits
-from transferkit.datasets.demo.scene import make_scene
+from transferkit.datasets.demo import draw_digit, load_digits, load_photographs, make_scene
 from transferkit.errors import ArgumentError
 
 

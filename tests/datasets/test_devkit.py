@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from transferkit.datasets import VOCDataset
-from transferkit.datasets.devkit import find_photos, read_image_set
+from transferkit.datasets.voc_files import find_photos, read_image_set
 from transferkit.errors import DataError, MissingFileError
 
 

@@ -16,10 +16,8 @@ from types import MappingProxyType
 import pytest
 
 from transferkit.datasets import VOCDataset, fetch_alexnet_weights, fetch_voc, home_folder
-from transferkit.datasets import fetch as fetch_module
-from transferkit.datasets.archive import extract_tar
-from transferkit.datasets.download import download
-from transferkit.datasets.fetch import VOCArchive
+from transferkit.datasets import download as fetch_module
+from transferkit.datasets.download import VOCArchive, download, extract_tar
 from transferkit.errors import ArgumentError, DataError, DownloadError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from transferkit.datasets import DEMO_CLASSES, VOCDataset, write_demo_devkit
-from transferkit.datasets.fingerprint import fingerprint
+from transferkit.datasets._photo import fingerprint
 
 
 def test_a_pixel_or_a_box_or_a_mark_changes_it(tmp_path: Path) -> None:

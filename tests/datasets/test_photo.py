@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from transferkit.datasets.photo import photo_size, read_photo, rgb
+from transferkit.datasets._photo import photo_size, read_photo, rgb
 from transferkit.errors import DataError
 
 
 @pytest.fixture
-def colours() -> Image.Image:
+def colors() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8))
 
 
@@ -25,24 +25,24 @@ def _pixels(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def test_colours_are_as_stored(tmp_path: Path, colours: Image.Image) -> None:
-    colours.save(tmp_path / "photo.png")
+def test_colors_are_as_stored(tmp_path: Path, colors: Image.Image) -> None:
+    colors.save(tmp_path / "photo.png")
     photo = read_photo(tmp_path / "photo.png")
-    assert photo.dtype == torch.uint8 and photo.is_contiguous() and torch.equal(photo, _pixels(colours))
+    assert photo.dtype == torch.uint8 and photo.is_contiguous() and torch.equal(photo, _pixels(colors))
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr"])
-def test_other_modes_become_rgb(tmp_path: Path, colours: Image.Image, mode: str) -> None:
+def test_other_modes_become_rgb(tmp_path: Path, colors: Image.Image, mode: str) -> None:
     path = tmp_path / "photo.tif"
-    colours.convert(mode).save(path)
+    colors.convert(mode).save(path)
     assert torch.equal(read_photo(path), _pixels(Image.open(path).convert("RGB")))
 
 
 def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     levels = np.array([[0, 257, 65535], [128 * 257, 100, 200]], dtype=np.uint16)
-    Image.fromarray(levels).save(tmp_path / "grey.png")
+    Image.fromarray(levels).save(tmp_path / "gray.png")
     expected = torch.tensor([[0, 1, 255], [128, 0, 1]], dtype=torch.uint8)
-    assert torch.equal(read_photo(tmp_path / "grey.png"), expected.expand(3, 2, 3))
+    assert torch.equal(read_photo(tmp_path / "gray.png"), expected.expand(3, 2, 3))
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
@@ -57,19 +57,19 @@ def test_sixteen_bits_in_any_order(mode: str) -> None:
 
 def test_floats_lie_in_0_to_1(tmp_path: Path) -> None:
     levels = np.array([[0, 0.5, 1]], dtype=np.float32)
-    Image.fromarray(levels).save(tmp_path / "grey.tif")
-    assert read_photo(tmp_path / "grey.tif")[0].tolist() == [[0, 128, 255]]
-    Image.fromarray(levels * 300).save(tmp_path / "grey.tif")
-    with pytest.raises(DataError, match=r"grey\.tif .* must lie in 0..1, got 0 to 300"):
-        read_photo(tmp_path / "grey.tif")
+    Image.fromarray(levels).save(tmp_path / "gray.tif")
+    assert read_photo(tmp_path / "gray.tif")[0].tolist() == [[0, 128, 255]]
+    Image.fromarray(levels * 300).save(tmp_path / "gray.tif")
+    with pytest.raises(DataError, match=r"gray\.tif .* must lie in 0..1, got 0 to 300"):
+        read_photo(tmp_path / "gray.tif")
 
 
-def test_whatever_happens_to_a_file_it_is_read_or_named(tmp_path: Path, colours: Image.Image) -> None:
+def test_whatever_happens_to_a_file_it_is_read_or_named(tmp_path: Path, colors: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     path, random = tmp_path / "photo", Random(0)
     for kind in ("JPEG", "PNG", "WEBP"):
-        colours.save(path, kind, exif=exif)
+        colors.save(path, kind, exif=exif)
         whole = path.read_bytes()
         for _ in range(150):
             data = bytearray(whole)
@@ -82,24 +82,24 @@ def test_whatever_happens_to_a_file_it_is_read_or_named(tmp_path: Path, colours:
                     call(path, upright=True)
 
 
-def test_transparency_shows_white(tmp_path: Path, colours: Image.Image) -> None:
-    clear = colours.convert("RGBA")
+def test_transparency_shows_white(tmp_path: Path, colors: Image.Image) -> None:
+    clear = colors.convert("RGBA")
     clear.putalpha(Image.new("L", clear.size, 0))
     clear.save(tmp_path / "clear.png")
     assert (read_photo(tmp_path / "clear.png") == 255).all()
-    palette = colours.convert("P")
+    palette = colors.convert("P")
     palette.info["transparency"] = palette.getpixel((0, 0))
     palette.save(tmp_path / "palette.png")
     assert (read_photo(tmp_path / "palette.png")[:, 0, 0] == 255).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_followed_when_asked(tmp_path: Path, colours: Image.Image, orientation: int) -> None:
+def test_orientation_is_followed_when_asked(tmp_path: Path, colors: Image.Image, orientation: int) -> None:
     path = tmp_path / "photo.png"
     exif = Image.Exif()
     exif[0x0112] = orientation
-    colours.save(path, exif=exif)
-    assert torch.equal(read_photo(path), _pixels(colours)) and photo_size(path) == (5, 7)
+    colors.save(path, exif=exif)
+    assert torch.equal(read_photo(path), _pixels(colors)) and photo_size(path) == (5, 7)
     with Image.open(path) as image:
         shown = _pixels(ImageOps.exif_transpose(image))
     assert torch.equal(read_photo(path, upright=True), shown)

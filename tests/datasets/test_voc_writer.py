@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transferkit.annotated import AnnotatedImage
 from transferkit.datasets import VOCDataset, write_voc_images
-from transferkit.sampler.item import AnnotatedImage
 
 
 @st.composite

@@ -75,9 +75,9 @@ def overview(scene: Any, names: Sequence[str], maps: Tensor) -> Figure:
         of_class = boxes[labels == k]
         draw_boxes(patches, of_class[:: max(1, len(of_class) // 20)], edgecolor=color(index + 1), linewidth=1)
 
-    grey = (scene.image.float().mean(dim=0) / 4).byte()
+    gray = (scene.image.float().mean(dim=0) / 4).byte()
     for axes, k in zip(seen, classes, strict=True):
-        show_image(axes, grey, f"where the network sees a {names[k]}")
+        show_image(axes, gray, f"where the network sees a {names[k]}")
         strength = (maps[k] / maps[k].max()).numpy()
         axes.imshow(strength, cmap="inferno", vmin=0, vmax=1, alpha=strength**0.5, extent=(0, width, height, 0))
         draw_boxes(axes, map_box(maps[k])[None], edgecolor="white", linewidth=1.4, linestyle="--")

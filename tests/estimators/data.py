@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 def table(rows: int = 120, columns: int = 10, classes: int = 3, seed: int = 0) -> tuple[NDArray, NDArray]:
     """Features (N, D) on very different scales and labels (N,)."""
     random = np.random.default_rng(seed)
-    centres = 2 * random.standard_normal((classes, columns))
+    centers = 2 * random.standard_normal((classes, columns))
     labels = np.arange(rows) % classes
-    return (centres[labels] + random.standard_normal((rows, columns))) * np.geomspace(0.1, 100, columns), labels
+    return (centers[labels] + random.standard_normal((rows, columns))) * np.geomspace(0.1, 100, columns), labels
 
 
 def indicators(rows: int = 120, columns: int = 10, classes: int = 4, seed: int = 0) -> tuple[NDArray, NDArray]:

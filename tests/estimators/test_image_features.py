@@ -1,4 +1,4 @@
-"""Images in any form become the features of the trunk, and pipelines over images work like any other."""
+"""Images in any form become the features of the backbone, and pipelines over images work like any other."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from transferkit.alexnet import AlexNet
 from transferkit.backbones import truncate
 from transferkit.errors import ArgumentError
 from transferkit.estimators import HeadClassifier, ImageFeatures, LinearProbe
-from transferkit.estimators.images import as_image
+from transferkit.estimators.image_features import as_image
 from transferkit.features import PatchFeatures
 from transferkit.preprocessing import IMAGENET, NEON_IMAGENET
 from transferkit.sampler import PatchGrid, crop_and_resize
 
 
-def trunk() -> nn.Module:
+def backbone() -> nn.Module:
     torch.manual_seed(0)
     return AlexNet(channels=(4, 4, 4, 4, 8), hidden=8).features
 
@@ -40,7 +40,7 @@ def photos(count: int = 6) -> list[np.ndarray]:
 
 
 def test_they_are_the_pooled_maps_of_the_resized_image() -> None:
-    images, net = photos(), trunk().eval()
+    images, net = photos(), backbone().eval()
     features = ImageFeatures(net, image_size=(64, 96)).fit_transform(images)
     assert features.shape == (6, 8) and features.dtype == np.float32
     for image, row in zip(images, features, strict=True):
@@ -67,27 +67,27 @@ def test_every_form_of_an_image_is_the_same_image(tmp_path: Path) -> None:
     ]
     for form in forms:
         assert torch.equal(as_image(form).float(), tensor.float())
-    features = ImageFeatures(trunk(), image_size=64).fit_transform(forms)
+    features = ImageFeatures(backbone(), image_size=64).fit_transform(forms)
     np.testing.assert_allclose(features, features[:1].repeat(len(forms), axis=0), atol=0.02)
-    stacked = ImageFeatures(trunk(), image_size=64).fit_transform(np.stack([array, array]))
+    stacked = ImageFeatures(backbone(), image_size=64).fit_transform(np.stack([array, array]))
     np.testing.assert_allclose(stacked, features[:2], atol=1e-6)
 
 
 def test_neither_batches_nor_clones_nor_pickles_change_them() -> None:
     images = photos()
-    one = ImageFeatures(trunk(), image_size=64, batch_size=1)
+    one = ImageFeatures(backbone(), image_size=64, batch_size=1)
     expected = one.fit_transform(images)
     for other in (clone(one).set_params(batch_size=4), clone(one), pickle.loads(pickle.dumps(one))):
         np.testing.assert_allclose(other.fit(images).transform(images), expected, atol=1e-6)
-    built = ImageFeatures(trunk, image_size=64)
+    built = ImageFeatures(backbone, image_size=64)
     np.testing.assert_allclose(built.fit_transform(images), expected, atol=1e-6)
-    assert clone(built).trunk is trunk
+    assert clone(built).backbone is backbone
     assert one.fit().transform([]).shape == (0, 8)
 
 
 def test_flips_are_averaged() -> None:
     images = photos()
-    plain = ImageFeatures(trunk(), image_size=64).fit()
+    plain = ImageFeatures(backbone(), image_size=64).fit()
     flipped = [image[:, ::-1] for image in images]
     both = clone(plain).set_params(flips=True).fit_transform(images)
     np.testing.assert_allclose(both, (plain.transform(images) + plain.transform(flipped)) / 2, atol=1e-5)
@@ -97,32 +97,32 @@ def test_flips_are_averaged() -> None:
     ("pooling", "width"), [("average", 8), ("gem", 8), ("pyramid", 112), (nn.Flatten(), 8)]
 )
 def test_any_pooling(pooling: str | nn.Module, width: int) -> None:
-    features = ImageFeatures(trunk(), image_size=64, pooling=pooling).fit_transform(photos())
+    features = ImageFeatures(backbone(), image_size=64, pooling=pooling).fit_transform(photos())
     assert features.shape == (6, width)
-    assert len(ImageFeatures(trunk(), image_size=64).fit().get_feature_names_out()) == 8
+    assert len(ImageFeatures(backbone(), image_size=64).fit().get_feature_names_out()) == 8
 
 
-def test_the_trunks_own_size_and_preprocessing_are_taken_and_named() -> None:
+def test_the_backbones_own_size_and_preprocessing_are_taken_and_named() -> None:
     model = models.TimmResNet()
     features = ImageFeatures(truncate(model, before="fc")).fit()
     assert features.image_size_ == (64, 96)
     assert features.preprocessing_.mean == (0.5, 0.5, 0.5)
     assert features.preprocessing_origin_ == "its pretrained_cfg"
-    given = ImageFeatures(trunk(), image_size=64, preprocessing=NEON_IMAGENET).fit()
+    given = ImageFeatures(backbone(), image_size=64, preprocessing=NEON_IMAGENET).fit()
     assert (given.preprocessing_, given.preprocessing_origin_) == (NEON_IMAGENET, "given")
-    assert "so ImageNet's are assumed" in ImageFeatures(trunk(), image_size=64).fit().preprocessing_origin_
+    assert "so ImageNet's are assumed" in ImageFeatures(backbone(), image_size=64).fit().preprocessing_origin_
 
 
 def test_patches_are_averaged() -> None:
     images, grid = photos(3), PatchGrid(scales=(1, 2))
-    exact = ImageFeatures(trunk(), image_size=64, patches=grid, method="exact").fit_transform(images)
-    shared = ImageFeatures(trunk(), image_size=64, patches=grid, method="shared").fit_transform(images)
-    by_boxes = PatchFeatures(trunk(), method="shared", patch_size=64)
+    exact = ImageFeatures(backbone(), image_size=64, patches=grid, method="exact").fit_transform(images)
+    shared = ImageFeatures(backbone(), image_size=64, patches=grid, method="shared").fit_transform(images)
+    by_boxes = PatchFeatures(backbone(), method="shared", patch_size=64)
     for image, row, shared_row in zip(images, exact, shared, strict=True):
         tensor = torch.from_numpy(image).permute(2, 0, 1)
         boxes = grid(image.shape[:2])
         crops = list(crop_and_resize(tensor, boxes, 64))
-        one_by_one = ImageFeatures(trunk(), image_size=64).fit_transform(crops)
+        one_by_one = ImageFeatures(backbone(), image_size=64).fit_transform(crops)
         np.testing.assert_allclose(row, one_by_one.mean(axis=0), rtol=1e-4)
         np.testing.assert_allclose(shared_row, by_boxes(tensor, boxes).flatten(1).mean(dim=0), rtol=1e-4)
 
@@ -133,7 +133,7 @@ def test_models_that_return_tokens_or_outputs() -> None:
         assert ImageFeatures(model, image_size=32).fit_transform(images).shape == (6, 8)
 
 
-def test_the_trunk_is_frozen_and_in_evaluation_mode() -> None:
+def test_the_backbone_is_frozen_and_in_evaluation_mode() -> None:
     net = models.MobileNetV2().features.train()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     ImageFeatures(net, image_size=64).fit_transform(photos())
@@ -142,8 +142,8 @@ def test_the_trunk_is_frozen_and_in_evaluation_mode() -> None:
 
 def test_bfloat16_and_other_devices_are_close(device: torch.device) -> None:
     images = photos()
-    plain = ImageFeatures(trunk(), image_size=64).fit_transform(images)
-    other = ImageFeatures(trunk(), image_size=64, amp=True, device=device).fit_transform(images)
+    plain = ImageFeatures(backbone(), image_size=64).fit_transform(images)
+    other = ImageFeatures(backbone(), image_size=64, amp=True, device=device).fit_transform(images)
     assert np.abs(other - plain).max() <= 0.05 * np.abs(plain).max()
 
 
@@ -152,12 +152,12 @@ def test_a_pipeline_over_images_fits_scores_and_searches() -> None:
     dark = [random.integers(0, 100, (40, 50, 3), dtype=np.uint8) for _ in range(12)]
     light = [random.integers(150, 256, (50, 40, 3), dtype=np.uint8) for _ in range(12)]
     images, y = np.array([*dark, *light], dtype=object), np.repeat(["dark", "light"], 12)
-    pipeline = make_pipeline(ImageFeatures(trunk(), image_size=64), LinearProbe(C=1))
+    pipeline = make_pipeline(ImageFeatures(backbone(), image_size=64), LinearProbe(C=1))
     assert pipeline.fit(images, y).score(images, y) == 1
     both = np.stack([y == "dark", y == "light"], axis=1).astype(int)
     assert pipeline.fit(images, both).decision_function(images).shape == (24, 2)
     steps = Pipeline(
-        [("features", ImageFeatures(trunk, image_size=64)), ("head", HeadClassifier(random_state=0))]
+        [("features", ImageFeatures(backbone, image_size=64)), ("head", HeadClassifier(random_state=0))]
     )
     grid = {"features__pooling": ["average", "max"], "head__learning_rate": [1e-5, 0.03]}
     search = GridSearchCV(steps, grid, cv=2).fit(images, y)
@@ -168,36 +168,39 @@ def test_scikit_learns_own_checks_that_apply() -> None:
     # Its checks make tables of numbers; of an estimator that takes images they only look at its tags and its clone.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkipTestWarning)
-        results = check_estimator(ImageFeatures(trunk), on_skip=None)
+        results = check_estimator(ImageFeatures(backbone), on_skip=None)
     assert {result["status"] for result in results} == {"passed"}
     with pytest.raises(NotFittedError):
-        ImageFeatures(trunk).transform(photos())
+        ImageFeatures(backbone).transform(photos())
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (
-            lambda: ImageFeatures(trunk(), image_size=64).fit().transform(np.zeros((4, 5))),
+            lambda: ImageFeatures(backbone(), image_size=64).fit().transform(np.zeros((4, 5))),
             r"an array of shape \(4, 5\)",
         ),
         (
-            lambda: ImageFeatures(trunk(), image_size=64).fit().transform("photo.jpg"),
+            lambda: ImageFeatures(backbone(), image_size=64).fit().transform("photo.jpg"),
             "a sequence of images, got str",
         ),
-        (lambda: ImageFeatures(trunk(), image_size=64).fit().transform([3]), "a tensor, got int"),
+        (lambda: ImageFeatures(backbone(), image_size=64).fit().transform([3]), "a tensor, got int"),
         (
-            lambda: ImageFeatures(trunk(), image_size=64).fit().transform(np.zeros((1, 2, 4, 5))),
+            lambda: ImageFeatures(backbone(), image_size=64).fit().transform(np.zeros((1, 2, 4, 5))),
             r"got \(2, 4, 5\)",
         ),
         (
-            lambda: ImageFeatures(trunk(), image_size=(64, 32), patches=PatchGrid()).fit(),
+            lambda: ImageFeatures(backbone(), image_size=(64, 32), patches=PatchGrid()).fit(),
             "square with patches, got",
         ),
-        (lambda: ImageFeatures(trunk(), image_size=64, pooling=nn.Identity()).fit(), r"got \(2, 8, 1, 1\) and"),
-        (lambda: ImageFeatures(lambda: 3).fit(), "trunk must be a module or build one, got int"),
-        (lambda: ImageFeatures(trunk(), batch_size=0).fit(), "batch_size must be at least 1, got 0"),
-        (lambda: ImageFeatures(trunk(), pooling="mean").fit(), "pooling must be one of average"),
+        (
+            lambda: ImageFeatures(backbone(), image_size=64, pooling=nn.Identity()).fit(),
+            r"got \(2, 8, 1, 1\) and",
+        ),
+        (lambda: ImageFeatures(lambda: 3).fit(), "backbone must be a module or build one, got int"),
+        (lambda: ImageFeatures(backbone(), batch_size=0).fit(), "batch_size must be at least 1, got 0"),
+        (lambda: ImageFeatures(backbone(), pooling="mean").fit(), "pooling must be one of average"),
     ],
 )
 def test_bad_arguments_are_named(call, message: str) -> None:

@@ -1,4 +1,4 @@
-"""A linear probe is scikit-learn's solver on standardised features, folded into one linear layer."""
+"""A linear probe is scikit-learn's solver on standardized features, folded into one linear layer."""
 
 from __future__ import annotations
 

@@ -9,8 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from transferkit.finetune import read_run
-from transferkit.protocols import RECOMMENDED
+from transferkit.finetune import RECOMMENDED, read_run
 
 
 @pytest.fixture
@@ -18,7 +17,7 @@ def small_recommended(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> No
     """Make the recommended recipe one of small patches at two scales, for small scenes."""
     scales = (1, 2)
     grid = replace(RECOMMENDED.grid, scales=scales)
-    small = replace(RECOMMENDED, patch_size=64, grid=grid, levels=scales)
+    small = replace(RECOMMENDED, patch_size=64, grid=grid, pyramid_scales=scales)
     monkeypatch.setitem(script.PROTOCOLS, "recommended", small)
 
 
@@ -65,9 +64,9 @@ def test_a_cache_that_does_not_fit_is_not_begun(call, tmp_path: Path) -> None:
 
 
 def test_shared_maps_train_and_test(call, tmp_path: Path) -> None:
-    outcome = call("-e", 1, "--freeze", "features", "--features", "shared", "--levels", "1,1.4")
+    outcome = call("-e", 1, "--freeze", "features", "--features", "shared", "--pyramid_scales", "1,1.4")
     assert outcome.status == 0, outcome.err
-    assert read_run(tmp_path / "results" / "run.pt")["settings"]["levels"] == (1, 1.4)
+    assert read_run(tmp_path / "results" / "run.pt")["settings"]["pyramid_scales"] == (1, 1.4)
     assert "features of the frozen layers" in outcome.out
     whole = call("-e", 1, "--features", "shared")
     assert whole.status == 0, whole.err

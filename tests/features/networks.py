@@ -1,4 +1,4 @@
-"""Trunks of every kind that is told apart: plain, deep, padded by size, and those that see the whole image."""
+"""Backbones of every kind that is told apart: plain, deep, padded by size, and those that see the whole image."""
 
 from __future__ import annotations
 

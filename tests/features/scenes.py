@@ -1,4 +1,4 @@
-"""Small pictures with objects in them, and a small trunk."""
+"""Small pictures with objects in them, and a small backbone."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Scenes:
         return torch.randint(256, size, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
-def trunk(seed: int = 0) -> nn.Sequential:
+def backbone(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
@@ -76,5 +76,5 @@ def trunk(seed: int = 0) -> nn.Sequential:
 
 def features(seed: int = 0, **settings: object) -> PatchFeatures:
     return PatchFeatures(
-        trunk(seed), **{"patch_size": SIDE, "preprocessing": IMAGENET, "batch_size": 16, **settings}
+        backbone(seed), **{"patch_size": SIDE, "preprocessing": IMAGENET, "batch_size": 16, **settings}
     )

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 
-from tests.features.scenes import GRID, SIDE, Scenes, features, trunk
+from tests.features.scenes import GRID, SIDE, Scenes, backbone, features
 from transferkit.errors import ArgumentError, DataError, OutputError, StateError
 from transferkit.features import FeatureCache, FeatureImages, PatchFeatures
-from transferkit.labeling import CentreRule, OverlapRule
+from transferkit.labeling import CenterRule, OverlapRule
 from transferkit.preprocessing import IMAGENET, NEON_IMAGENET
 from transferkit.sampler import AllPatches, BackgroundFraction, MultiscaleSampler, PatchGrid, RandomFlip
 
@@ -58,7 +58,7 @@ def check_same_stream(
     "settings",
     [
         {},
-        {"mix_images": 3, "rule": CentreRule()},
+        {"mix_images": 3, "rule": CenterRule()},
         {"mix_images": 2, "drop_last": True, "rank": 1, "world_size": 2},
         {"balance": BackgroundFraction(0.5), "shuffle": False},
         {"mode": "test", "balance": AllPatches()},
@@ -114,7 +114,7 @@ def train(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) ->
     return model.state_dict()
 
 
-def test_a_head_trained_from_the_cache_is_the_one_trained_with_the_trunk_in_the_loop(tmp_path: Path) -> None:
+def test_a_head_trained_from_the_cache_is_the_one_trained_with_the_backbone_in_the_loop(tmp_path: Path) -> None:
     def head() -> nn.Module:
         torch.manual_seed(1)
         return nn.Sequential(nn.Flatten(), nn.LazyLinear(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
@@ -155,19 +155,19 @@ def test_a_run_may_go_on_with_the_cache_where_it_was_without(tmp_path: Path) -> 
 def with_weight_moved() -> PatchFeatures:
     made = features()
     with torch.no_grad():
-        made.forward.trunk[0].weight[0, 0, 0, 0] += 1e-3
+        made.forward.backbone[0].weight[0, 0, 0, 0] += 1e-3
     return made
 
 
 def with_statistics_moved() -> PatchFeatures:
     made = features()
-    made.forward.trunk[1].running_mean[0] += 1e-3
+    made.forward.backbone[1].running_mean[0] += 1e-3
     return made
 
 
 def with_other_stride() -> PatchFeatures:
     made = features()
-    made.forward.trunk[3].stride = 1
+    made.forward.backbone[3].stride = 1
     return made
 
 
@@ -176,7 +176,7 @@ CHANGES: dict[str, Callable[[Path], FeatureCache]] = {
     "a statistic": lambda to: FeatureCache(to, with_statistics_moved(), Scenes(), grid=GRID),
     "a stride": lambda to: FeatureCache(to, with_other_stride(), Scenes(), grid=GRID),
     "method": lambda to: FeatureCache(to, features(method="shared"), Scenes(), grid=GRID),
-    "levels": lambda to: FeatureCache(to, features(method="shared", levels=2), Scenes(), grid=GRID),
+    "pyramid_scales": lambda to: FeatureCache(to, features(method="shared", pyramid_scales=2), Scenes(), grid=GRID),
     "preprocessing": lambda to: FeatureCache(to, features(preprocessing=NEON_IMAGENET), Scenes(), grid=GRID),
     "patch size": lambda to: FeatureCache(to, features(patch_size=40), Scenes(), grid=GRID),
     "antialias": lambda to: FeatureCache(to, features(antialias=False), Scenes(), grid=GRID),
@@ -282,7 +282,7 @@ def test_a_full_disk_is_noticed_before(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_half_precision_cannot_hold_is_an_error(tmp_path: Path) -> None:
     loud = features()
     with torch.no_grad():
-        loud.forward.trunk[4].weight.mul_(1e7)
+        loud.forward.backbone[4].weight.mul_(1e7)
     with pytest.raises(ArgumentError, match=r"float16 cannot hold the features of image 0.*use torch.bfloat16"):
         FeatureCache(tmp_path, loud, Scenes(), grid=GRID).fill()
     FeatureCache(tmp_path, loud, Scenes(), grid=GRID, precision=torch.bfloat16).fill()
@@ -361,7 +361,7 @@ def test_preprocessing_is_applied_once(tmp_path: Path) -> None:
     scenes = Scenes(1)
     cache = cache_of(tmp_path, scenes)
     with torch.no_grad():
-        expected = trunk().eval()(
+        expected = backbone().eval()(
             IMAGENET(
                 next(
                     iter(

@@ -71,12 +71,12 @@ def test_a_patch_that_moves_with_its_image_keeps_its_features() -> None:
 
 
 def test_between_cells_values_are_between_theirs() -> None:
-    # A trunk that is linear in position: its map is a ramp, so reading between cells is exact there too.
-    trunk = nn.AvgPool2d(4)
+    # A backbone that is linear in position: its map is a ramp, so reading between cells is exact there too.
+    backbone = nn.AvgPool2d(4)
     ramp = torch.arange(128).expand(3, 64, 128).byte()
     boxes = torch.tensor([[5.0, 3.0, 5.0 + 32, 3 + 32], [7.25, 0.0, 7.25 + 32, 32]])
     made = [
-        PatchFeatures(trunk, pool=nn.Identity(), method=m, patch_size=32, dtype=torch.float32)(ramp, boxes)
+        PatchFeatures(backbone, pool=nn.Identity(), method=m, patch_size=32, dtype=torch.float32)(ramp, boxes)
         for m in ("exact", "shared")
     ]
     torch.testing.assert_close(made[1], made[0], rtol=1e-5, atol=1e-5)
@@ -95,89 +95,90 @@ def test_exact_is_what_the_network_computes_from_each_patch() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
 def test_the_minibatch_changes_no_bit(batch_size: int) -> None:
-    trunk = unpadded()
+    backbone = unpadded()
     boxes = PatchGrid(scales=(1, 1.6), target=None)((96, 144))[:11]
-    whole = PatchFeatures(trunk, patch_size=S, batch_size=11)(photo(), boxes)
-    assert torch.equal(PatchFeatures(trunk, patch_size=S, batch_size=batch_size)(photo(), boxes), whole)
+    whole = PatchFeatures(backbone, patch_size=S, batch_size=11)(photo(), boxes)
+    assert torch.equal(PatchFeatures(backbone, patch_size=S, batch_size=batch_size)(photo(), boxes), whole)
 
 
-@pytest.mark.parametrize("levels", [None, 3, 1, (1, 2)])
+@pytest.mark.parametrize("pyramid_scales", [None, 3, 1, (1, 2)])
 @pytest.mark.parametrize("whole_pixels", [False, True])
-def test_shared_is_like_exact_for_every_choice_of_levels(levels: object, whole_pixels: bool) -> None:
+def test_shared_is_like_exact_for_every_choice_of_levels(pyramid_scales: object, whole_pixels: bool) -> None:
     image, boxes = photo(), PatchGrid(scales=(1, 1.3, 1.6, 2), target=None)((96, 144))
     settings = {"patch_size": S, "whole_pixels": whole_pixels}
-    trunk = nn.Sequential(nn.Conv2d(3, 6, 5, 2, 2), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(6, 6, 3, 1, 1))
-    exact = PatchFeatures(trunk, **settings)(image, boxes)
-    shared = PatchFeatures(trunk, method="shared", levels=levels, **settings)(image, boxes)
+    backbone = nn.Sequential(nn.Conv2d(3, 6, 5, 2, 2), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(6, 6, 3, 1, 1))
+    exact = PatchFeatures(backbone, **settings)(image, boxes)
+    shared = PatchFeatures(backbone, method="shared", pyramid_scales=pyramid_scales, **settings)(image, boxes)
     inner = (..., slice(2, -2), slice(2, -2))  # cells whose sight ends inside the patch
     alike = torch.cosine_similarity(
         (shared - exact.mean())[inner].flatten(1), (exact - exact.mean())[inner].flatten(1)
     )
     assert shared.shape == exact.shape
-    assert alike.min() > (0.97 if levels is None or levels == 3 else 0.85)
+    assert alike.min() > (0.97 if pyramid_scales is None or pyramid_scales == 3 else 0.85)
 
 
 def test_a_network_that_pads_by_its_input_is_shared_at_sizes_like_the_patch() -> None:
-    trunk = nn.Sequential(SamePadding(3, 4, 3, 2), nn.ReLU(), SamePadding(4, 4, 3, 2))
+    backbone = nn.Sequential(SamePadding(3, 4, 3, 2), nn.ReLU(), SamePadding(4, 4, 3, 2))
     image = photo(97, 143)
     boxes = torch.tensor([[16.0, 12.0, 16 + S, 12 + S], [40.0, 40.0, 40 + S, 40 + S]])
-    made = [PatchFeatures(trunk, method=m, patch_size=S)(image, boxes) for m in ("exact", "shared")]
+    made = [PatchFeatures(backbone, method=m, patch_size=S)(image, boxes) for m in ("exact", "shared")]
     inner = (..., slice(2, -2), slice(2, -2))
     # The image is resized to 96 x 144, one pixel from its own size, so that it pads as a patch does.
     one, other = ((features - made[0].mean())[inner].flatten(1) for features in made)
     assert torch.cosine_similarity(one, other).min() > 0.98
 
 
-def test_a_trunk_that_cannot_be_shared_names_the_exact_way_or_takes_it() -> None:
-    trunk = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), SqueezeExcite(4))
+def test_a_backbone_that_cannot_be_shared_names_the_exact_way_or_takes_it() -> None:
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), SqueezeExcite(4))
     with pytest.raises(UnsharableError, match="Sequential cannot be shared.*squeeze.*use method='exact'"):
-        PatchFeatures(trunk, method="shared", patch_size=S)
+        PatchFeatures(backbone, method="shared", patch_size=S)
     with pytest.warns(UserWarning, match="cannot be shared between patches"):
-        features = PatchFeatures(trunk, method="auto", patch_size=S)
+        features = PatchFeatures(backbone, method="auto", patch_size=S)
     assert (features.method, "squeeze" in str(features.why_exact)) == ("exact", True)
     boxes = torch.tensor([[0.0, 0, 20, 20]])
-    assert torch.equal(features(photo(), boxes), PatchFeatures(trunk, patch_size=S)(photo(), boxes))
+    assert torch.equal(features(photo(), boxes), PatchFeatures(backbone, patch_size=S)(photo(), boxes))
 
 
 def test_memory_is_bounded_by_the_largest_image_shown() -> None:
     seen: list[int] = []
-    trunk = nn.Conv2d(3, 2, 3, 2)
-    trunk.register_forward_hook(lambda module, args, output: seen.append(args[0][0, 0].numel()))
-    features = PatchFeatures(trunk, method="shared", patch_size=S, most_pixels=20_000)
+    backbone = nn.Conv2d(3, 2, 3, 2)
+    backbone.register_forward_hook(lambda module, args, output: seen.append(args[0][0, 0].numel()))
+    features = PatchFeatures(backbone, method="shared", patch_size=S, most_pixels=20_000)
     seen.clear()
     features(photo(), torch.tensor([[0.0, 0, 6, 6], [10, 10, 80, 80]]))
     assert seen and max(seen) <= 20_000 * 1.02
 
 
 def test_no_boxes_give_no_features_and_modes_are_left_alone(device: torch.device) -> None:
-    trunk = unpadded().to(device)
-    trunk[3].eval()
-    features = PatchFeatures(trunk, patch_size=S)
+    backbone = unpadded().to(device)
+    backbone[3].eval()
+    features = PatchFeatures(backbone, patch_size=S)
     made = features(photo(), torch.zeros(0, 4))
     assert made.shape == (0, *features.shape) and made.device.type == device.type
-    assert trunk.training and not trunk[3].training and not made.requires_grad
+    assert backbone.training and not backbone[3].training and not made.requires_grad
 
 
 def test_half_precision_is_near(device: torch.device) -> None:
-    trunk, boxes = unpadded().to(device), PatchGrid(scales=(1, 1.6), target=None)((96, 144))
+    backbone, boxes = unpadded().to(device), PatchGrid(scales=(1, 1.6), target=None)((96, 144))
     for method in ("exact", "shared"):
         full, half = (
-            PatchFeatures(trunk, method=method, patch_size=S, amp=amp)(photo(), boxes) for amp in (False, True)
+            PatchFeatures(backbone, method=method, patch_size=S, amp=amp)(photo(), boxes)
+            for amp in (False, True)
         )
         assert full.dtype == half.dtype == torch.float32
         assert 0 < (full - half).abs().max() < 0.05 * full.abs().max()
 
 
 def test_trailing_poolings_are_split_off_a_sequential_alone() -> None:
-    trunk, pool = split_pooling(AlexNet(channels=(4, 4, 4, 4, 4), hidden=4).features)
-    assert (len(trunk), [type(module) for module in pool]) == (12, [nn.MaxPool2d])
+    backbone, pool = split_pooling(AlexNet(channels=(4, 4, 4, 4, 4), hidden=4).features)
+    assert (len(backbone), [type(module) for module in pool]) == (12, [nn.MaxPool2d])
     other = AlexNet(channels=(4, 4, 4, 4, 4), hidden=4)
     assert split_pooling(other)[0] is other
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"method": "fast"}, "method must be"), ({"levels": 0}, "levels must be"), ({"levels": ()}, "levels must be"),
+    [({"method": "fast"}, "method must be"), ({"pyramid_scales": 0}, "pyramid_scales must be"), ({"pyramid_scales": ()}, "pyramid_scales must be"),
      ({"batch_size": 0}, "batch_size must be"), ({"most_pixels": 10}, "most_pixels must be")],
 )  # fmt: skip
 def test_arguments_out_of_range_are_refused(wrong: dict[str, object], message: str) -> None:

@@ -40,7 +40,7 @@ RESNET18 = ((7, 2, 3), (3, 2, 1), *((3, 1, 1),) * 4, *((3, 2, 1), *((3, 1, 1),) 
 
 
 @pytest.mark.parametrize(
-    ("trunk", "expected"),
+    ("backbone", "expected"),
     [
         (AlexNet(**SMALL).features[:12], by_hand(*ALEXNET)),
         (AlexNet(**SMALL).features, by_hand(*ALEXNET, (3, 2, 0))),
@@ -52,8 +52,8 @@ RESNET18 = ((7, 2, 3), (3, 2, 1), *((3, 1, 1),) * 4, *((3, 2, 1), *((3, 1, 1),) 
     ],
     ids=["alexnet", "alexnet-pooled", "vgg16", "resnet18", "pointwise", "dilated", "padded-at-the-end"],
 )
-def test_probing_finds_what_is_worked_out_by_hand(trunk: nn.Module, expected: AxisGeometry) -> None:
-    geometry = probe_geometry(trunk)
+def test_probing_finds_what_is_worked_out_by_hand(backbone: nn.Module, expected: AxisGeometry) -> None:
+    geometry = probe_geometry(backbone)
     assert geometry.across == expected
     assert geometry.down == expected
 
@@ -69,8 +69,8 @@ def test_both_axes_are_probed() -> None:
 
 
 def test_a_network_that_pads_by_its_input_is_shared_only_at_sizes_that_pad_alike() -> None:
-    trunk = nn.Sequential(SamePadding(3, 2, 3, stride=2), nn.ReLU(), SamePadding(2, 2, 3, stride=2))
-    axis = probe_geometry(trunk, size=64).across
+    backbone = nn.Sequential(SamePadding(3, 2, 3, stride=2), nn.ReLU(), SamePadding(2, 2, 3, stride=2))
+    axis = probe_geometry(backbone, size=64).across
     assert axis == AxisGeometry(4, 3.5, 7, step=4)
     assert axis.nearest_size(203.2, like=64) == 204
     assert axis.nearest_size(10, like=64) == 64
@@ -80,7 +80,7 @@ def test_a_network_that_pads_by_its_input_is_shared_only_at_sizes_that_pad_alike
 def test_a_real_efficientnet() -> None:
     efficientnet = pytest.importorskip("efficientnet_lite_pytorch")
 
-    class Trunk(nn.Module):
+    class Backbone(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.net = efficientnet.EfficientNet.from_name("efficientnet-lite0")
@@ -88,12 +88,12 @@ def test_a_real_efficientnet() -> None:
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return self.net.extract_features(pixels)
 
-    # Stem and first blocks pad (0, 1), so that the first cell's centre is half a cell from the edge.
-    assert probe_geometry(Trunk()).across == AxisGeometry(stride=32, offset=31.5, receptive_field=851)
+    # Stem and first blocks pad (0, 1), so that the first cell's center is half a cell from the edge.
+    assert probe_geometry(Backbone()).across == AxisGeometry(stride=32, offset=31.5, receptive_field=851)
 
 
 @pytest.mark.parametrize(
-    ("trunk", "reason"),
+    ("backbone", "reason"),
     [
         (nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), SqueezeExcite(4)), "squeeze-and-excitation"),
         (Transformer(), "sees more than 512 pixels"),
@@ -105,14 +105,14 @@ def test_a_real_efficientnet() -> None:
     ],
     ids=["squeeze", "attention", "positions", "adaptive", "instance-norm", "flat", "upsampled"],
 )  # fmt: skip
-def test_what_cannot_be_shared_is_refused_with_its_reason(trunk: nn.Module, reason: str) -> None:
+def test_what_cannot_be_shared_is_refused_with_its_reason(backbone: nn.Module, reason: str) -> None:
     with pytest.raises(UnsharableError, match=reason):
-        probe_geometry(trunk, size=64, longest=512)
+        probe_geometry(backbone, size=64, longest=512)
 
 
-def test_the_trunk_is_left_as_it_was() -> None:
-    trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
-    before = {name: value.clone() for name, value in trunk.state_dict().items()}
-    probe_geometry(trunk, size=32)
-    assert trunk.training and trunk[1].training
-    assert all(torch.equal(value, before[name]) for name, value in trunk.state_dict().items())
+def test_the_backbone_is_left_as_it_was() -> None:
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    probe_geometry(backbone, size=32)
+    assert backbone.training and backbone[1].training
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())

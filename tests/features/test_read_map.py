@@ -1,4 +1,4 @@
-"""Reading a map and choosing levels, against slow loops from their definitions."""
+"""Reading a map and choosing pyramid_scales, against slow loops from their definitions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import grid_sample
 
 from transferkit.errors import ArgumentError
-from transferkit.features import AxisGeometry, map_coordinates, plan_levels, read_map
-from transferkit.features.levels import MOST_LEVELS
+from transferkit.features import AxisGeometry, map_coordinates, plan_pyramid, read_map
+from transferkit.features.shared import MOST_SCALES
 from transferkit.sampler import PatchGrid
 
 
@@ -72,19 +72,19 @@ def test_coordinates_name_the_point_that_the_cell_looks_at_in_the_patch(
 def test_each_size_of_the_grid_has_a_level_of_its_own() -> None:
     grid = PatchGrid()
     counts = grid.counts((375, 500))
-    plan = plan_levels(grid((375, 500)), (375, 500), 224, None)
+    plan = plan_pyramid(grid((375, 500)), (375, 500), 224, None)
     assert plan.scales.tolist() == pytest.approx(
         [224 * float(scale) / 374 for scale in grid.scales[: len(counts)]]
     )
-    assert torch.bincount(plan.level_of).tolist() == list(counts)
+    assert torch.bincount(plan.scale_of).tolist() == list(counts)
 
 
-@pytest.mark.parametrize("levels", [1, 2, 4, 6, (1, 2, 4)])
-def test_each_patch_takes_the_level_nearest_in_proportion(levels: int | tuple[float, ...]) -> None:
+@pytest.mark.parametrize("pyramid_scales", [1, 2, 4, 6, (1, 2, 4)])
+def test_each_patch_takes_the_level_nearest_in_proportion(pyramid_scales: int | tuple[float, ...]) -> None:
     boxes = PatchGrid()((375, 500))
-    plan = plan_levels(boxes, (375, 500), 224, levels)
-    assert len(plan.scales) == (levels if isinstance(levels, int) else len(levels))
-    for box, level in zip(boxes.tolist(), plan.level_of.tolist(), strict=True):
+    plan = plan_pyramid(boxes, (375, 500), 224, pyramid_scales)
+    assert len(plan.scales) == (pyramid_scales if isinstance(pyramid_scales, int) else len(pyramid_scales))
+    for box, level in zip(boxes.tolist(), plan.scale_of.tolist(), strict=True):
         wanted = 224 / (box[2] - box[0])
         distances = [abs(math.log(scale / wanted)) for scale in plan.scales.tolist()]
         assert distances[level] == pytest.approx(min(distances))
@@ -93,11 +93,11 @@ def test_each_patch_takes_the_level_nearest_in_proportion(levels: int | tuple[fl
 def test_more_sizes_than_levels_are_spread_and_levels_without_patches_left_out() -> None:
     sides = torch.linspace(20, 200, 100, dtype=torch.float64)
     boxes = torch.stack([torch.zeros(100), torch.zeros(100), sides, sides], dim=1).double()
-    assert len(plan_levels(boxes, (200, 200), 224, None).scales) <= MOST_LEVELS
-    assert len(plan_levels(boxes[:1], (200, 200), 224, (1, 2, 30)).scales) == 1
+    assert len(plan_pyramid(boxes, (200, 200), 224, None).scales) <= MOST_SCALES
+    assert len(plan_pyramid(boxes[:1], (200, 200), 224, (1, 2, 30)).scales) == 1
 
 
 @pytest.mark.parametrize("boxes", [[[0, 0, 0, 10]], [[5.0, 5, 5, 5]]])
 def test_a_box_without_area_is_refused(boxes: list[list[float]]) -> None:
     with pytest.raises(ArgumentError, match="must have an area, got .* at row 0"):
-        plan_levels(torch.tensor(boxes), (20, 20), 224, None)
+        plan_pyramid(torch.tensor(boxes), (20, 20), 224, None)

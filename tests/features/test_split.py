@@ -57,7 +57,7 @@ def check(model: nn.Module, layer: str, boundary: str, seed: int = 1) -> None:
         torch.manual_seed(seed)
         expected = model.train(mode)(pixels)
         with torch.no_grad():
-            features = parts.pool.eval()(parts.trunk.eval()(pixels))
+            features = parts.pool.eval()(parts.backbone.eval()(pixels))
         torch.manual_seed(seed)
         found = parts.rest.train(mode)(features)
         torch.testing.assert_close(found, expected)
@@ -80,7 +80,7 @@ def test_what_is_trained_is_no_part_of_what_is_frozen() -> None:
     model = alexnet()
     freeze(model, before("classifier.6"))
     parts = split_frozen(model, torch.randn(2, 3, 64, 64))
-    names = [name for part in (parts.trunk, parts.pool) for name in part.state_dict()]
+    names = [name for part in (parts.backbone, parts.pool) for name in part.state_dict()]
     assert {name.split(".")[0] for name in names} == {"features"}
 
 
@@ -88,10 +88,10 @@ def test_a_residual_network_splits_between_its_blocks() -> None:
     check(ResNet(), "fc", "fc")
 
 
-def test_the_trunk_ends_before_the_last_pooling() -> None:
+def test_the_backbone_ends_before_the_last_pooling() -> None:
     model = alexnet()
     freeze(model, before("classifier.1"))
-    assert probe_geometry(split_frozen(model, torch.randn(2, 3, 64, 64)).trunk).across.stride == 16
+    assert probe_geometry(split_frozen(model, torch.randn(2, 3, 64, 64)).backbone).across.stride == 16
 
 
 def test_a_norm_layer_that_follows_its_minibatches_begins_the_rest() -> None:
@@ -113,7 +113,7 @@ def test_at_the_head_a_model_splits_whatever_is_frozen(model_name: str) -> None:
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(
-            parts.rest.eval()(parts.pool.eval()(parts.trunk.eval()(pixels))), model.eval()(pixels)
+            parts.rest.eval()(parts.pool.eval()(parts.backbone.eval()(pixels))), model.eval()(pixels)
         )
 
 

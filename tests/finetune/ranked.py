@@ -30,7 +30,7 @@ PATCHES, IMAGES = 96, 7
 
 
 def patches() -> tuple[Tensor, Tensor]:
-    """Coloured patches, labeled by their brightest channel; every fifth is ignored, and so is the third eighth."""
+    """Colored patches, labeled by their brightest channel; every fifth is ignored, and so is the third eighth."""
     generator = torch.Generator().manual_seed(3)
     labels = torch.randint(3, (PATCHES,), generator=generator)
     pixels = torch.rand(PATCHES, 3, 4, 4, generator=generator) * 128

@@ -11,12 +11,14 @@ from torch import nn
 
 from tests.features.scenes import GRID, Scenes
 from transferkit.alexnet import AlexNet
+from transferkit.annotated import Presence
 from transferkit.datasets import presence_of
-from transferkit.datasets.presence import Presence
 from transferkit.errors import ArgumentError
 from transferkit.features import FeatureCache
 from transferkit.finetune import (
     AS_THEY_ARE,
+    NEON2016,
+    Optimization,
     Run,
     build_optimizer,
     build_schedule,
@@ -27,7 +29,6 @@ from transferkit.finetune import (
 )
 from transferkit.optimization import EarlyStopping, HeldOutChoice, WeightAverage, hold_out
 from transferkit.preprocessing import IMAGENET
-from transferkit.protocols import NEON2016, Optimization
 from transferkit.scorer import VOC2010, ImageScorer
 from transferkit.transfer import before, freeze
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from transferkit.devices import SWITCH
 from transferkit.finetune import use_huge_pages
-from transferkit.finetune.huge_pages import SWITCH
 
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PROGRAM = """

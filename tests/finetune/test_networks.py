@@ -48,11 +48,11 @@ def test_the_frozen_layers_of_efficientnet_lite_can_be_run_apart_from_its_head()
     assert parts.boundary == "_dropout"
     model.eval()
     with torch.no_grad():
-        maps = parts.trunk(pixels)
+        maps = parts.backbone(pixels)
         torch.testing.assert_close(parts.rest.eval()(parts.pool(maps)), model(pixels))
-        folded = fold_batch_norms(parts.trunk, pixels)
+        folded = fold_batch_norms(parts.backbone, pixels)
         torch.testing.assert_close(folded(pixels), maps, rtol=1e-3, atol=1e-3)
-    assert norms(parts.trunk) == 49 and norms(folded) == 0
+    assert norms(parts.backbone) == 49 and norms(folded) == 0
 
 
 def test_a_model_of_ones_own_comes_as_it_is(tmp_path: Path, monkeypatch) -> None:

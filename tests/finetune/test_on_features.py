@@ -16,6 +16,7 @@ from transferkit.alexnet import AlexNet
 from transferkit.features import FeatureCache, FeatureImages
 from transferkit.finetune import (
     AS_THEY_ARE,
+    NEON2016,
     LoopSettings,
     Run,
     build_optimizer,
@@ -29,7 +30,6 @@ from transferkit.finetune import (
 )
 from transferkit.heads import replace_head
 from transferkit.preprocessing import IMAGENET
-from transferkit.protocols import NEON2016
 from transferkit.scorer import ImageScorer
 from transferkit.transfer import before, by_name, freeze
 
@@ -134,7 +134,7 @@ def test_folded_features_are_the_same_with_no_norm_left() -> None:
     run = Run(model, optimizer, build_schedule(optimizer, SETTINGS), IMAGENET, frozen=frozen)
     made = [frozen_features(run, PROTOCOL, fold=fold) for fold in (False, True)]
     made += [head_features(model, IMAGENET, PROTOCOL, method="exact", fold=fold) for fold in (False, True)]
-    assert [norms(features.forward.trunk) for features, _ in made] == [before_folding, 0] * 2
+    assert [norms(features.forward.backbone) for features, _ in made] == [before_folding, 0] * 2
     assert norms(model) == before_folding > 0
     image = Scenes()[0].image
     expected, *others = (features(image, GRID(image.shape[-2:])) for features, _ in made)
@@ -149,4 +149,4 @@ def test_what_cannot_be_folded_gives_its_features_as_it_is() -> None:
     with pytest.warns(UserWarning, match=r"run as they are, which is slower: .* is used elsewhere") as warned:
         features, _ = head_features(model, IMAGENET, PROTOCOL, method="exact", fold=True)
     assert [warning.filename for warning in warned] == [__file__]
-    assert norms(features.forward.trunk) == 1
+    assert norms(features.forward.backbone) == 1

@@ -23,7 +23,7 @@ SECTIONS = [
     "summary",
     "average-precision",
     "exponent-of-the-score",
-    "localisation",
+    "localization",
     "where-classes-are-seen",
     "hits-misses-and-false-alarms",
     "training",
@@ -49,7 +49,7 @@ class Truth:
 
 
 class Scenes:
-    """Twelve grey pictures, each with one bright square of a class, the last one difficult."""
+    """Twelve gray pictures, each with one bright square of a class, the last one difficult."""
 
     class_names = NAMES
 
@@ -178,7 +178,7 @@ def test_a_test_set_without_positives_still_has_a_report(report):
     assert "left out of the mean: square, disc, never seen" in outline.words
 
 
-def test_localisation_is_measured_over_the_photos_of_a_class(log):
+def test_localization_is_measured_over_the_photos_of_a_class(log):
     located = locate(log, Scenes())
     assert located.images == (6, 5, 0)
     assert located.mean().pointing == 1

@@ -24,7 +24,7 @@ from transferkit.errors import (
     TransferError,
 )
 from transferkit.finetune import fit, read_run
-from transferkit.finetune.optimization import build_optimizer
+from transferkit.finetune.optimizer import build_optimizer
 
 
 def test_training_lowers_the_loss_and_records_every_epoch() -> None:

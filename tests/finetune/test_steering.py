@@ -12,6 +12,7 @@ from tests.finetune.tiny import SETTINGS, Stream, tiny_run
 from transferkit.errors import ArgumentError, StateError
 from transferkit.finetune import (
     AveragedWeights,
+    Optimization,
     Run,
     build_optimizer,
     build_schedule,
@@ -21,7 +22,6 @@ from transferkit.finetune import (
 )
 from transferkit.heads import MULTI_LABEL, SINGLE_LABEL
 from transferkit.optimization import WarmupCosine, WeightAverage
-from transferkit.protocols import Optimization
 from transferkit.scorer import ImageScorer
 
 COSINE = Optimization(0.1, momentum=0.9, weight_decay=1e-3, schedule=WarmupCosine(epochs=4, warmup=1))

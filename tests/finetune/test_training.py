@@ -17,8 +17,7 @@ from tests.finetune.tiny import IDENTITY, Batch, Stream, tiny_model, tiny_run
 from transferkit.errors import ArgumentError, DivergedError
 from transferkit.finetune import LoopSettings, Run, fill_scorer, fit, score_images, train_epoch
 from transferkit.finetune.scoring import joined
-from transferkit.finetune.stepper import Stepper
-from transferkit.finetune.training import train_on
+from transferkit.finetune.training import Stepper, train_on
 from transferkit.scorer import ImageScorer
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from transferkit.finetune import Run, build_optimizer, build_schedule
+from transferkit.finetune import Optimization, Run, build_optimizer, build_schedule
 from transferkit.preprocessing import Preprocessing
-from transferkit.protocols import Optimization
 
 IDENTITY = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
 SETTINGS = Optimization(0.1, momentum=0.9, weight_decay=1e-3, steps=(2,), factors=(0.1,))
@@ -24,7 +23,7 @@ class Batch:
 
 
 class Stream:
-    """Stands in for a sampler: five batches of sixteen coloured patches an epoch, labeled by brightest channel."""
+    """Stands in for a sampler: five batches of sixteen colored patches an epoch, labeled by brightest channel."""
 
     def __init__(self, scale: float = 1.0) -> None:
         self.epoch = 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.finetune.tiny import tiny_run
 from transferkit.errors import ArgumentError
 from transferkit.finetune import LoopSettings
-from transferkit.finetune.stepper import Stepper
+from transferkit.finetune.training import Stepper
 from transferkit.heads import MULTI_LABEL, SINGLE_LABEL, ImageLoss, log_generalized_mean
 from transferkit.labeling import IGNORE
 

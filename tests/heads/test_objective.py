@@ -1,4 +1,4 @@
-"""An objective's loss is minimised by the probabilities that it reads from the same logits."""
+"""An objective's loss is minimized by the probabilities that it reads from the same logits."""
 
 from __future__ import annotations
 

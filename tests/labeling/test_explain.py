@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from transferkit.errors import ArgumentError
-from transferkit.labeling import CentreRule, IoURule, MatchRule, Objects, OverlapRule, PatchLabels, explain
+from transferkit.labeling import CenterRule, IoURule, MatchRule, Objects, OverlapRule, PatchLabels, explain
 
 DOG, CAT = (2, 2, 18, 18), (10, 0, 30, 20)
 NAMES = ("background", "dog", "cat")
@@ -35,7 +35,7 @@ def told(rule: MatchRule | None, box: tuple[int, ...] = (0, 0, 20, 20), **flags:
         (OverlapRule(0.9, 0.9), "background: no object matches"),
         (OverlapRule(0.9, 0.9, near=(0.5, 0.5)), "ignored: no object matches, but one nearly does"),
         (IoURule(), "dog: one object matches"),
-        (CentreRule(), "dog: one object matches"),
+        (CenterRule(), "dog: one object matches"),
     ],
 )
 def test_the_reason(rule: MatchRule, start: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transferkit.errors import ArgumentError
 from transferkit.labeling import (
     IGNORE,
-    CentreRule,
+    CenterRule,
     IoURule,
     MatchRule,
     Objects,
@@ -48,12 +48,12 @@ parts = st.sampled_from([0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 1.0])
 @st.composite
 def rules(draw: st.DrawFn) -> MatchRule:
     policy: dict[str, Any] = draw(policies)
-    kind = draw(st.sampled_from(["overlap", "alone", "iou", "centre"]))
+    kind = draw(st.sampled_from(["overlap", "alone", "iou", "center"]))
     if kind == "iou":
         positive = draw(parts)
         return IoURule(positive, draw(parts.filter(lambda value: value <= positive) | st.none()), **policy)
-    if kind == "centre":
-        return CentreRule(draw(st.sampled_from([0.0, 0.1, 0.25, 0.5])), draw(st.just(0.0) | parts), **policy)
+    if kind == "center":
+        return CenterRule(draw(st.sampled_from([0.0, 0.1, 0.25, 0.5])), draw(st.just(0.0) | parts), **policy)
     limits = draw(st.tuples(parts, parts))
     near = draw(st.tuples(*(parts.filter(lambda v, limit=limit: v <= limit) for limit in limits)) | st.none())
     if kind == "alone" and policy["several"] in ("background", "ignore"):
@@ -96,7 +96,7 @@ def compare(rule: MatchRule, patch: Box, thing: Box) -> tuple[bool, bool, bool, 
         overlap = part(shared, union)
         near = rule.negative is not None and exact(rule.negative) <= overlap < exact(rule.positive)
         return overlap >= exact(rule.positive), near, False, overlap
-    if isinstance(rule, CentreRule):
+    if isinstance(rule, CenterRule):
         apart = [
             Fraction(abs(patch[i] + patch[i + 2] - thing[i] - thing[i + 2]), 2 * (patch[i + 2] - patch[i]))
             for i in (0, 1)
@@ -188,7 +188,7 @@ def test_neither_the_order_of_objects_nor_their_place_matters(
     assert torch.equal(here.labels, there.labels)
 
 
-@pytest.mark.parametrize("rule", [OverlapRule(), IoURule(), CentreRule()])
+@pytest.mark.parametrize("rule", [OverlapRule(), IoURule(), CenterRule()])
 def test_rules_are_plain_values(rule: MatchRule) -> None:
     assert eval(repr(rule)) == rule
     assert hash(dataclasses.replace(rule)) == hash(rule)
@@ -223,7 +223,7 @@ def test_a_rule_of_ones_own_needs_only_the_method() -> None:
         (lambda: OverlapRule(several="any"), "several must be one of"),  # type: ignore[arg-type]
         (lambda: OverlapRule(difficult="skip"), "difficult must be one of"),  # type: ignore[arg-type]
         (lambda: IoURule(0.5, 0.6), "negative must be"),
-        (lambda: CentreRule(0.6), "offset must be"),
+        (lambda: CenterRule(0.6), "offset must be"),
     ],
 )
 def test_thresholds_are_checked(make: Any, message: str) -> None:

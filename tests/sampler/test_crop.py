@@ -43,8 +43,8 @@ def slow_resample(values: np.ndarray, start: float, end: float, count: int, anti
     width = max(scale, 1.0) if antialias else 1.0
     columns = []
     for i in range(count):
-        centre = start + (i + 0.5) * scale
-        weights = [max(0.0, 1 - abs(k + 0.5 - centre) / width) for k in range(values.shape[-1])]
+        center = start + (i + 0.5) * scale
+        weights = [max(0.0, 1 - abs(k + 0.5 - center) / width) for k in range(values.shape[-1])]
         columns.append((values * weights).sum(-1) / sum(weights))
     return np.stack(columns, axis=-1)
 

@@ -1,4 +1,4 @@
-"""The picture has everything in its place and colour."""
+"""The picture has everything in its place and color."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def test_photo_legend_and_patches() -> None:
     picture = draw_patches(image, boxes, labels, class_names=["background", "dog", "cat"], height=240, tile=40)
     assert picture.mode == "RGB"
     assert picture.width > 320
-    colours = {tuple(colour) for colour in np.array(picture).reshape(-1, 3).tolist()}
-    for colour in [(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0x99, 0x99, 0x99), (0x22, 0x22, 0x22), (128, 128, 128)]:
-        assert colour in colours
+    colors = {tuple(color) for color in np.array(picture).reshape(-1, 3).tolist()}
+    for color in [(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0x99, 0x99, 0x99), (0x22, 0x22, 0x22), (128, 128, 128)]:
+        assert color in colors
 
 
 def test_nothing_to_draw_and_nothing_that_fits() -> None:

@@ -16,8 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transferkit.errors import ArgumentError
+from transferkit.finetune import OQUAB2014
 from transferkit.labeling import OverlapRule, label_patches
-from transferkit.protocols import OQUAB2014
 from transferkit.sampler import NEON_SCALES, PatchGrid
 
 photos = st.tuples(st.integers(1, 700), st.integers(1, 700)).filter(lambda size: max(size) < 60 * min(size))
@@ -57,7 +57,7 @@ def test_neon_patches_and_labels_to_the_last_digit(shared: Path) -> None:
 
 
 def slow_axis(extent: Fraction, side: Fraction, density: int) -> list[tuple[Fraction, Fraction]]:
-    """One axis as the recipe words it: as many patches as cover it, twice as many if several, evenly by their centres."""
+    """One axis as the recipe words it: as many patches as cover it, twice as many if several, evenly by their centers."""
     count = 1
     while count * side < extent:
         count += 1
@@ -65,8 +65,8 @@ def slow_axis(extent: Fraction, side: Fraction, density: int) -> list[tuple[Frac
         return [((extent - side) / 2, (extent + side) / 2)]
     count *= density
     first, last = side / 2, extent - side / 2
-    centres = [first + (last - first) * index / (count - 1) for index in range(count)]
-    return [(centre - side / 2, centre + side / 2) for centre in centres]
+    centers = [first + (last - first) * index / (count - 1) for index in range(count)]
+    return [(center - side / 2, center + side / 2) for center in centers]
 
 
 @settings(deadline=None, max_examples=60)

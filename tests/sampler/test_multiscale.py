@@ -24,7 +24,7 @@ from transferkit.sampler import (
     AnnotatedImage,
     BackgroundFraction,
     ClassBalanced,
-    ColourJitter,
+    ColorJitter,
     MultiscaleSampler,
     PatchBatch,
     PatchGrid,
@@ -158,7 +158,7 @@ def test_the_pixels_are_those_of_the_boxes() -> None:
     "changes", [{"mix_images": 2}, {"batch_size": 7}, {"num_workers": 1}, {"dtype": torch.float32}]
 )
 def test_transforms_are_seeded_like_the_rest(changes: dict[str, Any]) -> None:
-    transforms = (RandomFlip(), ColourJitter())
+    transforms = (RandomFlip(), ColorJitter())
     changes = {"transforms": transforms, **changes}
     plain = {**changes, "transforms": ()}
     whole = patches(sampler(**changes))
@@ -485,6 +485,6 @@ def test_arguments_are_checked(changes: dict[str, Any], message: str) -> None:
 def test_on_any_device(device: torch.device) -> None:
     for mix_images in (1, 2):
         alone = [batch.labels.tolist() for batch in sampler(mix_images=mix_images)]
-        there = list(sampler(mix_images=mix_images, device=device, transforms=(RandomFlip(), ColourJitter())))
+        there = list(sampler(mix_images=mix_images, device=device, transforms=(RandomFlip(), ColorJitter())))
         assert all(batch.pixels.device.type == batch.labels.device.type == device.type for batch in there)
         assert [batch.labels.tolist() for batch in there] == alone

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from transferkit.errors import ArgumentError
-from transferkit.sampler import ColourJitter, PatchTransform, RandomFlip
+from transferkit.sampler import ColorJitter, PatchTransform, RandomFlip
 
 
 def patches(dtype: torch.dtype = torch.uint8) -> torch.Tensor:
@@ -29,21 +29,21 @@ def test_flip() -> None:
 @pytest.mark.parametrize(
     ("column", "enhancer"), [(0, ImageEnhance.Brightness), (1, ImageEnhance.Contrast), (2, ImageEnhance.Color)]
 )
-def test_colours_as_pil_changes_them(
+def test_colors_as_pil_changes_them(
     column: int, enhancer: Callable[[Image.Image], ImageEnhance._Enhance]
 ) -> None:
     pixels = patches()
     draws = torch.ones(6, 3)
     draws[:, column] = torch.tensor([0.0, 0.5, 0.9, 1.0, 1.3, 2.0])
-    changed = ColourJitter().apply(pixels, draws)
+    changed = ColorJitter().apply(pixels, draws)
     for row in range(6):
         photo = Image.fromarray(pixels[row].permute(1, 2, 0).numpy())
         expected = enhancer(photo).enhance(float(draws[row, column]))
         difference = changed[row].permute(1, 2, 0).int() - torch.from_numpy(np.array(expected)).int()
-        assert difference.abs().max() <= 2  # PIL rounds its greys
+        assert difference.abs().max() <= 2  # PIL rounds its grays
 
 
-@pytest.mark.parametrize("transform", [RandomFlip(), ColourJitter()])
+@pytest.mark.parametrize("transform", [RandomFlip(), ColorJitter()])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
 def test_a_batch_equals_singles_and_keeps_its_type(
     transform: PatchTransform, dtype: torch.dtype, device: torch.device
@@ -58,13 +58,13 @@ def test_a_batch_equals_singles_and_keeps_its_type(
 
 
 def test_draws_stay_in_their_range() -> None:
-    draws = ColourJitter(0.1, 0.2, 0.3).draw(1000, torch.Generator().manual_seed(0))
+    draws = ColorJitter(0.1, 0.2, 0.3).draw(1000, torch.Generator().manual_seed(0))
     for column, width in enumerate((0.1, 0.2, 0.3)):
         assert 1 - width <= draws[:, column].min() < 1 - 0.9 * width
         assert 1 + 0.9 * width < draws[:, column].max() <= 1 + width
 
 
-@pytest.mark.parametrize("make", [lambda: RandomFlip(2), lambda: ColourJitter(brightness=-1)])
+@pytest.mark.parametrize("make", [lambda: RandomFlip(2), lambda: ColorJitter(brightness=-1)])
 def test_settings_are_checked(make: Callable[[], object]) -> None:
     with pytest.raises(ArgumentError, match="from 0 to 1"):
         make()

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from transferkit.sampler import PatchGrid, crop_and_resize
-from transferkit.sampler.threads import in_threads
+from transferkit.sampler.crop import in_threads
 
 
 @pytest.fixture(params=[1, 2, 3])

@@ -149,7 +149,7 @@ def test_bootstrap_intervals_hold_the_value_and_repeat(case):
 
 @pytest.mark.parametrize("interpolation", ["all-points", "11-point", "none"])
 def test_resampling_equals_repeating_the_images(case, interpolation):
-    from transferkit.scorer.average_precision import ranking_ap
+    from transferkit.scorer.ap_rules import ranking_ap
 
     scores, present, difficult = (tensor[:, 1:3] for tensor in case)
     rule = APRule(interpolation)

@@ -1,4 +1,4 @@
-"""Localisation rates on scenes where the answer is known."""
+"""Localization rates on scenes where the answer is known."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_classifier_that_sees_the_object_points_at_it():
     cat_rates = result.rates[0]
     assert (cat_rates.pointing, cat_rates.corloc) == (1, 1)
     assert cat_rates.chance == pytest.approx(15 * 20 / 1600)
-    assert (cat_rates.centre, cat_rates.whole_image) == (0, 0)
+    assert (cat_rates.center, cat_rates.whole_image) == (0, 0)
     assert math.isnan(result.rates[1].pointing)
     assert result.mean() == cat_rates
     # Looking elsewhere halves the rate.
@@ -70,7 +70,7 @@ def test_tolerance_widens_the_objects():
         meter = LocalizationMeter(NAMES, tolerance=tolerance)
         meter.add_image(torch.full((len(tiles()), 4), 0.5), *arguments)
         rates.append(meter.compute().rates[0])
-    assert [r.centre for r in rates] == [0, 1]
+    assert [r.center for r in rates] == [0, 1]
     assert rates[0].chance == pytest.approx(36 / 1600)
     assert rates[1].chance == pytest.approx(256 / 1600)
 
@@ -103,7 +103,7 @@ def test_prints_and_stores():
         "images",
         "pointing",
         "chance",
-        "centre",
+        "center",
         "CorLoc",
         "whole",
         "image",

@@ -1,4 +1,4 @@
-"""Every picture: labelled, nothing overlapping or cut off, readable in grey, and no trace left in pyplot."""
+"""Every picture: labeled, nothing overlapping or cut off, readable in gray, and no trace left in pyplot."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_no_text_overlaps_another_or_is_cut_off(name):
 
 
 @pytest.mark.parametrize("name", ["class_ap", "convergence", "exponents"])
-def test_axes_are_labelled_with_units_and_nothing_has_a_title(name):
+def test_axes_are_labeled_with_units_and_nothing_has_a_title(name):
     figure = PICTURES[name]()
     for axes in figure.axes:
         assert not axes.get_title()
@@ -139,7 +139,7 @@ def test_axes_are_labelled_with_units_and_nothing_has_a_title(name):
 
 
 @pytest.mark.parametrize("name", ["convergence", "exponents", "precision_recall"])
-def test_lines_differ_without_colour(name):
+def test_lines_differ_without_color(name):
     for axes in PICTURES[name]().axes:
         looks = [
             (line.get_linestyle(), line.get_marker(), line._unscaled_dash_pattern[1])
@@ -174,7 +174,7 @@ def test_pictures_leave_pyplot_and_its_settings_alone():
 
 
 def test_photos_are_drawn_pixel_for_pixel():
-    """The crops and photos come out with their own colours, the right way up."""
+    """The crops and photos come out with their own colors, the right way up."""
     image = torch.zeros(3, 40, 40, dtype=torch.uint8)
     image[0, :20] = 255  # red above, black below
     figure = pictures.plot_contact_sheet({"row": [(image, "")]})

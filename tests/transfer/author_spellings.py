@@ -47,7 +47,7 @@ SPELLINGS: dict[str, Spelling] = {
     "vgg, caffe": chain("conv{}", "1_1 2_1 3_1 3_2 4_1 4_2 5_1 5_2", "fc6 fc7 fc8"),
     "vgg_bn, torchvision": chain("features.{}", "0 4 8 11 15 18 22 25", CLASSIFIER, "features.{after}"),
     "vgg_bn, stages": chain(
-        "stage{}.convolution", "1.1 2.1 3.1 3.2 4.1 4.2 5.1 5.2", "hidden1 hidden2 out", "stage{}.normalisation"
+        "stage{}.convolution", "1.1 2.1 3.1 3.2 4.1 4.2 5.1 5.2", "hidden1 hidden2 out", "stage{}.normalization"
     ),
 }
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import transferkit.transfer
 from transferkit.errors import HandlerError, TransferError
 from transferkit.transfer import WeightTransfer
-from transferkit.transfer.write import Transaction, Write
+from transferkit.transfer._write import Transaction, Write
 
 FAULTS = [MemoryError, KeyboardInterrupt]
 PACKAGE = transferkit.transfer.__path__[0]
@@ -174,7 +174,7 @@ def lines_of(
 
 @pytest.mark.parametrize("meta", [False, True])
 def test_an_interrupt_before_every_line_that_changes_something(meta):
-    files = tuple(f"{PACKAGE}/{name}.py" for name in ("write", "materialise"))
+    files = tuple(f"{PACKAGE}/{name}.py" for name in ("_write",))
     source = with_states(net(1))
     transfer = WeightTransfer(source, device="cpu" if meta else None, load_states=not meta)
 
@@ -289,7 +289,7 @@ def test_large_finite_values_are_no_infinity():
 
 
 def test_what_was_not_searched_is_said(monkeypatch):
-    monkeypatch.setattr("transferkit.transfer.stage.CHECKED_ELEMENTS", 20)
+    monkeypatch.setattr("transferkit.transfer._write.CHECKED_ELEMENTS", 20)
     report = WeightTransfer(net(1)).apply(net(2))
     assert any("were not searched for NaN" in note for note in report.notes)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from transferkit.errors import TransferError
 from transferkit.transfer import TransferReport, WeightTransfer
-from transferkit.transfer.entry import BUCKETS, MOVED
+from transferkit.transfer._entry import BUCKETS, MOVED
 
 EXAMPLES = int(os.environ.get("TRANSFERKIT_EXAMPLES", "40"))
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]

@@ -84,15 +84,15 @@ def test_efficientnet_onto_itself_with_twenty_classes(lite, photos, mapping):
     assert torch.allclose(logits(model, photos[:2]), logits(whole, photos[:2])[:, picked], atol=1e-5)
 
 
-def test_efficientnet_sees_grey_photos_as_before(lite, photos):
+def test_efficientnet_sees_gray_photos_as_before(lite, photos):
     code, path = lite
-    colour, grey = (code.EfficientNet.from_name("efficientnet-lite0", in_channels=n) for n in (3, 1))
-    WeightTransfer(path).apply(colour)
-    report = WeightTransfer(path, handlers=["input_channels"]).apply(grey)
+    color, gray = (code.EfficientNet.from_name("efficientnet-lite0", in_channels=n) for n in (3, 1))
+    WeightTransfer(path).apply(color)
+    report = WeightTransfer(path, handlers=["input_channels"]).apply(gray)
     assert report.adapted == ("_conv_stem.weight",)
     assert report.coverage.tensors == (296, 296)
     luma = (photos * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)
-    before_, after = logits(colour, luma.expand(-1, 3, -1, -1)), logits(grey, luma)
+    before_, after = logits(color, luma.expand(-1, 3, -1, -1)), logits(gray, luma)
     assert torch.equal(before_.argmax(dim=1), after.argmax(dim=1))
     assert torch.allclose(before_, after, atol=1e-3)
 

@@ -17,8 +17,7 @@ from torch import nn
 from transferkit.checkpoints import Checkpoint
 from transferkit.errors import ArgumentError
 from transferkit.transfer import TransferPlan, TransferReport, WeightTransfer, before, by_kind, by_name, freeze
-from transferkit.transfer.rows import _ranges, rows_of
-from transferkit.transfer.table import columns, render_text
+from transferkit.transfer._table import _ranges, columns, render_text, rows_of
 
 
 def deep(blocks: int = 12, classes: int = 3) -> nn.Module:
@@ -55,7 +54,7 @@ def test_all_that_went_in_is_said(report, tmp_path):
     assert report.coverage.tensors == (44, 44)
 
 
-def test_the_table_fits_the_terminal_and_is_coloured_there_alone(report, monkeypatch):
+def test_the_table_fits_the_terminal_and_is_colored_there_alone(report, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -69,7 +68,7 @@ def test_the_table_fits_the_terminal_and_is_coloured_there_alone(report, monkeyp
     assert max(map(len, plain.split("\n"))) <= 60
     assert "…" in plain
     monkeypatch.setattr("sys.stdout", None)  # as under pythonw
-    assert str(report) == render_text(report, colour=False)
+    assert str(report) == render_text(report, color=False)
 
 
 @given(

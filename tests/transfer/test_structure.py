@@ -19,7 +19,7 @@ from tests.transfer.spellings import Chain, MobileNet, ResNet, Spelling, Transfo
 from transferkit.errors import LayerNotFoundError, TransferError
 from transferkit.layers import layers_of
 from transferkit.transfer import ByStructure, WeightTransfer, by_name
-from transferkit.transfer.alignment import align
+from transferkit.transfer.structure import align
 
 VGG = (8, 16, 32, 32, 64, 64, 64, 64)
 BUILDERS: dict[str, Callable[[Spelling], nn.Module]] = {
@@ -142,7 +142,7 @@ def test_ambiguity_is_shown_with_its_candidates_and_the_way_out():
     assert "ByStructure({'h.0.left': 'encoder.layer.0.attention.self.query', ...})" in message
 
 
-def test_three_of_five_alike_are_open_and_neighbours_place_them():
+def test_three_of_five_alike_are_open_and_neighbors_place_them():
     source = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)), nn.Linear(4, 2))
     with pytest.raises(TransferError, match="ambiguous: '{0-2}' or '{1-3}' or '{2-4}'"):
         WeightTransfer(source, mapping="structure").apply(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))))

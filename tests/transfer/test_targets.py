@@ -129,7 +129,7 @@ class TestMeta:
         plan = WeightTransfer(donor()).plan(self.build())
         assert plan.entries == WeightTransfer(donor()).plan(Net()).entries
 
-    def test_materialised_where_asked(self, device):
+    def test_materialized_where_asked(self, device):
         model, source = self.build(), donor()
         WeightTransfer(source, device=device).apply(model)
         assert {tensor.device.type for tensor in model.state_dict().values()} == {device.type}

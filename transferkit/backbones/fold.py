@@ -8,10 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from transferkit.backbones.evaluating import evaluating
-from transferkit.backbones.outputs import features_of
-from transferkit.backbones.truncate import Truncated
-from transferkit.backbones.twins import twin, with_changes, with_hooks_of
+from transferkit.backbones.truncation import (
+    Truncated,
+    evaluating,
+    features_of,
+    twin,
+    with_changes,
+    with_hooks_of,
+)
 from transferkit.errors import ArgumentError
 
 _Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -25,7 +29,7 @@ def fold_batch_norms(model: nn.Module, example: Tensor, *, tolerance: float = 1e
     follows which layer is seen in a run on ``example``, not guessed from names, and the result is compared on it.
     Not for training: the statistics are gone.
 
-    The trunk of EfficientNet-Lite0 from PyPI, 8 images of 224 x 224 at a time, made 45 images where it had made 38 in
+    The backbone of EfficientNet-Lite0 from PyPI, 8 images of 224 x 224 at a time, made 45 images where it had made 38 in
     a second of one core's time, and in bfloat16 125 where it had made 94 (best of ten rounds in turn, AMD EPYC).
 
     Args:

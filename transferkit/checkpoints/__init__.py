@@ -11,8 +11,7 @@ the state dict among what people save, and ``describe`` and ``compare`` put chec
 """
 
 from transferkit.checkpoints.checkpoint import Checkpoint
-from transferkit.checkpoints.contents import Contents, ReadOptions
 from transferkit.checkpoints.reading import read_checkpoint
-from transferkit.checkpoints.registry import register_reader, unregister_reader
+from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader, unregister_reader
 
 __all__ = ["Checkpoint", "Contents", "ReadOptions", "read_checkpoint", "register_reader", "unregister_reader"]

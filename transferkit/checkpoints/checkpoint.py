@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from transferkit.checkpoints.contents import Contents
-from transferkit.checkpoints.nested import contents_of
-from transferkit.checkpoints.optimizer_state import states_of_optimizer
-from transferkit.checkpoints.sharing import move, shared_groups
+from transferkit.checkpoints._optimizer_state import move, shared_groups, states_of_optimizer
+from transferkit.checkpoints._state_dicts import contents_of
+from transferkit.checkpoints.registry import Contents
 from transferkit.errors import LayerNotFoundError, did_you_mean
 from transferkit.layers import Layer, layers_from_tensors, layers_of
 

@@ -11,16 +11,15 @@ import torch
 from torch import nn
 
 from transferkit.checkpoints import (  # noqa: F401  importing a reader registers its format
-    npz_file,
-    pickle_file,
-    safetensors_file,
-    sharded,
-    torch_legacy,
-    torch_zip,
+    _npz,
+    _pickle_file,
+    _safetensors,
+    _sharded,
+    _torch_legacy,
+    _torch_zip,
 )
 from transferkit.checkpoints.checkpoint import Checkpoint
-from transferkit.checkpoints.contents import ReadOptions
-from transferkit.checkpoints.registry import find_format, format_named
+from transferkit.checkpoints.registry import ReadOptions, find_format, format_named
 from transferkit.errors import CheckpointError, TransferKitError, require
 
 

@@ -1,28 +1,126 @@
-"""The formats that can be read, and how another package adds one."""
+"""The formats that can be read, what their readers are given and give back, and how another package adds one."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-from transferkit.checkpoints.contents import Contents, ReadOptions
-from transferkit.checkpoints.unknown import what_it_is
+from torch import Tensor
+
 from transferkit.errors import ArgumentError, CheckpointError, did_you_mean
 
+States = Mapping[str, Mapping[str, Tensor]]
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """The choices of one call of ``read_checkpoint`` that concern a reader.
+
+    Attributes:
+        key: Dotted path of the state dict to take, ``"model_ema"`` or ``"state.model"``; ``None`` finds it.
+        trusted: Whether the caller accepts that code from the file runs.
+        fold_dropout: Whether neon's weights are scaled so that a torch model computes the same function.
+    """
+
+    key: str | None = None
+    trusted: bool = False
+    fold_dropout: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a reader found in a file, before it is grouped into layers.
+
+    Attributes:
+        tensors: Tensors by full key (``"features.0.weight"``), in definition order.
+        states: Optimizer state by the same full key, then by state name.
+        notes: What the reader decided that its user may want to know, one sentence each.
+        metadata: The plain values found beside the tensors (``"epoch"``, ``"neon_version"``).
+        raw_index: Each layer's number in the file's own count, where the file has one.
+        format: What the content turned out to be, where the reader serves more than one format.
+        files: The files that were read, where that is not just the file asked for.
+    """
+
+    tensors: Mapping[str, Tensor]
+    states: States = field(default_factory=lambda: _NOTHING)
+    notes: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    raw_index: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
+    format: str = ""
+    files: tuple[Path, ...] = ()
+
+
+# Files that people take for weights and that are not, each with what to do about it.
+
+# How a file begins, what it is, and what to do.
+_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
+    (
+        b"version https://git-lfs",
+        "a git-lfs pointer, not the file itself: run `git lfs pull` in its repository",
+    ),
+    (b"<!doctype html", "a web page, as a failed download leaves it: download the file again"),
+    (b"<html", "a web page, as a failed download leaves it: download the file again"),
+    (b"<?xml", "an XML file, as a failed download leaves it: download the file again"),
+    (b"\x89hdf", "an HDF5 file (Keras): load it with h5py or Keras and save the arrays with numpy.savez"),
+    (b"gguf", "a GGUF file with packed weights: read the original weights that it was made from"),
+    (b"ggml", "a GGML file with packed weights: read the original weights that it was made from"),
+    (b"\x93numpy", "a single numpy array: save a named set of arrays with numpy.savez"),
+    (b"bzh", "a bzip2 archive: unpack it and read what is inside"),
+    (b"\xfd7zxz", "an xz archive: unpack it and read what is inside"),
+    (b"7z\xbc\xaf", "a 7z archive: unpack it and read what is inside"),
+    (b"rar!", "a rar archive: unpack it and read what is inside"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive: unpack it and read what is inside"),
+)
+
+_SUFFIXES = {
+    ".onnx": "an ONNX model: read the weights that it was exported from, or onnx's own initializers",
+    ".pb": "a TensorFlow graph: load it with TensorFlow and save the arrays with numpy.savez",
+    ".tflite": "a TensorFlow Lite model with packed weights: read the original weights",
+    ".msgpack": "a flax file: load it with flax and save the arrays with numpy.savez",
+    ".keras": "a Keras archive: load it with Keras and save the arrays with numpy.savez",
+    ".mat": "a MATLAB file: load it with scipy.io and save the arrays with numpy.savez",
+}
+
+
+def what_it_is(path: Path, head: bytes) -> str:
+    """Return what a file seems to be and what to do about it."""
+    if path.is_file() and not head:
+        return "the file is empty"
+    start = head[:64].lstrip().lower()
+    for beginning, meaning in _BEGINNINGS:
+        if start.startswith(beginning):
+            return meaning
+    if head[257:262] == b"ustar":
+        return "a tar archive, and not one that torch wrote: unpack it and read what is inside"
+    if head.startswith(b"PK"):
+        return (
+            "a zip archive without a torch pickle or numpy arrays, or a damaged one: unpack it and look inside"
+        )
+    return _SUFFIXES.get(path.suffix.lower(), "")
+
+
+# The formats that can be read, and how another package adds one.
+
 ReaderFunction = Callable[[Path, ReadOptions], Contents]
+
 ContentTest = Callable[[Path, bytes], bool]
 
 HEAD_BYTES = 4096
+
 ENTRY_POINTS = "transferkit.readers"
 
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: how it is recognised and what reads it."""
+    """A file format: how it is recognized and what reads it."""
 
     name: str
     read: ReaderFunction
@@ -44,7 +142,7 @@ def register_reader(
     Args:
         name: What the format is called, also in ``read_checkpoint(format=name)``.
         matches: Told the path and the first 4096 bytes (none for a folder), says whether a file has the format.
-        suffixes: Endings such as ``".h5"``, asked where no format recognises the content.
+        suffixes: Endings such as ``".h5"``, asked where no format recognizes the content.
 
     Raises:
         ArgumentError: The name is taken, or neither ``matches`` nor ``suffixes`` is given.

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 
 import transferkit
-from transferkit.cli import completion, diff, inspect, plan
+from transferkit.cli import _completion as completion
+from transferkit.cli import _diff, _inspect, _plan
 from transferkit.errors import TransferKitError
 
 OK, FAILED, INTERRUPTED = 0, 2, 130
@@ -59,9 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"transferkit {transferkit.__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for command in (inspect, diff, plan):
+    for command in (_inspect, _diff, _plan):
         added = commands.add_parser(
-            command.__name__.rpartition(".")[2],
+            command.__name__.rpartition("._")[2],
             help=command.PURPOSE,
             description=f"{command.PURPOSE[0].upper()}{command.PURPOSE[1:]}.",
             epilog=command.EXAMPLES,

@@ -3,15 +3,14 @@
 :class:`ImageListDataset`, :class:`CocoDataset` and :class:`TargetDictDataset` bring data of one's own.
 """
 
+from transferkit.annotated import Presence, presence_of
 from transferkit.datasets.coco import CocoDataset
 from transferkit.datasets.demo import DEMO_CLASSES, demo_source_digits, write_demo_devkit
-from transferkit.datasets.fetch import fetch_alexnet_weights, fetch_voc
-from transferkit.datasets.home import home_folder
-from transferkit.datasets.image_list import ImageListDataset
-from transferkit.datasets.presence import Presence, presence_of
-from transferkit.datasets.target_dicts import TargetDictDataset
+from transferkit.datasets.download import fetch_alexnet_weights, fetch_voc
+from transferkit.datasets.lists import ImageListDataset, TargetDictDataset
 from transferkit.datasets.voc import VOC_CLASSES, VOCDataset, find_class_names
-from transferkit.datasets.voc_writer import write_voc_images
+from transferkit.datasets.voc_files import write_voc_images
+from transferkit.files import home_folder
 
 __all__ = [
     "DEMO_CLASSES",

@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from transferkit.annotated import AnnotatedImage, Presence, presence_of
 from transferkit.boxes import clip
-from transferkit.datasets.fingerprint import fingerprint
-from transferkit.datasets.orientation import turn_boxes
-from transferkit.datasets.photo import photo_size, read_photo, stored_size
-from transferkit.datasets.presence import Presence, presence_of
-from transferkit.datasets.records import raise_problems
-from transferkit.errors import DataError, MissingFileError
-from transferkit.sampler.item import AnnotatedImage
+from transferkit.datasets._photo import fingerprint, photo_size, read_photo, stored_size, turn_boxes
+from transferkit.errors import DataError, MissingFileError, raise_problems
 
 
 class CocoDataset(Dataset[AnnotatedImage]):

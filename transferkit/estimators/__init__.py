@@ -1,6 +1,6 @@
 """The library in a scikit-learn user's words: images to features, and classifiers over features.
 
-    make_pipeline(ImageFeatures(trunk), LinearProbe()).fit(images, y).decision_function(others)   # (N, K)
+    make_pipeline(ImageFeatures(backbone), LinearProbe()).fit(images, y).decision_function(others)   # (N, K)
 
 They clone, grid-search and pipeline like scikit-learn's own. This subpackage imports scikit-learn; the others do not.
 """

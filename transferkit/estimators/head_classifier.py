@@ -2,33 +2,313 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils import assert_all_finite, check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 
-from transferkit.errors import ArgumentError, require
-from transferkit.estimators.head_training import HeadTraining, Rows, train_head
-from transferkit.estimators.scores import decided, decision, probabilities
-from transferkit.estimators.standardize import Standardize
-from transferkit.estimators.targets import Targets, read_targets
+from transferkit.errors import ArgumentError, DivergedError, require
 from transferkit.heads import (
     MULTI_LABEL,
     SINGLE_LABEL,
+    MultiLabel,
     Objective,
     SingleLabel,
     adaptation_head,
     cosine_head,
     linear_head,
 )
-from transferkit.optimization import EarlyStopping, WeightAverage, hold_out
+from transferkit.optimization import EarlyStopping, WarmupCosine, WeightAverage, hold_out
+
+
+class Standardize(nn.Module):
+    """Subtract a mean and divide by a spread, per feature.
+
+    Args:
+        mean: (D,).
+        spread: (D,), positive.
+
+    Example:
+        >>> layer = Standardize.of(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+        >>> layer(torch.tensor([[3.0, 6.0]]))
+        tensor([[1., 1.]])
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, mean: Tensor, spread: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("spread", spread)
+
+    @classmethod
+    def of(cls, features: Tensor) -> Standardize:
+        """Return the layer that brings these features (N, D) to mean 0 and variance 1; a constant one to 0."""
+        mean = features.mean(dim=0)
+        # Rounding leaves a constant feature a spread of its last digits, which must not be blown up to 1.
+        spread = features.std(dim=0, correction=0)
+        constant = spread <= 10 * torch.finfo(features.dtype).eps * mean.abs()
+        return cls(mean, spread.masked_fill(constant, 1.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Standardize (..., D)."""
+        return (features - self.mean) / self.spread
+
+    def extra_repr(self) -> str:
+        """Return the number of features."""
+        return f"{len(self.mean)}"
+
+
+# What scikit-learn calls y: classes, or which classes each row shows.
+
+
+class Targets(NamedTuple):
+    """Classes and, per row, which of them is there.
+
+    Attributes:
+        classes: (K,) the labels in ascending order; 0..K-1 with several labels per row.
+        values: (N,) int64 positions in ``classes``; or (N, K) floating in 0..1, NaN where not counted.
+    """
+
+    classes: NDArray[Any]
+    values: Tensor
+
+    @property
+    def several(self) -> bool:
+        """Whether a row may show several classes."""
+        return self.values.ndim == 2
+
+    @property
+    def presence(self) -> Tensor:
+        """Which classes each row shows, (N, K) bool; what is not counted is not there."""
+        if self.several:
+            return self.values > 0.5
+        return torch.nn.functional.one_hot(self.values, len(self.classes)).bool()
+
+
+def read_targets(y: Any, rows: int) -> Targets:
+    """Read ``y`` of ``fit``.
+
+    Args:
+        y: (N,) labels of any kind; or (N, K) with 0, 1 or anything between, and NaN for what does not count, as an
+            image that shows a class only as *difficult* objects.
+        rows: N.
+
+    Raises:
+        ArgumentError: Another number of rows, values outside 0..1, or one class only.
+    """
+    y = np.asarray(y)
+    if y.ndim == 2 and y.shape[1] > 1:
+        values = check_array(y, dtype=np.float64, ensure_all_finite="allow-nan", input_name="y")
+        low, high = np.nanmin(values, initial=0.0), np.nanmax(values, initial=1.0)
+        if low < 0 or high > 1:
+            raise ArgumentError(f"y must be in 0..1 where it has several columns, got {low:g}..{high:g}")
+        targets = Targets(np.arange(y.shape[1]), torch.from_numpy(values))
+    else:
+        labels = column_or_1d(y, warn=True)
+        assert_all_finite(labels, input_name="y")
+        check_classification_targets(labels)
+        classes, codes = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
+            raise ArgumentError(f"y must have two classes at least, got one class: {classes.tolist()}")
+        targets = Targets(classes, torch.from_numpy(codes.astype(np.int64)))
+    if len(targets.values) != rows:
+        raise ArgumentError(f"y must have one row for each of X's {rows}, got {len(targets.values)}")
+    return targets
+
+
+# What scikit-learn's methods answer, from the logits of a head.
+
+
+def decision(logits: NDArray[Any], several: bool) -> NDArray[Any]:
+    """Return what ``decision_function`` answers.
+
+    Args:
+        logits: (N, K).
+        several: Whether a row may show several classes.
+
+    Returns:
+        (N, K); for two exclusive classes (N,), positive where the second is more likely.
+    """
+    return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not several else logits
+
+
+def decided(logits: NDArray[Any], classes: NDArray[Any], several: bool) -> NDArray[Any]:
+    """Return what ``predict`` answers: labels (N,), or 0 and 1 (N, K) where a row may show several classes."""
+    labels: NDArray[Any] = (logits > 0).astype(np.int64) if several else classes[logits.argmax(axis=1)]
+    return labels
+
+
+def probabilities(logits: NDArray[Any], objective: Objective, several: bool) -> NDArray[Any]:
+    """Return what ``predict_proba`` answers.
+
+    Args:
+        logits: (N, K).
+        objective: What they were trained for.
+        several: Whether a row may show several classes.
+
+    Returns:
+        (N, K); each row sums to 1 unless a row may show several classes. Exclusive classes that were trained each
+        by itself share 1 in the ratio of their probabilities, as in scikit-learn's ``OneVsRestClassifier``.
+    """
+    probs: NDArray[Any] = objective.probs(torch.from_numpy(logits)).numpy()
+    if isinstance(objective, MultiLabel) and not several:
+        probs = probs / np.maximum(probs.sum(axis=1, keepdims=True), np.finfo(probs.dtype).tiny)
+    return probs
+
+
+# Train a head on features that are at hand, all of them in memory.
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """How a head is trained.
+
+    Attributes:
+        epochs: At most.
+        batch_size: B.
+        learning_rate: The highest, of AdamW; it rises over the first tenth and falls in a cosine.
+        weight_decay: Of AdamW.
+        average: An average of the weights to take instead of the last.
+        early_stopping: When to stop, by the loss on held-out rows; the best epoch's weights are taken then.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    average: WeightAverage | None = None
+    early_stopping: EarlyStopping | None = None
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        require(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
+        require(self.weight_decay >= 0, "weight_decay", "zero or positive", self.weight_decay)
+
+
+class Rows(NamedTuple):
+    """Features (N, D) and their targets, (N,) int64 or (N, K) floating."""
+
+    features: Tensor
+    targets: Tensor
+
+
+class Trained(NamedTuple):
+    """A trained head, in evaluation mode; mean training loss by epoch; and held-out loss by epoch, if any."""
+
+    head: nn.Module
+    losses: list[float]
+    held_losses: list[float]
+
+
+def train_head(
+    head: nn.Module,
+    rows: Rows,
+    objective: Objective,
+    settings: HeadTraining,
+    generator: torch.Generator,
+    held: Rows | None = None,
+) -> Trained:
+    """Train a head.
+
+    Args:
+        head: On the device of the rows; changed in place.
+        rows: To train on.
+        objective: Gives the loss.
+        settings: How.
+        generator: Of the order of the rows, on the cpu.
+        held: To measure the loss on after each epoch; needed for early stopping.
+
+    Raises:
+        DivergedError: The loss became infinite or NaN.
+    """
+    training = _Training(head, settings, objective, math.ceil(len(rows.features) / settings.batch_size))
+    losses: list[float] = []
+    held_losses: list[float] = []
+    best = None
+    for epoch in range(settings.epochs):
+        order = torch.randperm(len(rows.features), generator=generator)
+        losses.append(training.epoch(rows, order))
+        if not math.isfinite(losses[-1]):
+            raise DivergedError(
+                f"the loss became {losses[-1]} in epoch {epoch + 1}; lower learning_rate={settings.learning_rate:g}"
+            )
+        if held is not None and settings.early_stopping is not None:
+            held_losses.append(mean_loss(training.current, held, objective))
+            gains = [-loss for loss in held_losses]
+            if settings.early_stopping.best(gains) == epoch:
+                best = copy.deepcopy(training.current.state_dict())
+            if settings.early_stopping.stop(gains):
+                break
+    head.load_state_dict(training.current.state_dict() if best is None else best)
+    return Trained(head.eval(), losses, held_losses)
+
+
+class _Training:
+    """A head, its optimizer, its rate and its average, from step to step."""
+
+    def __init__(
+        self, head: nn.Module, settings: HeadTraining, objective: Objective, steps_per_epoch: int
+    ) -> None:
+        self.head, self.settings, self.objective = head, settings, objective
+        self.steps_per_epoch, self.steps = steps_per_epoch, 0
+        self.rate = WarmupCosine(settings.epochs, warmup=settings.epochs / 10)
+        self.optimizer = torch.optim.AdamW(head.parameters(), weight_decay=settings.weight_decay)
+        self.average = settings.average.of(head) if settings.average else None
+
+    @property
+    def current(self) -> nn.Module:
+        """The average, once there is one, or the head."""
+        averaged = self.average is not None and self.average.n_averaged > 0
+        return self.average.module if averaged else self.head  # type: ignore[union-attr]
+
+    def epoch(self, rows: Rows, order: Tensor) -> float:
+        """Train on the rows once, in this order; return the mean loss of those that count."""
+        self.head.train()
+        device = rows.features.device
+        total = torch.zeros(2, dtype=torch.float64, device=device)  # loss, rows
+        for chosen in torch.split(order.to(device), self.settings.batch_size):
+            total += self.step(rows.features[chosen], rows.targets[chosen])
+        loss, counted = total.tolist()
+        return float(loss / max(counted, 1.0))
+
+    def step(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Take one step; return the summed loss and the number of rows that count, (2,) float64."""
+        factor = self.rate.factor((self.steps + 0.5) / self.steps_per_epoch)
+        self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * factor
+        loss = self.objective.losses(self.head(features), targets).sum()
+        counted = self.objective.counted(targets).sum()
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss / counted.clamp(min=1))
+        self.optimizer.step()
+        self.steps += 1
+        average = self.settings.average
+        if average and self.average is not None and average.due(self.steps, self.steps_per_epoch):
+            self.average.update_parameters(self.head)
+        return torch.stack([loss.detach().double(), counted.double()])
+
+
+@torch.inference_mode()
+def mean_loss(head: nn.Module, rows: Rows, objective: Objective) -> float:
+    """Return a head's mean loss, in evaluation mode, over the rows that count."""
+    losses = objective.losses(head.eval()(rows.features), rows.targets)
+    return float(losses.sum() / objective.counted(rows.targets).sum().clamp(min=1))
+
+
+# A head of this library as a scikit-learn classifier.
 
 
 class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

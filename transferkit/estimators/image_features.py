@@ -1,70 +1,127 @@
-"""Whole images to features by a trunk, as a scikit-learn transformer."""
+"""Whole images to features by a backbone, as a scikit-learn transformer."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from transferkit.backbones import features_of, find_preprocessing
+from transferkit.datasets._photo import read_photo, rgb
 from transferkit.errors import ArgumentError, require
-from transferkit.estimators.images import images_of
 from transferkit.features import PatchFeatures, split_pooling
-from transferkit.features.forward import Forward, device_of
 from transferkit.features.patch_features import Method
+from transferkit.features.shared import Forward, device_of
 from transferkit.heads import spatial_pooling
 from transferkit.preprocessing import Preprocessing
 from transferkit.sampler import PatchGrid, crop_and_resize
 
 
-class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Resize each image to the network's size, whatever its shape, and give it to the trunk.
+def as_image(image: Any) -> Tensor:
+    """Return an image as (3, H, W) uint8 or floating, 0..255.
 
-    The trunk is frozen, and runs in evaluation mode: ``fit`` learns nothing from the images. Cloning, and so a grid
-    search over what follows, copies a trunk that is given as a module; one that is given as a function is built by
+    Args:
+        image: A path; a PIL image; an array or tensor, (H, W), (H, W, 3) or (3, H, W), uint8 or floating in 0..255;
+            or an item of a data set with such an ``image``. Gray becomes three equal channels.
+
+    Raises:
+        ArgumentError: Another type or shape.
+        DataError: A file that is not an image.
+
+    Example:
+        >>> as_image(np.zeros((4, 5, 3), np.uint8)).shape, as_image(torch.zeros(4, 5)).shape
+        (torch.Size([3, 4, 5]), torch.Size([3, 4, 5]))
+    """
+    image = getattr(image, "image", image)
+    if isinstance(image, str | os.PathLike):
+        return read_photo(Path(image), upright=True)
+    if isinstance(image, Image.Image):
+        return torch.from_numpy(rgb(image)).permute(2, 0, 1)
+    if not isinstance(image, np.ndarray | Tensor):
+        raise ArgumentError(
+            f"an image must be a path, a PIL image, an array or a tensor, got {type(image).__name__}"
+        )
+    # Of an array that cannot be written, or runs backwards, torch needs a copy.
+    pixels = (
+        image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, requirements=["C", "W"]))
+    )
+    if pixels.ndim == 2:
+        return pixels.expand(3, *pixels.shape)
+    if pixels.ndim == 3 and pixels.shape[0] == 3:
+        return pixels
+    if pixels.ndim == 3 and pixels.shape[2] == 3:
+        return pixels.permute(2, 0, 1)
+    raise ArgumentError(f"an image must be (H, W), (H, W, 3) or (3, H, W), got {tuple(pixels.shape)}")
+
+
+def images_of(X: Any) -> Iterator[Tensor]:
+    """Yield each image of a list, an array (N, ...) or a data set.
+
+    Raises:
+        ArgumentError: It has no length, or is a table.
+    """
+    if isinstance(X, str | bytes) or not (hasattr(X, "__len__") and hasattr(X, "__getitem__")):
+        raise ArgumentError(f"X must be a sequence of images, got {type(X).__name__}")
+    table = isinstance(X, np.ndarray | Tensor) and X.ndim < 3 and X.dtype is not np.dtype(object)
+    if table:
+        raise ArgumentError(f"X must be a sequence of images, got an array of shape {tuple(X.shape)}")
+    return (as_image(X[index]) for index in range(len(X)))
+
+
+# Whole images to features by a backbone, as a scikit-learn transformer.
+
+
+class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Resize each image to the network's size, whatever its shape, and give it to the backbone.
+
+    The backbone is frozen, and runs in evaluation mode: ``fit`` learns nothing from the images. Cloning, and so a grid
+    search over what follows, copies a backbone that is given as a module; one that is given as a function is built by
     each clone. Either way a search is best spared the work: transform once, and search over the features.
 
     Args:
-        trunk: A module (B, 3, H, W) -> maps (B, C, h, w), tokens (B, T, D) or features (B, D), such as
-            :func:`~transferkit.backbones.truncate` returns; or a function without arguments that builds one.
+        backbone: A module (B, 3, H, W) -> maps (B, C, h, w), tokens (B, T, D) or features (B, D), such as
+            :func:`~transferkit.backbones.truncation` returns; or a function without arguments that builds one.
         pooling: What makes a vector of a map: a name of :func:`~transferkit.heads.spatial_pooling`, or a module.
             Tokens are averaged.
-        image_size: Side in pixels, or ``(height, width)``; what the trunk was trained at unless given, else 224.
-        preprocessing: What the trunk wants done to pixels; found by
+        image_size: Side in pixels, or ``(height, width)``; what the backbone was trained at unless given, else 224.
+        preprocessing: What the backbone wants done to pixels; found by
             :func:`~transferkit.backbones.find_preprocessing` unless given.
         patches: Instead of the whole image, the patches of a :class:`~transferkit.sampler.PatchGrid`, each resized
             to the network's size; an image's features are the average of theirs.
         method: How the patches' features are computed, of :class:`~transferkit.features.PatchFeatures`:
-            ``"exact"``, ``"shared"``, or ``"auto"`` for shared where the trunk can be.
+            ``"exact"``, ``"shared"``, or ``"auto"`` for shared where the backbone can be.
         flips: Whether features are averaged over the image and its mirror image, at twice the time.
         batch_size: Images, or patches, at a time.
-        amp: Whether the trunk computes in half precision; ``None`` for on with cuda and off elsewhere.
-        device: To compute on; where the trunk is unless given.
+        amp: Whether the backbone computes in half precision; ``None`` for on with cuda and off elsewhere.
+        device: To compute on; where the backbone is unless given.
 
     Attributes:
-        trunk_, pooling_: The modules.
+        backbone_, pooling_: The modules.
         preprocessing_: What is done to pixels.
-        preprocessing_origin_: Where that was found; read it once for a trunk that is new to you.
+        preprocessing_origin_: Where that was found; read it once for a backbone that is new to you.
         image_size_: (height, width).
 
     Example:
         >>> from transferkit.alexnet import AlexNet
-        >>> trunk = AlexNet(channels=(4, 4, 4, 4, 8), hidden=8).features
+        >>> backbone = AlexNet(channels=(4, 4, 4, 4, 8), hidden=8).features
         >>> images = [np.zeros((50, 80, 3), np.uint8), np.full((90, 60, 3), 255, np.uint8)]
-        >>> ImageFeatures(trunk, image_size=64).fit_transform(images).shape
+        >>> ImageFeatures(backbone, image_size=64).fit_transform(images).shape
         (2, 8)
     """
 
     def __init__(
         self,
-        trunk: nn.Module | Callable[[], nn.Module],
+        backbone: nn.Module | Callable[[], nn.Module],
         *,
         pooling: str | nn.Module = "average",
         image_size: int | tuple[int, int] | None = None,
@@ -76,7 +133,7 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         amp: bool | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        self.trunk = trunk
+        self.backbone = backbone
         self.pooling = pooling
         self.image_size = image_size
         self.preprocessing = preprocessing
@@ -88,23 +145,23 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self.device = device
 
     def fit(self, X: Any = None, y: Any = None) -> ImageFeatures:
-        """Get the trunk ready; X and y are not looked at.
+        """Get the backbone ready; X and y are not looked at.
 
         Raises:
-            ArgumentError: The trunk is no module and builds none, or returns no features for an image.
+            ArgumentError: The backbone is no module and builds none, or returns no features for an image.
         """
         require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
-        trunk = self.trunk if isinstance(self.trunk, nn.Module) else self.trunk()
-        if not isinstance(trunk, nn.Module):
-            raise ArgumentError(f"trunk must be a module or build one, got {type(trunk).__name__}")
-        found = find_preprocessing(trunk)
+        backbone = self.backbone if isinstance(self.backbone, nn.Module) else self.backbone()
+        if not isinstance(backbone, nn.Module):
+            raise ArgumentError(f"backbone must be a module or build one, got {type(backbone).__name__}")
+        found = find_preprocessing(backbone)
         self.preprocessing_ = self.preprocessing or found.preprocessing
         self.preprocessing_origin_ = "given" if self.preprocessing else found.origin
         size = self.image_size or found.image_size or 224
         self.image_size_: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
-        self.trunk_ = trunk if self.device is None else trunk.to(self.device)
+        self.backbone_ = backbone if self.device is None else backbone.to(self.device)
         pooling = spatial_pooling(self.pooling) if isinstance(self.pooling, str) else self.pooling
-        self.pooling_ = ToVector(pooling).to(device_of(trunk))
+        self.pooling_ = ToVector(pooling).to(device_of(backbone))
         self._of_patches = None if self.patches is None else self._patch_features()
         with self._whole().evaluating():
             self._n_features_out = self._whole().features(torch.zeros(1, 3, *self.image_size_)).shape[1]
@@ -146,14 +203,14 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         return torch.stack([each.mean(dim=0) for each in features])
 
     def _whole(self) -> Forward:
-        return Forward(self.trunk_, self.pooling_, self.preprocessing_, self.amp, device_of(self.trunk_))
+        return Forward(self.backbone_, self.pooling_, self.preprocessing_, self.amp, device_of(self.backbone_))
 
     def _patch_features(self) -> PatchFeatures:
         height, width = self.image_size_
         require(height == width, "image_size", "square with patches", self.image_size_)
-        trunk, tail = split_pooling(self.trunk_)
+        backbone, tail = split_pooling(self.backbone_)
         return PatchFeatures(
-            trunk,
+            backbone,
             pool=nn.Sequential(tail, self.pooling_),
             method=self.method,
             preprocessing=self.preprocessing_,
@@ -170,7 +227,7 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
 
 class ToVector(nn.Module):
-    """Make features (B, D) of whatever a trunk returns: maps are pooled, tokens averaged.
+    """Make features (B, D) of whatever a backbone returns: maps are pooled, tokens averaged.
 
     Args:
         pooling: Maps (B, C, h, w) to (B, D).
@@ -194,7 +251,7 @@ class ToVector(nn.Module):
             features = features.mean(dim=1)
         if features.ndim != 2:
             raise ArgumentError(
-                "trunk must return (B, C, H, W), (B, T, D) or (B, D), and pooling make (B, D) of the first, got "
+                "backbone must return (B, C, H, W), (B, T, D) or (B, D), and pooling make (B, D) of the first, got "
                 f"{shape} and {tuple(features.shape)}"
             )
         return features

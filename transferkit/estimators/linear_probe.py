@@ -15,8 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from transferkit.errors import ArgumentError, require
-from transferkit.estimators.scores import decided, decision, probabilities
-from transferkit.estimators.targets import Targets, read_targets
+from transferkit.estimators.head_classifier import Targets, decided, decision, probabilities, read_targets
 from transferkit.heads import MULTI_LABEL, SINGLE_LABEL
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +15,104 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from transferkit.atomic import write_atomically
+from transferkit.distributed import in_process_group, place_among_ranks
 from transferkit.errors import OutputError, StateError, require
-from transferkit.features.cache_size import CacheSize, bytes_for, count_patches, free_bytes
-from transferkit.features.from_cache import CachedSource
-from transferkit.features.identity import describe_cache, key_of
+from transferkit.features._identity import describe_cache, key_of
 from transferkit.features.patch_features import PatchFeatures
-from transferkit.features.shards import PRECISIONS, CachedImage, Shards
+from transferkit.features.shards import PRECISIONS, CachedImage, CachedSource, Shards
+from transferkit.files import write_atomically
 from transferkit.progress import Progress, track
 from transferkit.sampler import PatchGrid
-from transferkit.sampler.choose import BAD_IMAGE
-from transferkit.sampler.ranks import place_among_ranks
-from transferkit.sampler.source import PixelSource, Proposals
+from transferkit.sampler._choose import BAD_IMAGE
+from transferkit.sampler._source import PixelSource, Proposals
+
+_LOOKED_AT = 8  # images that are decoded where only they tell how many patches they have
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """What a cache takes.
+
+    Attributes:
+        images: How many.
+        patches: Of all images; estimated from a few where ``exact`` is false.
+        exact: Whether that is known rather than estimated.
+        needed: Bytes, for all images.
+        written: Bytes that are there already.
+        free: Bytes that the disk has left.
+    """
+
+    images: int
+    patches: int
+    exact: bool
+    needed: int
+    written: int
+    free: int
+
+    def __str__(self) -> str:
+        about = "" if self.exact else "about "
+        return (
+            f"{about}{readable(self.needed)} for {about}{self.patches:,} patches of {self.images:,} images "
+            f"({readable(self.written)} written already, {readable(self.free)} free)"
+        )
+
+    def require_room(self, folder: Path, limit: int | None) -> None:
+        """Raise unless the cache fits the limit, and what is missing the disk.
+
+        Raises:
+            OutputError: Saying what is needed, what there is, and what to do.
+        """
+        advice = "cache fewer images or patches, pool more, store float16, or train without a cache"
+        if limit is not None and self.needed > limit:
+            raise OutputError(
+                f"the cache at {folder} needs {self}, more than its limit of {readable(limit)}; raise the limit, "
+                f"{advice}"
+            )
+        if self.needed - self.written > self.free:
+            raise OutputError(f"the cache at {folder} needs {self}; choose another disk, {advice}")
+
+
+def count_patches(dataset: Any, pixels: PixelSource) -> tuple[int, bool]:
+    """Return how many patches all images have, and whether that is known rather than estimated from a few."""
+    available = pixels.available(dataset)
+    if available is not None:
+        return sum(available), True
+    step = max(1, len(dataset) // _LOOKED_AT)
+    some = range(0, len(dataset), step)
+    found = sum(len(pixels.patches(dataset[index])) for index in some)
+    return math.ceil(found * len(dataset) / len(some)), len(some) == len(dataset)
+
+
+def bytes_for(images: int, patches: int, shape: tuple[int, ...], item_size: int) -> int:
+    """Return what features and notes take: an array's header is 128 bytes, a box in text about 70."""
+    return patches * math.prod(shape) * item_size + 128 * images + 70 * patches + 500 * images
+
+
+def free_bytes(folder: Path) -> int:
+    """Return what the disk of a folder has left."""
+    return shutil.disk_usage(folder).free
+
+
+def readable(count: float) -> str:
+    """Return a number of bytes for people.
+
+    Example:
+        >>> readable(512), readable(11_060_000), readable(55_296_000_000)
+        ('512 bytes', '11.1 MB', '55.3 GB')
+    """
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+    return f"{count / 1000:.3g} TB"
+
+
+# Features of frozen layers, computed once for every patch of every image, and kept on disk.
 
 FORMAT = "transferkit-features"
+
 VERSION = 1
 
 
@@ -43,7 +130,7 @@ class FeatureCache(Dataset[CachedImage]):
             loss = cross_entropy(head(batch.pixels), batch.labels)
 
     Its folder is named after a digest of all that its numbers depend on (:func:`describe_cache`): the weights
-    and structure of trunk and pool, method and levels, patches, pixels, precision, and the data, by its images'
+    and structure of backbone and pool, method and levels, patches, pixels, precision, and the data, by its images'
     names and, where it has ``fingerprint(i)``, their content. What changed is looked for elsewhere, so what is
     stale is never read. A function of proposals is known by its name alone; give it another one when it
     changes.
@@ -196,7 +283,7 @@ class FeatureCache(Dataset[CachedImage]):
         )
         for index, found in zip(mine, self._tracked(items, len(mine), progress), strict=True):
             self._write(index, found)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if in_process_group():
             torch.distributed.barrier()
         return size
 

@@ -1,4 +1,4 @@
-"""A trunk's output for boxes on an image: patch by patch, or read from a few maps of the whole image."""
+"""A backbone's output for boxes on an image: patch by patch, or read from a few maps of the whole image."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from transferkit.backbones.geometry import probe_geometry
+from transferkit.backbones.split import split_pooling
 from transferkit.boxes import as_boxes
 from transferkit.errors import UnsharableError, require
-from transferkit.features.forward import Forward, device_of
-from transferkit.features.levels import Levels, check_levels
-from transferkit.features.pooling import split_pooling
-from transferkit.features.probe import probe_geometry
-from transferkit.features.resizing import Resizing
-from transferkit.features.shared import Shared
+from transferkit.features.shared import (
+    Forward,
+    PyramidScales,
+    Resizing,
+    Shared,
+    check_pyramid_scales,
+    device_of,
+)
 from transferkit.preprocessing import IMAGENET, Preprocessing
 
 Method = Literal["exact", "shared", "auto"]
@@ -26,51 +30,51 @@ Method = Literal["exact", "shared", "auto"]
 class PatchFeatures:
     """Features of patches, ``features(image, boxes) -> (P, *shape)``, the same shape whatever the method.
 
-    ``"exact"`` cuts each patch, resizes it to S x S and runs the trunk on it, as a network that is given
+    ``"exact"`` cuts each patch, resizes it to S x S and runs the backbone on it, as a network that is given
     patches does. ``"shared"`` resizes the whole image instead, once for each size of patch or for a few
-    ``levels``, runs the trunk once on each, and reads every patch's cells from the map bilinearly, at the
+    ``pyramid_scales``, runs the backbone once on each, and reads every patch's cells from the map bilinearly, at the
     places where they would lie (see :func:`map_coordinates`). Overlapping patches then cost almost nothing. The
     features differ: at its border a patch sees the image around it where the exact way has padding, and cells
-    lie between cells. ``"auto"`` is shared where the trunk can be, else exact with a warning; ``method`` and
+    lie between cells. ``"auto"`` is shared where the backbone can be, else exact with a warning; ``method`` and
     ``why_exact`` tell.
 
     Args:
-        trunk: Maps normalised pixels (B, 3, H, W) to (B, C, h, w); for ``"exact"`` to anything. Put into
+        backbone: Maps normalized pixels (B, 3, H, W) to (B, C, h, w); for ``"exact"`` to anything. Put into
             evaluation mode while it runs. Its parameters are used as they are, so what trains or loads them is
             seen.
         pool: What is done to the map of each patch, (B, C, n, n) to (B, *shape): the last pooling, flattening,
-            frozen fully connected layers. By default the poolings at the end of a sequential trunk
+            frozen fully connected layers. By default the poolings at the end of a sequential backbone
             (:func:`split_pooling`); give ``nn.Identity()`` for none.
         method: ``"exact"``, ``"shared"`` or ``"auto"``.
-        levels: For shared: ``None`` for one for each size of patch; a number, spread geometrically over the
+        pyramid_scales: For shared: ``None`` for one for each size of patch; a number, spread geometrically over the
             patches' sizes; or scales as a :class:`PatchGrid` has them.
-        preprocessing: What the trunk wants done to pixels.
+        preprocessing: What the backbone wants done to pixels.
         patch_size: S.
         antialias: See :func:`crop_and_resize`.
         whole_pixels: See :func:`crop_and_resize`; for shared, boxes are truncated to whole pixels.
         dtype: Of resized pixels, as in :class:`MultiscaleSampler`: by default rounded to uint8.
-        batch_size: How many patches go through the trunk, or are read, at a time.
-        most_pixels: The largest image that the trunk is shown; patches so small that they want a larger one are
+        batch_size: How many patches go through the backbone, or are read, at a time.
+        most_pixels: The largest image that the backbone is shown; patches so small that they want a larger one are
             read from that. Bounds the memory.
         amp: Half precision (bfloat16): twice to three times faster where the device has it, cpus included;
             ``None`` for on with cuda and off elsewhere.
-        device: Where trunk and pool are and features come out; by default where their first parameter is.
+        device: Where backbone and pool are and features come out; by default where their first parameter is.
 
     Attributes:
-        forward: Trunk, pool and how they are run.
+        forward: Backbone, pool and how they are run.
         resizing: How patches are cut.
         method: ``"exact"`` or ``"shared"``.
         why_exact: Why ``"auto"`` became exact, else ``None``.
 
     Raises:
-        UnsharableError: ``method="shared"`` for a trunk that cannot be; says why.
+        UnsharableError: ``method="shared"`` for a backbone that cannot be; says why.
 
     Example:
-        >>> trunk = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        >>> backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
         >>> image = torch.zeros(3, 40, 60, dtype=torch.uint8)
         >>> boxes = torch.tensor([[0.0, 0, 20, 20], [30, 10, 60, 40]])
         >>> for method in ("exact", "shared"):
-        ...     print(PatchFeatures(trunk, method=method, patch_size=32)(image, boxes).shape)
+        ...     print(PatchFeatures(backbone, method=method, patch_size=32)(image, boxes).shape)
         torch.Size([2, 8, 1, 1])
         torch.Size([2, 8, 1, 1])
 
@@ -82,11 +86,11 @@ class PatchFeatures:
 
     def __init__(
         self,
-        trunk: nn.Module,
+        backbone: nn.Module,
         *,
         pool: nn.Module | None = None,
         method: Method = "exact",
-        levels: Levels = None,
+        pyramid_scales: PyramidScales = None,
         preprocessing: Preprocessing = IMAGENET,
         patch_size: int = 224,
         antialias: bool = True,
@@ -103,13 +107,13 @@ class PatchFeatures:
         require(
             most_pixels >= patch_size**2, "most_pixels", f"patch_size^2 = {patch_size**2} or more", most_pixels
         )
-        check_levels(levels)
-        trunk, pool = split_pooling(trunk) if pool is None else (trunk, pool)
-        where = torch.device(device) if device is not None else device_of(trunk, pool)
-        self.forward = Forward(trunk, pool, preprocessing, amp, where)
+        check_pyramid_scales(pyramid_scales)
+        backbone, pool = split_pooling(backbone) if pool is None else (backbone, pool)
+        where = torch.device(device) if device is not None else device_of(backbone, pool)
+        self.forward = Forward(backbone, pool, preprocessing, amp, where)
         self.resizing = Resizing(patch_size, antialias, whole_pixels, dtype)
         self.batch_size = batch_size
-        self.levels, self.most_pixels = levels, most_pixels
+        self.pyramid_scales, self.most_pixels = pyramid_scales, most_pixels
         self.why_exact: str | None = None
         self._sharing = None if method == "exact" else self._share(required=method == "shared")
         self.method: Literal["exact", "shared"] = "exact" if self._sharing is None else "shared"
@@ -122,8 +126,8 @@ class PatchFeatures:
 
     @property
     def frozen(self) -> bool:
-        """Whether no parameter of trunk and pool takes a gradient, so that features stay as they are."""
-        parts = (self.forward.trunk, self.forward.pool)
+        """Whether no parameter of backbone and pool takes a gradient, so that features stay as they are."""
+        parts = (self.forward.backbone, self.forward.pool)
         return not any(parameter.requires_grad for part in parts for parameter in part.parameters())
 
     def __call__(self, image: Tensor, boxes: Tensor) -> Tensor:
@@ -134,7 +138,7 @@ class PatchFeatures:
             boxes: (P, 4) xyxy, pixels, inside the image.
 
         Returns:
-            (P, *shape) float32, on the trunk's device.
+            (P, *shape) float32, on the backbone's device.
         """
         boxes = as_boxes(boxes).double().cpu()
         image = image.to(self.forward.device)
@@ -160,12 +164,12 @@ class PatchFeatures:
 
     def _share(self, *, required: bool) -> Shared | None:
         """Return how to share, or ``None`` if that is impossible."""
-        trunk = self.forward.trunk
+        backbone = self.forward.backbone
         try:
-            geometry = probe_geometry(trunk, size=self.resizing.patch_size)
+            geometry = probe_geometry(backbone, size=self.resizing.patch_size)
         except UnsharableError as error:
             self.why_exact = str(error)
-            problem = f"{type(trunk).__name__} cannot be shared between patches: {error}"
+            problem = f"{type(backbone).__name__} cannot be shared between patches: {error}"
             if required:
                 raise UnsharableError(
                     f"{problem}; use method='exact', or 'auto', which shares where it can"
@@ -174,7 +178,7 @@ class PatchFeatures:
             return None
         with self.forward.evaluating():
             rows, columns = self.forward.maps(self._blank()).shape[2:]
-        return Shared(geometry, (rows, columns), self.levels, self.most_pixels)
+        return Shared(geometry, (rows, columns), self.pyramid_scales, self.most_pixels)
 
     def _blank(self) -> Tensor:
         side = self.resizing.patch_size

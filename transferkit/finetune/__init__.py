@@ -1,40 +1,43 @@
 """Train a transferred network and test it: the loop, run checkpoints that survive a kill, and results on disk."""
 
-from transferkit.finetune.atomic import require_writable, write_atomically
-from transferkit.finetune.averaging import AveragedWeights
-from transferkit.finetune.build import build_run
-from transferkit.finetune.choosing import Chosen, choose_on_held_out
+from transferkit.devices import choose_device, use_huge_pages
+from transferkit.distributed import first_on_machine, is_first, process_group
+from transferkit.files import require_writable, write_atomically
+from transferkit.finetune.choosing import Chosen, StopEarly, choose_on_held_out
 from transferkit.finetune.demo import DEMO, train_on_digits
-from transferkit.finetune.device import choose_device
-from transferkit.finetune.distributed import first_on_machine, is_first, process_group
-from transferkit.finetune.early_stopping import StopEarly
-from transferkit.finetune.huge_pages import use_huge_pages
 from transferkit.finetune.loop_settings import LoopSettings
 from transferkit.finetune.networks import NETWORKS, Network, build_network, small_alexnet
 from transferkit.finetune.on_features import AS_THEY_ARE, fit_on_features, frozen_features, head_features
-from transferkit.finetune.optimization import (
+from transferkit.finetune.optimizer import (
+    AveragedWeights,
     build_optimizer,
     build_schedule,
     trains_transferred,
     transferred_parameters,
 )
-from transferkit.finetune.report import RunReport, build_report
-from transferkit.finetune.results import write_convergence, write_results
-from transferkit.finetune.run import EpochRecord, Run, read_run
+from transferkit.finetune.protocol import Optimization, Protocol
+from transferkit.finetune.recipes import NEON2016, OQUAB2014, PROTOCOLS, RECOMMENDED
+from transferkit.finetune.report import RunReport, TrainingPatches, build_report, look_at_patches
+from transferkit.finetune.results import Stopwatch, write_convergence, write_results
+from transferkit.finetune.run import EpochRecord, Run, build_run, read_run
 from transferkit.finetune.scoring import fill_scorer, score_images
-from transferkit.finetune.stopwatch import Stopwatch
 from transferkit.finetune.training import fit, train_epoch
-from transferkit.finetune.training_patches import TrainingPatches, look_at_patches
 
 __all__ = [
     "AS_THEY_ARE",
     "DEMO",
+    "NEON2016",
     "NETWORKS",
+    "OQUAB2014",
+    "PROTOCOLS",
+    "RECOMMENDED",
     "AveragedWeights",
     "Chosen",
     "EpochRecord",
     "LoopSettings",
     "Network",
+    "Optimization",
+    "Protocol",
     "Run",
     "RunReport",
     "StopEarly",

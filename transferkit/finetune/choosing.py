@@ -1,27 +1,73 @@
-"""Choose the exponent of the score, and how long to train, on photos held out of the training ones."""
+"""What held-out photos decide: when to stop, the exponent, how long to train."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from transferkit.datasets import Presence
-from transferkit.errors import ArgumentError
-from transferkit.finetune.build import build_run
+from transferkit.errors import ArgumentError, StateError
 from transferkit.finetune.loop_settings import LoopSettings
 from transferkit.finetune.on_features import AS_THEY_ARE
-from transferkit.finetune.run import Run
+from transferkit.finetune.protocol import Optimization, Protocol
+from transferkit.finetune.run import Run, build_run
 from transferkit.finetune.scoring import fill_scorer
 from transferkit.finetune.training import fit
-from transferkit.optimization import HeldOut, HeldOutChoice, hold_out
+from transferkit.optimization import EarlyStopping, HeldOut, HeldOutChoice, hold_out
 from transferkit.progress import Progress
-from transferkit.protocols import Optimization, Protocol
 from transferkit.scorer import PatchLog
+
+
+class StopEarly:
+    """Measures the run after each epoch, for ``fit(..., stop=...)``, and remembers the best epoch's weights.
+
+    Args:
+        rule: When to stop.
+        measure: Returns how good the run is on data that it is not trained on, larger is better, such as the mean
+            average precision of ``run.tested_model`` on photos held out by
+            :func:`~transferkit.optimization.hold_out`. Of several processes, on each the same.
+
+    Attributes:
+        measures: One per epoch measured.
+
+    Example:
+        >>> stop = StopEarly(EarlyStopping(patience=2), measure=lambda run: run.history[-1].accuracy)
+        >>> stop.measures
+        []
+    """
+
+    def __init__(self, rule: EarlyStopping, measure: Callable[[Run], float]) -> None:
+        self.rule, self.measure = rule, measure
+        self.measures: list[float] = []
+        self.best_epoch = 0
+        self._best: dict[str, Tensor] | None = None
+
+    def __call__(self, run: Run) -> bool:
+        """Measure the run; return whether to stop."""
+        self.measures.append(self.measure(run))
+        if self.rule.best(self.measures) == len(self.measures) - 1:
+            self.best_epoch = run.epoch
+            self._best = {key: tensor.detach().clone() for key, tensor in run.tested_model.state_dict().items()}
+        return self.rule.stop(self.measures)
+
+    def restore(self, run: Run) -> int:
+        """Give the model that is tested the best epoch's weights; return that epoch, 1-based.
+
+        Raises:
+            StateError: Nothing was measured yet.
+        """
+        if self._best is None:
+            raise StateError("no epoch was measured; pass this to fit(..., stop=...) first")
+        run.tested_model.load_state_dict(self._best)
+        return self.best_epoch
+
+
+# Choose the exponent of the score, and how long to train, on photos held out of the training ones.
 
 _MeanAPs: TypeAlias = Mapping[int, tuple[float, ...]]  # by epoch, for each exponent
 

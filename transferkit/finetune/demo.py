@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from transferkit.datasets import demo_source_digits
+from transferkit.finetune.protocol import Optimization
+from transferkit.finetune.recipes import NEON2016
 from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress, track
-from transferkit.protocols import NEON2016, Optimization
 
 _STEPS = Optimization(3e-3, momentum=0.9, weight_decay=5e-4, steps=(3,), factors=(0.1,))
 DEMO = replace(
@@ -40,7 +41,7 @@ def train_on_digits(
     """Train a network to tell single digits apart: the source task, whose layers then serve to find them in scenes.
 
     Args:
-        model: Maps normalised pictures (B, 3, 32, 32) to logits (B, 10); trained in place, on its device.
+        model: Maps normalized pictures (B, 3, 32, 32) to logits (B, 10); trained in place, on its device.
         preprocessing: What it wants done to pixels.
         epochs: How often each digit is seen.
         batch_size: B.

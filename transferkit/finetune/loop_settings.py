@@ -1,16 +1,22 @@
-"""How the loop runs on a device: what makes it faster, and how much of the device's memory it takes."""
+"""How the loop runs on a device, and where its time goes."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
+from transferkit.devices import half_dtype, mixed_precision
+from transferkit.distributed import is_first
 from transferkit.errors import require
-from transferkit.precision import half_dtype, mixed_precision
+from transferkit.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class LoopSettings:
         compile: Compile the network with ``torch.compile``, which takes a minute and needs a C++ compiler on a cpu.
         accumulate: How many minibatches make one step. The gradient is the mean over all their patches that count,
             as if they were one minibatch; batch norm still sees each minibatch alone.
-        profile: Folder for a profile of the first steps; see :func:`~transferkit.finetune.profiling.profiled`.
+        profile: Folder for a profile of the first steps; see :func:`~transferkit.finetune.loop_settings.profiled`.
     """
 
     amp: bool | None = None
@@ -61,7 +67,98 @@ class LoopSettings:
         return torch.compile(network) if self.compile else network  # type: ignore[return-value]
 
     def lay_out(self, pixels: Tensor) -> Tensor:
-        """Return normalised pixels (B, 3, S, S) in the layout of the network's weights."""
+        """Return normalized pixels (B, 3, S, S) in the layout of the network's weights."""
         return (
             pixels.contiguous(memory_format=self.memory_format(pixels.device)) if pixels.ndim == 4 else pixels
         )
+
+
+# Where the time of training goes: a table of phases and operators, and a trace to look into.
+
+WARM_UP, STEPS = 2, 10
+
+PHASES = ("wait for patches", "forward", "backward", "optimizer")
+
+Item = TypeVar("Item")
+
+
+def waited_for(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield ``items``; a profile shows how long each was waited for."""
+    source = iter(items)
+    while True:
+        with record_function(PHASES[0]):
+            try:
+                item = next(source)
+            except StopIteration:
+                return
+        yield item
+
+
+@contextmanager
+def profiled(folder: Path | None) -> Iterator[Callable[[], object]]:
+    """Profile the ten steps of a block that follow its first two.
+
+    Leaves ``profile.txt``, the table, and ``trace.json.gz``, for https://ui.perfetto.dev.
+
+    Args:
+        folder: Where to; ``None`` for no profile. Of several ranks, the first is profiled.
+
+    Yields:
+        What is called after each step.
+    """
+    if folder is None or not is_first():
+        yield lambda: None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_table(folder, f"an epoch of fewer than {WARM_UP + 1} steps is too short to profile\n")
+    with torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=0, warmup=WARM_UP, active=STEPS, repeat=1),
+        on_trace_ready=partial(_write, folder),
+        acc_events=True,
+    ) as profiler:
+        yield profiler.step
+
+
+def _write(folder: Path, profiler: torch.profiler.profile) -> None:
+    _write_table(folder, table(profiler.key_averages()))
+    profiler.export_chrome_trace(str(folder / "trace.json.gz"))
+
+
+def _write_table(folder: Path, text: str) -> None:
+    write_atomically(folder / "profile.txt", lambda file: file.write(text.encode()))
+
+
+def table(averages: Iterable[Any], operators: int = 12) -> str:
+    """Return where the time went, by phase and by operator.
+
+    Args:
+        averages: ``torch.profiler.profile.key_averages()``.
+        operators: How many are shown.
+    """
+    every = list(averages)
+    taken = [event for event in every if event.key.startswith("ProfilerStep")]
+    steps = max(1, sum(event.count for event in every if event.key == PHASES[-1]))
+    wall = max(1.0, sum(event.cpu_time_total for event in taken))  # microseconds
+    phases = {event.key: event.cpu_time_total for event in every if event.key in PHASES}
+    on_device = sum(event.self_device_time_total for event in every if event.key not in PHASES)
+    own = {
+        event.key: (event.self_device_time_total if on_device else event.self_cpu_time_total, event.count)
+        for event in every
+        if event not in taken and event.key not in PHASES
+    }
+    heaviest = sorted(own, key=own.__getitem__, reverse=True)[:operators]
+    lines = [f"{steps} steps of {wall / steps / 1e3:.1f} ms each"]
+    if on_device:
+        lines.append(
+            f"the device was busy for {on_device / wall:.0%} of the time; operators by their time on it"
+        )
+    lines += ["", f"{'phase':<42}{'ms per step':>14}{'share':>8}"]
+    lines += [_line(name, phases[name], steps, wall) for name in PHASES if name in phases]
+    lines += [_line("all else", wall - sum(phases.values()), steps, wall)]
+    lines += ["", f"{'operator':<42}{'ms per step':>14}{'share':>8}{'calls per step':>17}"]
+    lines += [_line(name, own[name][0], steps, wall) + f"{own[name][1] / steps:>17.1f}" for name in heaviest]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, microseconds: float, steps: int, wall: float) -> str:
+    return f"{name[:41]:<42}{microseconds / steps / 1e3:>14.2f}{microseconds / wall:>8.1%}"

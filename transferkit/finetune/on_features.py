@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from transferkit.backbones import fold_batch_norms
 from transferkit.errors import ArgumentError
 from transferkit.features import PatchFeatures, SplitModel, split_at_head, split_frozen
-from transferkit.features.levels import Levels
 from transferkit.features.patch_features import Method
+from transferkit.features.shared import PyramidScales
 from transferkit.finetune.loop_settings import LoopSettings
+from transferkit.finetune.protocol import Protocol
 from transferkit.finetune.run import EpochRecord, Run
 from transferkit.finetune.training import fit
 from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress
-from transferkit.protocols import Protocol
 from transferkit.sampler import MultiscaleSampler
 
 
 class _AsTheyAre(Preprocessing):
-    """Leaves features as they are: their pixels were made ready before the trunk saw them."""
+    """Leaves features as they are: their pixels were made ready before the backbone saw them."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
         return pixels
@@ -42,7 +42,7 @@ def frozen_features(
     protocol: Protocol,
     *,
     method: Method = "exact",
-    levels: Levels = None,
+    pyramid_scales: PyramidScales = None,
     amp: bool | None = None,
     fold: bool = False,
 ) -> tuple[PatchFeatures, nn.Module]:
@@ -53,7 +53,7 @@ def frozen_features(
         run: Some of its layers frozen. Its model is left as it was; both returned parts share its parameters.
         protocol: Says how patches are cut.
         method: ``"exact"``, ``"shared"`` or ``"auto"``.
-        levels: See :class:`~transferkit.features.PatchFeatures`.
+        pyramid_scales: See :class:`~transferkit.features.PatchFeatures`.
         amp: Likewise.
         fold: Compute them with the batch norms of the frozen layers folded into their convolutions, as both are now
             (:func:`~transferkit.backbones.fold_batch_norms`): faster, and equal up to rounding. Load weights first;
@@ -61,12 +61,12 @@ def frozen_features(
 
     Raises:
         UnsplittableError: Nothing is frozen before what is trained, or the model cannot be taken apart there.
-        UnsharableError: ``method="shared"`` for a trunk that cannot be.
+        UnsharableError: ``method="shared"`` for a backbone that cannot be.
     """
     example = _example(run.model, protocol)
     parts = split_frozen(run.model, example)
     parts = _folded(parts, example) if fold else parts
-    return _features_of(parts, run.preprocessing, protocol, method, levels, amp), parts.rest
+    return _features_of(parts, run.preprocessing, protocol, method, pyramid_scales, amp), parts.rest
 
 
 def head_features(
@@ -75,7 +75,7 @@ def head_features(
     protocol: Protocol,
     *,
     method: Method = "shared",
-    levels: Levels = None,
+    pyramid_scales: PyramidScales = None,
     amp: bool | None = None,
     fold: bool = False,
 ) -> tuple[PatchFeatures, nn.Module]:
@@ -87,18 +87,18 @@ def head_features(
         preprocessing: What it wants done to pixels.
         protocol: Says how patches are cut.
         method: As for :func:`frozen_features`.
-        levels: Likewise.
+        pyramid_scales: Likewise.
         amp: Likewise.
         fold: Likewise: for a model that is trained no more, or not before its last map.
 
     Raises:
         UnsplittableError: It has no map, or cannot be taken apart behind it.
-        UnsharableError: ``method="shared"`` for a trunk that cannot be.
+        UnsharableError: ``method="shared"`` for a backbone that cannot be.
     """
     example = _example(model, protocol)
     parts = split_at_head(model, example)
     parts = _folded(parts, example) if fold else parts
-    return _features_of(parts, preprocessing, protocol, method, levels, amp), parts.rest
+    return _features_of(parts, preprocessing, protocol, method, pyramid_scales, amp), parts.rest
 
 
 def fit_on_features(
@@ -150,9 +150,9 @@ def fit_on_features(
 
 
 def _folded(parts: SplitModel, example: Tensor) -> SplitModel:
-    """Fold the batch norms of the trunk; leave it, and say so, where a layer's output goes elsewhere too."""
+    """Fold the batch norms of the backbone; leave it, and say so, where a layer's output goes elsewhere too."""
     try:
-        return replace(parts, trunk=fold_batch_norms(parts.trunk, example))
+        return replace(parts, backbone=fold_batch_norms(parts.backbone, example))
     except ArgumentError as error:
         warnings.warn(f"the frozen layers are run as they are, which is slower: {error}", stacklevel=3)
         return parts
@@ -163,14 +163,14 @@ def _features_of(
     preprocessing: Preprocessing,
     protocol: Protocol,
     method: Method,
-    levels: Levels,
+    pyramid_scales: PyramidScales,
     amp: bool | None,
 ) -> PatchFeatures:
     return PatchFeatures(
-        parts.trunk,
+        parts.backbone,
         pool=parts.pool,
         method=method,
-        levels=levels,
+        pyramid_scales=pyramid_scales,
         preprocessing=preprocessing,
         patch_size=protocol.patch_size,
         antialias=protocol.antialias,
@@ -181,7 +181,7 @@ def _features_of(
 
 
 def _example(model: nn.Module, protocol: Protocol) -> Tensor:
-    """Return two random patches, normalised."""
+    """Return two random patches, normalized."""
     side = protocol.patch_size
     pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     return pixels.to(next(model.parameters()).device)

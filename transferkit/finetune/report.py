@@ -4,14 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from transferkit.finetune import report_sections as sections
-from transferkit.finetune.page import Page
-from transferkit.finetune.training_patches import TrainingPatches
+import torch
+from torch import Tensor
+
+from transferkit.finetune import _report_sections as sections
+from transferkit.finetune._page import Page
 from transferkit.progress import Progress, track
+from transferkit.sampler import MultiscaleSampler
 from transferkit.scorer import ClassificationResult, LocalizationMeter, LocalizationResult, PatchLog
 from transferkit.transfer import TransferReport
+
+
+@dataclass(frozen=True)
+class TrainingPatches:
+    """The patches of one training photo, as the network is given them.
+
+    Attributes:
+        image: (3, H, W) uint8.
+        boxes: (P, 4) xyxy, pixels.
+        labels: (P,) int64.
+        crops: (P, 3, S, S) uint8.
+        objects: (N, 4) xyxy, pixels.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    crops: Tensor
+    objects: Tensor
+
+
+def look_at_patches(sampler: MultiscaleSampler, dataset: Any, minibatches: int = 20) -> TrainingPatches:
+    """Return the patches of the photo with most object patches among those of the next minibatches.
+
+    The sampler is left where it was.
+
+    Args:
+        sampler: In training mode, over ``dataset``.
+        dataset: Items like ``AnnotatedImage``.
+        minibatches: How many to look through.
+    """
+    state = sampler.state_dict()
+    seen = list(islice(sampler, minibatches))
+    sampler.load_state_dict(state)
+    image_index = torch.cat([batch.image_index for batch in seen])
+    labels = torch.cat([batch.labels.cpu() for batch in seen])
+    image = int((image_index[labels > 0] if (labels > 0).any() else image_index).mode().values)
+    rows = image_index == image
+    item = dataset[image]
+    return TrainingPatches(
+        image=item.image,
+        boxes=torch.cat([batch.boxes for batch in seen])[rows],
+        labels=labels[rows],
+        crops=torch.cat([batch.pixels.cpu() for batch in seen])[rows].byte(),
+        objects=item.boxes,
+    )
+
+
+# report.html: a run in one file, from its figures to the photos it got wrong.
 
 
 @dataclass(frozen=True)
@@ -20,7 +73,7 @@ class RunReport:
 
     Attributes:
         title: Of the page.
-        result: What :func:`transferkit.scorer.evaluate` found.
+        result: What :func:`transferkit.scorer.evaluation` found.
         log: All patches of the test set.
         dataset: The test set: items like ``AnnotatedImage``, ``class_names`` and ``presence()``.
         settings: Of the run.
@@ -119,7 +172,7 @@ def build_report(report: RunReport, *, progress: Progress = False) -> Page:
 
 
 def locate(log: PatchLog, dataset: Any, *, progress: Progress = False) -> LocalizationResult:
-    """Measure localisation over all photos of a data set.
+    """Measure localization over all photos of a data set.
 
     Args:
         log: Their patches.

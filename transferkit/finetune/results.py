@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,10 +16,40 @@ import numpy
 import torch
 
 from transferkit.errors import MissingExtraError
-from transferkit.finetune.atomic import write_atomically
+from transferkit.files import write_atomically
 from transferkit.finetune.run import EpochRecord, Run
 from transferkit.scorer import ClassificationResult
 from transferkit.scorer.pictures import plot_convergence
+
+
+class Stopwatch:
+    """Tell how long each phase of a run took.
+
+    Attributes:
+        laps: Wall seconds by phase, in order.
+
+    Example:
+        >>> stopwatch = Stopwatch()
+        >>> stopwatch.lap("read data")
+        >>> str(stopwatch)
+        'read data 0.0 s'
+    """
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Count the time since the last lap to ``phase``."""
+        now = time.perf_counter()
+        self.laps[phase] = self.laps.get(phase, 0.0) + now - self._last
+        self._last = now
+
+    def __str__(self) -> str:
+        return ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.laps.items())
+
+
+# What a run leaves in its results folder.
 
 
 def write_results(

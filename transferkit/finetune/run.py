@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from transferkit.checkpoints import Checkpoint
 from transferkit.errors import CheckpointError, MissingFileError, StateError
-from transferkit.finetune.atomic import write_atomically
-from transferkit.finetune.averaging import AveragedWeights
+from transferkit.files import write_atomically
+from transferkit.finetune.optimizer import AveragedWeights, build_optimizer, build_schedule
+from transferkit.finetune.protocol import Optimization, Protocol
 from transferkit.heads import SINGLE_LABEL, ImageLoss, Objective
 from transferkit.preprocessing import Preprocessing
 from transferkit.transfer import WeightTransfer
 
 FORMAT = "transferkit-run"
+
 VERSION = 1
 
 
@@ -31,7 +34,7 @@ class EpochRecord:
     Attributes:
         epoch: 1-based.
         loss: Mean cross-entropy over the epoch's patches, nats.
-        accuracy: Fraction of patches classified as labelled, in training mode.
+        accuracy: Fraction of patches classified as labeled, in training mode.
         patches: How many patches were trained on.
         learning_rate: Of the first parameter group.
         seconds: Wall time.
@@ -240,3 +243,49 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if state["cuda"] and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"][0], device)
+
+
+# Put a model together with all that trains it.
+
+
+def build_run(
+    model: nn.Module,
+    protocol: Protocol,
+    optimization: Optimization,
+    *,
+    preprocessing: Preprocessing,
+    steps_per_epoch: int,
+    transferred: Iterable[nn.Parameter] = (),
+    **known: Any,
+) -> Run:
+    """Return a run of a recipe, ready to train.
+
+    Args:
+        model: With frozen layers frozen.
+        protocol: Gives the losses, and the average of weights.
+        optimization: Of the regime it is trained in, from :meth:`Protocol.optimization`.
+        preprocessing: What the model wants done to pixels.
+        steps_per_epoch: Of the optimizer.
+        transferred: Those of the model's parameters that were transferred, from
+            :func:`~transferkit.finetune.transferred_parameters`, for a rate of their own.
+        known: What else the :class:`Run` should know: ``settings``, ``frozen``, ``transfer``.
+
+    Raises:
+        ArgumentError: Every parameter is frozen.
+
+    Example:
+        >>> from transferkit.preprocessing import IMAGENET
+        >>> from transferkit.finetune import NEON2016
+        >>> run = build_run(
+        ...     nn.Linear(8, 21), NEON2016, NEON2016.scratch, preprocessing=IMAGENET, steps_per_epoch=10
+        ... )
+        >>> run.epoch, run.optimizer.param_groups[0]["lr"]
+        (0, 0.01)
+    """
+    optimizer = build_optimizer(model.parameters(), optimization, transferred=transferred)
+    schedule = build_schedule(optimizer, optimization, steps_per_epoch=steps_per_epoch)
+    run = Run(model, optimizer, schedule, preprocessing, **known)
+    run.objective, run.image_loss = protocol.objective, protocol.image_loss
+    if protocol.average:
+        run.average = AveragedWeights(model, optimizer, protocol.average, steps_per_epoch=steps_per_epoch)
+    return run

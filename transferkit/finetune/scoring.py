@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.backbones import logits_of
+from transferkit.distributed import in_process_group
 from transferkit.errors import ArgumentError, DivergedError
-from transferkit.finetune.distributed import in_process_group
 from transferkit.finetune.loop_settings import LoopSettings
 from transferkit.heads import SINGLE_LABEL, Objective
 from transferkit.preprocessing import Preprocessing
@@ -57,7 +57,7 @@ def fill_scorer(
     """Give the probabilities of all patches of ``sampler`` to ``scorer``.
 
     Args:
-        model: Maps normalised patches (B, 3, S, S) to logits (B, K). Put into evaluation mode and back.
+        model: Maps normalized patches (B, 3, S, S) to logits (B, K). Put into evaluation mode and back.
         sampler: In test mode.
         scorer: Collects probabilities, and where the patches lie; its N is the number of images. The values of a
             minibatch need no check of its own (``validate=False``): they are checked here, once for all.

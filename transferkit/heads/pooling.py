@@ -1,4 +1,4 @@
-"""From the map of a convolutional trunk to one vector per image."""
+"""From the map of a convolutional backbone to one vector per image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transferkit.errors import did_you_mean, require
 
 
 class GeM(nn.Module):
-    """The generalised mean over a map, ``mean(x^p)^(1/p)``: the average at p = 1, near the maximum for large p.
+    """The generalized mean over a map, ``mean(x^p)^(1/p)``: the average at p = 1, near the maximum for large p.
 
     Args:
         p: At the start.

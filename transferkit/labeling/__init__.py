@@ -4,19 +4,23 @@ A rule is a frozen value with every threshold in sight; :func:`label_patches` ap
 a patch got its label. Needs nothing but tensors.
 """
 
-from transferkit.labeling.centre_rule import CentreRule
-from transferkit.labeling.decision import Decision, Evidence, Reason
-from transferkit.labeling.explain import explain
-from transferkit.labeling.iou_rule import IoURule
-from transferkit.labeling.label_patches import label_patches
-from transferkit.labeling.match_rule import MatchRule
-from transferkit.labeling.overlap_rule import OverlapRule
-from transferkit.labeling.value import BACKGROUND, IGNORE, Objects, PatchLabels, Rule
+from transferkit.labeling.decision import (
+    BACKGROUND,
+    IGNORE,
+    Decision,
+    Evidence,
+    Objects,
+    PatchLabels,
+    Reason,
+    Rule,
+)
+from transferkit.labeling.labels import explain, label_patches
+from transferkit.labeling.rules import CenterRule, IoURule, MatchRule, OverlapRule
 
 __all__ = [
     "BACKGROUND",
     "IGNORE",
-    "CentreRule",
+    "CenterRule",
     "Decision",
     "Evidence",
     "IoURule",

@@ -4,6 +4,7 @@
 each work alone, on plain tensors.
 """
 
+from transferkit.annotated import AnnotatedImage
 from transferkit.sampler.balance import (
     AllPatches,
     BackgroundFraction,
@@ -12,14 +13,13 @@ from transferkit.sampler.balance import (
     PositivesFirst,
     RandomSubset,
 )
-from transferkit.sampler.batch import PatchBatch
 from transferkit.sampler.crop import crop_and_resize
 from transferkit.sampler.draw import draw_patches
 from transferkit.sampler.grid import NEON_SCALES, PatchGrid
-from transferkit.sampler.item import AnnotatedImage
 from transferkit.sampler.multiscale import MultiscaleSampler
-from transferkit.sampler.patch_transforms import ColourJitter, PatchTransform, RandomFlip
-from transferkit.sampler.randomness import generator
+from transferkit.sampler.patch_transforms import ColorJitter, PatchTransform, RandomFlip
+from transferkit.sampler.schedule import generator
+from transferkit.sampler.stream import PatchBatch
 
 __all__ = [
     "NEON_SCALES",
@@ -28,7 +28,7 @@ __all__ = [
     "BackgroundFraction",
     "Balance",
     "ClassBalanced",
-    "ColourJitter",
+    "ColorJitter",
     "MultiscaleSampler",
     "PatchBatch",
     "PatchGrid",

@@ -39,7 +39,7 @@ class PositivesFirst:
 
     Background is drawn without replacement as far as it goes. An image that is short of background gives it over
     again, and one that has none gives its positives over again, so that every image gives exactly ``count``. Patches
-    labelled ``IGNORE`` are never chosen; an image that has no others gives those, for losses to skip.
+    labeled ``IGNORE`` are never chosen; an image that has no others gives those, for losses to skip.
 
     Example:
         >>> labels = torch.tensor([0, 0, 7, 0, -100, 0])

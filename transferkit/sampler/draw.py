@@ -12,9 +12,9 @@ from transferkit.errors import require
 from transferkit.labeling import BACKGROUND, IGNORE
 from transferkit.sampler.crop import crop_and_resize
 
-# Okabe and Ito's palette, safe for the colour-blind.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_GREY, _INK, _PAPER = "#999999", "#222222", "#FFFFFF"
+# Okabe and Ito's palette, safe for the color-blind.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_GRAY, _INK, _PAPER = "#999999", "#222222", "#FFFFFF"
 _GAP = 8
 _TEXT = 13
 
@@ -32,7 +32,7 @@ def draw_patches(
 ) -> Image.Image:
     """Draw a photo with the outlines of its patches, and beside it some of them as the network is given them.
 
-    Patches with an object have their class's colour, background is grey, and what is ignored is not outlined. Of the
+    Patches with an object have their class's color, background is gray, and what is ignored is not outlined. Of the
     background only some are outlined, and of every label only some are cut, evenly spaced.
 
     Args:
@@ -56,7 +56,7 @@ def draw_patches(
     photo = _outlined(image, boxes, labels, height, background)
     legend = _legend(labels, class_names, photo.width)
     chosen = [row for label in _by_interest(labels) for row in _some(labels == label, tiles).tolist()][:tiles]
-    frames = [_colours(labels)[label] for label in labels[chosen].tolist()]
+    frames = [_colors(labels)[label] for label in labels[chosen].tolist()]
     sheet = _sheet(image, boxes[chosen], frames, tile, photo.height + _GAP + legend.height)
     picture = Image.new("RGB", (photo.width + _GAP + sheet.width, sheet.height), _PAPER)
     picture.paste(photo, (0, 0))
@@ -68,38 +68,38 @@ def draw_patches(
 def _outlined(image: Tensor, boxes: Tensor, labels: Tensor, height: int, background: int) -> Image.Image:
     photo = Image.fromarray(image.cpu().permute(1, 2, 0).numpy())
     scale = height / photo.height
-    colours = _colours(labels)
+    colors = _colors(labels)
     photo = photo.resize((max(1, round(photo.width * scale)), height), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(photo)
     for label in reversed([label for label in _by_interest(labels) if label != IGNORE]):
         rows = _some(labels == label, background) if label == BACKGROUND else (labels == label).nonzero()[:, 0]
         for left, top, right, bottom in (boxes[rows] * scale).tolist():
             corners = (left, top, max(left, right - 1), max(top, bottom - 1))
-            pen.rectangle(corners, outline=colours[label], width=1 if label == BACKGROUND else 2)
+            pen.rectangle(corners, outline=colors[label], width=1 if label == BACKGROUND else 2)
     return photo
 
 
 def _legend(labels: Tensor, class_names: Sequence[str] | None, width: int) -> Image.Image:
-    """Write the labels with their colours and counts, as many in a line as fit."""
+    """Write the labels with their colors and counts, as many in a line as fit."""
     font = ImageFont.load_default(_TEXT)
     entries = [
-        (colour, f"{_name(label, class_names)} {int((labels == label).sum())}")
-        for label, colour in _colours(labels).items()
+        (color, f"{_name(label, class_names)} {int((labels == label).sum())}")
+        for label, color in _colors(labels).items()
     ]
     across = max([font.getlength(text) for _, text in entries], default=0) + 3 * _TEXT
     columns = max(1, int(width // max(across, 1)))
     line = round(1.5 * _TEXT)
     legend = Image.new("RGB", (width, line * -(-len(entries) // columns)), _PAPER)
     pen = ImageDraw.Draw(legend)
-    for place, (colour, text) in enumerate(entries):
+    for place, (color, text) in enumerate(entries):
         x, y = (place % columns) * across, (place // columns) * line
-        pen.rectangle((x, y + 2, x + _TEXT, y + 2 + _TEXT), fill=colour)
+        pen.rectangle((x, y + 2, x + _TEXT, y + 2 + _TEXT), fill=color)
         pen.text((x + 1.5 * _TEXT, y), text, fill=_INK, font=font)
     return legend
 
 
 def _sheet(image: Tensor, boxes: Tensor, frames: Sequence[str], tile: int, height: int) -> Image.Image:
-    """Lay cut patches in columns, each in a frame of its colour."""
+    """Lay cut patches in columns, each in a frame of its color."""
     step = tile + _GAP
     rows = max(1, height // step)
     sheet = Image.new("RGB", (max(1, step * -(-len(boxes) // rows)), max(height, step)), _PAPER)
@@ -126,11 +126,11 @@ def _some(chosen: Tensor, most: int) -> Tensor:
     return rows[:: max(1, -(-len(rows) // max(most, 1)))]
 
 
-def _colours(labels: Tensor) -> dict[int, str]:
-    """Return the colour of each label that occurs, in the order of :func:`_by_interest`."""
-    others = {BACKGROUND: _GREY, IGNORE: _INK}
+def _colors(labels: Tensor) -> dict[int, str]:
+    """Return the color of each label that occurs, in the order of :func:`_by_interest`."""
+    others = {BACKGROUND: _GRAY, IGNORE: _INK}
     return {
-        label: others.get(label, _COLOURS[place % len(_COLOURS)])
+        label: others.get(label, _COLORS[place % len(_COLORS)])
         for place, label in enumerate(_by_interest(labels))
     }
 

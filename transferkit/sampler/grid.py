@@ -25,7 +25,7 @@ def intervals(extent: Fraction, side: Fraction, count: int) -> list[tuple[float,
     """Return starts and ends of ``count`` intervals of length ``side`` that are spread evenly over ``[0, extent]``.
 
     ``start[i] = i * (extent - side) / (count - 1)``: the first begins at 0 and the last ends at ``extent``. A
-    single one is centred. The result is the nearest float of each: whole numbers over one denominator, divided once.
+    single one is centered. The result is the nearest float of each: whole numbers over one denominator, divided once.
     """
     room = extent - side
     places, steps = (range(count), count - 1) if count > 1 else (range(1, 2), 2)
@@ -40,7 +40,7 @@ class PatchGrid:
 
     At scale s the side is ``extent(shorter) / s``. Along each axis the fewest patches that cover it are laid
     evenly from edge to edge, ``n = ceil(extent / side)``, and ``density`` times as many where that is more than
-    one; or, with ``min_overlap``, as few as overlap their neighbours by that much. All of it is rational
+    one; or, with ``min_overlap``, as few as overlap their neighbors by that much. All of it is rational
     arithmetic: a float would tip ``ceil`` for some sizes and add a row of patches.
 
     Attributes:
@@ -55,7 +55,7 @@ class PatchGrid:
     References:
         The defaults are the recipe's of 2016. ``PatchGrid(min_overlap=0.5, target=500)`` is the paper's: Oquab,
         Bottou, Laptev, Sivic: Learning and transferring mid-level image representations using convolutional neural
-        networks, CVPR 2014, section 3.2, about 500 patches that overlap their neighbours by half or more.
+        networks, CVPR 2014, section 3.2, about 500 patches that overlap their neighbors by half or more.
 
     Example:
         >>> grid = PatchGrid()

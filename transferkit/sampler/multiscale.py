@@ -7,24 +7,27 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
+from transferkit.distributed import place_among_ranks
 from transferkit.errors import ArgumentError, require
 from transferkit.labeling import OverlapRule, Rule
-from transferkit.sampler.ahead import ahead
+from transferkit.sampler._choose import PatchChooser
+from transferkit.sampler._source import (
+    PatchSource,
+    PixelSource,
+    Proposals,
+    describe_data,
+    described,
+    require_same,
+    tellers_of,
+)
 from transferkit.sampler.balance import Balance, PositivesFirst, RandomSubset
-from transferkit.sampler.batch import PatchBatch
-from transferkit.sampler.choose import PatchChooser
 from transferkit.sampler.grid import PatchGrid
-from transferkit.sampler.identity import describe_data, described, require_same
-from transferkit.sampler.minibatches import Cutter
 from transferkit.sampler.patch_transforms import PatchTransform
-from transferkit.sampler.ranks import place_among_ranks
-from transferkit.sampler.source import PatchSource, PixelSource, Proposals
-from transferkit.sampler.stream import PatchStream
-from transferkit.sampler.views import tellers_of
+from transferkit.sampler.stream import Cutter, PatchBatch, PatchStream, ahead
 
 
 class MultiscaleSampler:
-    """Minibatches of labelled patches, cut at many scales from the images of a data set.
+    """Minibatches of labeled patches, cut at many scales from the images of a data set.
 
     Which patches an epoch holds depends on (seed, epoch, image) and nothing else: not on workers, ranks or device, on
     random numbers drawn elsewhere, or on where a run was resumed.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from transferkit.errors import require
 
-# Rec. 601 luma, as PIL converts to grey.
-_GREY = (0.299, 0.587, 0.114)
+# Rec. 601 luma, as PIL converts to gray.
+_GRAY = (0.299, 0.587, 0.114)
 
 
 class PatchTransform(Protocol):
@@ -53,13 +53,13 @@ class RandomFlip:
 
 
 @dataclass(frozen=True)
-class ColourJitter:
+class ColorJitter:
     """Change a patch's brightness, then its contrast, then its saturation, each by a random factor.
 
     Attributes:
         brightness: Half-width of the factor's range: 0.2 draws from 0.8 to 1.2.
-        contrast: The same, about the mean grey of the patch.
-        saturation: The same, about the grey of each pixel.
+        contrast: The same, about the mean gray of the patch.
+        saturation: The same, about the gray of each pixel.
     """
 
     brightness: float = 0.2
@@ -76,13 +76,13 @@ class ColourJitter:
         return 1 + widths * (2 * torch.rand(count, 3, generator=generator) - 1)
 
     def apply(self, pixels: Tensor, draws: Tensor) -> Tensor:
-        """Return the patches with other colours, within 0..255."""
+        """Return the patches with other colors, within 0..255."""
         brightness, contrast, saturation = draws.float()[:, :, None, None, None].unbind(dim=1)  # (B, 1, 1, 1)
         values = pixels.float()
-        grey = torch.einsum("bchw,c->bhw", values, torch.tensor(_GREY, device=pixels.device))[:, None]
-        # All three are linear, so together they are a part of the pixel, a part of its grey, and a constant.
+        gray = torch.einsum("bchw,c->bhw", values, torch.tensor(_GRAY, device=pixels.device))[:, None]
+        # All three are linear, so together they are a part of the pixel, a part of its gray, and a constant.
         gain = brightness * contrast
-        mean = grey.mean(dim=(2, 3), keepdim=True)
-        offset = gain * (1 - saturation) * grey + brightness * (1 - contrast) * mean
+        mean = gray.mean(dim=(2, 3), keepdim=True)
+        offset = gain * (1 - saturation) * gray + brightness * (1 - contrast) * mean
         values = (values * (gain * saturation)).add_(offset).clamp_(0, 255)
         return values.to(pixels.dtype) if pixels.is_floating_point() else values.add_(0.5).to(pixels.dtype)

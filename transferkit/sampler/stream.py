@@ -3,19 +3,234 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from queue import Empty, Queue
+from threading import Event, Thread
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from transferkit.errors import DataError
-from transferkit.sampler.ahead import Placed
-from transferkit.sampler.choose import BadImage, ChosenPatches, PatchChooser
-from transferkit.sampler.counts import patch_counts
-from transferkit.sampler.minibatches import Cutter
-from transferkit.sampler.schedule import Schedule, Scheduler
+from transferkit.labeling import IGNORE
+from transferkit.sampler._choose import BadImage, ChosenPatches, PatchChooser, patch_counts
+from transferkit.sampler._source import PatchSource
+from transferkit.sampler.patch_transforms import PatchTransform
+from transferkit.sampler.schedule import Schedule, Scheduler, generator
+
+
+@dataclass(frozen=True, eq=False)
+class PatchBatch:
+    """A minibatch of patches.
+
+    Attributes:
+        pixels: (B, 3, S, S), uint8 or floating in 0..255, RGB, on the sampler's device.
+        labels: (B,) int64 on the same device: class, 0 for background, ``IGNORE``.
+        boxes: (B, 4) float64 on the cpu: xyxy, pixels, in the patch's image.
+        image_index: (B,) int64 on the cpu: the image's place in the data set.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    boxes: Tensor
+    image_index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        shown = int((self.labels > 0).sum())
+        pixels = f"pixels {tuple(self.pixels.shape)} {str(self.pixels.dtype).removeprefix('torch.')}"
+        images = len(self.image_index.unique())  # type: ignore[no-untyped-call]
+        return f"PatchBatch({pixels}, {shown} with an object, of {images} images)"
+
+
+# From the chosen patches of a group of images to minibatches of pixels.
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """Makes minibatches; the settings it needs.
+
+    Attributes:
+        source: Makes patches of what was chosen.
+        batch_size: B.
+        transforms: Made to every patch, in this order.
+        shuffle: Shuffle the patches of a group among its minibatches.
+        drop_last: Leave out a minibatch that is not full.
+        seed: Of all random choices.
+        device: Where patches are cut and stay.
+    """
+
+    source: PatchSource
+    batch_size: int
+    transforms: tuple[PatchTransform, ...]
+    shuffle: bool
+    drop_last: bool
+    seed: int
+    device: torch.device
+
+    def minibatches(self, group: Sequence[ChosenPatches], epoch: int, first: int = 0) -> Iterator[PatchBatch]:
+        """Yield the minibatches of a group of images, from the ``first``-th on.
+
+        The patches of a single image are cut all at once, since patches of a grid share most of the work. Those of
+        several images are cut when their turn comes, so that memory is bounded by the images and one minibatch.
+        """
+        boxes = torch.cat([chosen.boxes for chosen in group])
+        labels = torch.cat([chosen.labels for chosen in group])
+        member = torch.repeat_interleave(torch.tensor([len(chosen.labels) for chosen in group]))
+        draws = self._draws(group, epoch)
+        contents = [chosen.content.to(self.device, non_blocking=True) for chosen in group]
+        order = self._order(group, epoch)
+        whole = self.source.make(contents[0], boxes, order) if len(group) == 1 else None
+        for start in range(first * self.batch_size, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            if whole is not None:
+                pixels = whole[start : start + self.batch_size]
+            else:
+                pixels = self._make_from_several(group, contents, member, rows)
+            for transform, drawn in zip(self.transforms, draws, strict=True):
+                pixels = transform.apply(pixels, drawn[rows].to(self.device, non_blocking=True))
+            yield PatchBatch(
+                pixels,
+                labels[rows].to(self.device, non_blocking=True),
+                boxes[rows],
+                torch.tensor([chosen.image_index for chosen in group])[member[rows]],
+            )
+
+    def filler(self) -> PatchBatch:
+        """Return a minibatch that trains nothing: black patches of no image (-1), labeled ``IGNORE``."""
+        count = self.batch_size
+        return PatchBatch(
+            self.source.blank(count, self.device),
+            torch.full((count,), IGNORE, device=self.device),
+            torch.zeros(count, 4, dtype=torch.float64),
+            torch.full((count,), -1),
+        )
+
+    def _order(self, group: Sequence[ChosenPatches], epoch: int) -> Tensor:
+        """Return the order of the group's patches, numbered image by image."""
+        count = sum(len(chosen.labels) for chosen in group)
+        order = torch.arange(count)
+        if self.shuffle:
+            indices = (chosen.image_index for chosen in group)
+            order = torch.randperm(count, generator=generator(self.seed, epoch, *indices, "mix"))
+        return order[: count - count % self.batch_size] if self.drop_last else order
+
+    def _draws(self, group: Sequence[ChosenPatches], epoch: int) -> list[Tensor]:
+        """Return what each transform draws for each of the group's patches."""
+        return [
+            torch.cat(
+                [
+                    transform.draw(
+                        len(chosen.labels), generator(self.seed, epoch, chosen.image_index, "transform", place)
+                    )
+                    for chosen in group
+                ]
+            )
+            for place, transform in enumerate(self.transforms)
+        ]
+
+    def _make_from_several(
+        self, group: Sequence[ChosenPatches], contents: Sequence[Tensor], member: Tensor, rows: Tensor
+    ) -> Tensor:
+        """Make the group's patches ``rows``, (B,), each of the image that ``member`` says."""
+        first = torch.tensor([0, *(len(chosen.labels) for chosen in group)]).cumsum(
+            0
+        )  # of each image's patches
+        made: Tensor | None = None
+        for place in torch.unique(member[rows]).tolist():
+            here = (member[rows] == place).nonzero()[:, 0]
+            some = self.source.make(contents[place], group[place].boxes, rows[here] - first[place])
+            if made is None:
+                made = some.new_empty(len(rows), *some.shape[1:])
+            made[here.to(made.device)] = some
+        return self.source.blank(0, self.device) if made is None else made
+
+
+# Prepare the next minibatches while the device works on this one.
+
+Placed = tuple[int, PatchBatch]
+
+"""A minibatch with its place in the epoch."""
+
+_AHEAD = 2  # minibatches that are ready at most, besides the one in work
+
+
+def ahead(batches: Iterator[Placed], device: torch.device) -> Iterator[Placed]:
+    """Yield ``batches``, on cuda made by a thread and on a stream of their own.
+
+    To plan, upload and cut a photo's patches keeps the host busy about as long as to launch the model's work on them:
+    with one thread for both a GPU idled for a third of the time. The model's stream waits for a minibatch only if it
+    is not there yet. Elsewhere nothing runs beside the caller, and this changes nothing.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    maker = _Maker(batches, device)
+    try:
+        for placed, done in maker:
+            consumer = torch.cuda.current_stream(device)
+            consumer.wait_event(done)
+            # The allocator must not give this memory away before the consumer's stream is through with it.
+            placed[1].pixels.record_stream(consumer)
+            placed[1].labels.record_stream(consumer)
+            yield placed
+    finally:
+        maker.stop()
+
+
+class _Maker:
+    """Makes minibatches in a thread, each with an event that comes when it is ready on the device."""
+
+    def __init__(self, batches: Iterator[Placed], device: torch.device) -> None:
+        self._batches, self._device = batches, device
+        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._made: Queue[tuple[Placed, torch.cuda.Event] | BaseException | None] = Queue(_AHEAD)
+        self._stopped = Event()
+        # The first is made by the caller, so that workers are started from its thread, as they should be.
+        self._first = self._launch()
+        self._thread = Thread(target=self._work, name="transferkit-ahead", daemon=True)
+
+    def __iter__(self) -> Iterator[tuple[Placed, torch.cuda.Event]]:
+        if self._first is None:
+            return
+        self._thread.start()
+        yield self._first
+        while (made := self._made.get()) is not None:
+            if isinstance(made, BaseException):
+                raise made
+            yield made
+
+    def stop(self) -> None:
+        """End the thread, whatever it is at."""
+        self._stopped.set()
+        while self._thread.is_alive():
+            try:
+                self._made.get(timeout=0.01)  # it may wait for room
+            except Empty:
+                continue
+        self._batches.close()  # type: ignore[attr-defined]
+
+    def _work(self) -> None:
+        try:
+            while not self._stopped.is_set():
+                made = self._launch()
+                self._made.put(made)
+                if made is None:
+                    return
+        except BaseException as error:  # for the thread that iterates to raise
+            self._made.put(error)
+
+    def _launch(self) -> tuple[Placed, torch.cuda.Event] | None:
+        with torch.cuda.stream(self._side):
+            placed = next(self._batches, None)
+            return None if placed is None else (placed, self._side.record_event())
+
+
+# One epoch's minibatches from any place on: images come from workers, and their patches are cut here.
 
 
 @dataclass(eq=False)

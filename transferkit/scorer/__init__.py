@@ -7,16 +7,11 @@ in use.
 
 from __future__ import annotations
 
-from transferkit.scorer.ap_rule import ALL_RULES, NEON, VOC2007, VOC2010, APRule
-from transferkit.scorer.average_precision import average_precision
-from transferkit.scorer.devkit_files import read_devkit_results, write_devkit_results
-from transferkit.scorer.evaluate import evaluate
-from transferkit.scorer.extremes import Extremes, find_extremes
-from transferkit.scorer.image_scorer import ImageScorer, Scorer
-from transferkit.scorer.localization import LocalizationMeter, LocalizationResult
-from transferkit.scorer.patch_log import PatchLog
-from transferkit.scorer.result import ClassificationResult, Interval
-from transferkit.scorer.score_map import map_box, map_peak, score_map
+from transferkit.scorer.ap_rules import ALL_RULES, NEON, VOC2007, VOC2010, APRule, average_precision
+from transferkit.scorer.evaluation import Extremes, evaluate, find_extremes
+from transferkit.scorer.image_scorer import ImageScorer, PatchLog, Scorer
+from transferkit.scorer.localization import LocalizationMeter, LocalizationResult, map_box, map_peak, score_map
+from transferkit.scorer.result import ClassificationResult, Interval, read_devkit_results, write_devkit_results
 
 __all__ = [
     "ALL_RULES",

@@ -10,13 +10,81 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from transferkit.distributed import in_process_group
 from transferkit.errors import ArgumentError, StateError, require
-from transferkit.scorer.across_ranks import gather_tallies, in_process_group
-from transferkit.scorer.checks import check_batch
-from transferkit.scorer.tally import Tally, combine, tally_batch
+from transferkit.scorer._tally import Tally, combine, gather_objects, gather_tallies, tally_batch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+BACKGROUND = "background"  # the class that no evaluation counts
+
+# An average of float32 probabilities may exceed 1 by a rounding.
+_SLACK = 1e-6
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+_NOT_INTEGER = (torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_batch(
+    probs: Tensor, image_index: Tensor, boxes: Tensor | None, num_images: int, num_classes: int, *, values: bool
+) -> None:
+    """Raise ``ArgumentError`` unless the batch fits a scorer of N images and K classes.
+
+    Args:
+        probs: (B, K) probabilities.
+        image_index: (B,) integers.
+        boxes: (B, 4) or ``None``.
+        num_images: N.
+        num_classes: K.
+        values: Whether to look at the values too, which waits for their device.
+    """
+    problems = []
+    if probs.ndim != 2 or probs.shape[1] != num_classes or not probs.is_floating_point():
+        problems.append(f"probs must be (B, {num_classes}) floats, got {tuple(probs.shape)} {probs.dtype}")
+    if image_index.shape != probs.shape[:1] or image_index.dtype not in _INTEGERS:
+        found = f"{tuple(image_index.shape)} {image_index.dtype}"
+        problems.append(f"image_index must be one integer per patch, (B,), got {found}")
+    if boxes is not None and boxes.shape != (*probs.shape[:1], 4):
+        problems.append(f"boxes must be one xyxy box per patch, (B, 4), got {tuple(boxes.shape)}")
+    if not problems and values:
+        problems = [*_wrong_images(image_index, num_images), *_wrong_probs(probs, image_index)]
+        problems += [] if boxes is None else _wrong_boxes(boxes)
+    if problems:
+        raise ArgumentError("; ".join(problems))
+
+
+def _wrong_images(image_index: Tensor, num_images: int) -> list[str]:
+    wrong = (image_index < 0) | (image_index >= num_images)
+    if not wrong.any():
+        return []
+    row = int(wrong.nonzero()[0])
+    return [f"image_index must lie in 0..{num_images - 1}, got {int(image_index[row])} at row {row}"]
+
+
+def _wrong_probs(probs: Tensor, image_index: Tensor) -> list[str]:
+    wrong = ~((probs >= 0) & (probs <= 1 + _SLACK))  # also true for NaN
+    if not wrong.any():
+        return []
+    row, column = (int(i) for i in wrong.nonzero()[0])
+    value = float(probs[row, column])
+    step = "the network gives NaN" if value != value else "give probabilities (softmax), not logits"
+    place = f"row {row}, class {column}, image {int(image_index[row])}"
+    return [f"probs must lie in 0..1, got {value:g} at {place} ({int(wrong.sum())} such values): {step}"]
+
+
+def _wrong_boxes(boxes: Tensor) -> list[str]:
+    wrong = ~(boxes.isfinite().all(dim=1) & (boxes[:, :2] <= boxes[:, 2:]).all(dim=1))
+    if not wrong.any():
+        return []
+    row = int(wrong.nonzero()[0])
+    found = [round(value, 3) for value in boxes[row].tolist()]
+    return [f"boxes must be finite, xmin <= xmax and ymin <= ymax, got {found} at row {row}"]
+
+
+# From the class probabilities of patches to a score per image and class.
 
 Reduction = Literal["sum", "mean"]
 
@@ -36,7 +104,7 @@ class ImageScorer:
     """Sum or average ``p ** exponent`` over the patches of each image.
 
     Patches come in any order, any number per image, any batch size; images may be interleaved. The sums are
-    kept in float64 relative to their largest term (see :mod:`transferkit.scorer.tally`), so nothing underflows.
+    kept in float64 relative to their largest term (see :mod:`transferkit.scorer._tally`), so nothing underflows.
 
     Args:
         num_images: N.
@@ -213,3 +281,90 @@ class ImageScorer:
         if state["settings"] != self.settings():
             raise StateError(f"the state was saved with {state['settings']}, this scorer has {self.settings()}")
         self._tally = Tally(**{name: state[name].to(self.device).clone() for name in names})
+
+
+# The probabilities of every patch, kept for maps and for any exponent afterwards.
+
+
+class PatchLog:
+    """Keep all patches of a test run in memory, in float32 on the cpu: 4 K + 24 bytes per patch.
+
+    It takes the batches that an :class:`ImageScorer` takes and gives the same scores, for one exponent after
+    another; the maps of an image come from its patches.
+
+    Args:
+        num_images: N.
+        num_classes: K, background included.
+        exponent: What :meth:`compute` uses unless told otherwise.
+        reduction: Likewise.
+
+    Example:
+        >>> log = PatchLog(num_images=1, num_classes=2)
+        >>> boxes = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8]])
+        >>> log.add_batch(torch.tensor([[0.5, 0.5], [0.0, 1.0]]), torch.tensor([0, 0]), boxes)
+        >>> [log.compute(exponent).tolist() for exponent in (1, 2)]
+        [[[0.5, 1.5]], [[0.25, 1.25]]]
+    """
+
+    def __init__(
+        self, num_images: int, num_classes: int, exponent: float = 5, reduction: Reduction = "sum"
+    ) -> None:
+        ImageScorer(num_images, num_classes, exponent, reduction)  # refuses what is out of range
+        self.num_images = num_images
+        self.num_classes = num_classes
+        self.exponent = exponent
+        self.reduction: Reduction = reduction
+        self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add_batch(self, probs: Tensor, image_index: Tensor, boxes: Tensor | None = None) -> None:
+        """Take in a batch of patches; see :meth:`ImageScorer.add_batch`. Here the boxes are needed.
+
+        Raises:
+            ArgumentError: No boxes, or a batch that an :class:`ImageScorer` would refuse.
+        """
+        if boxes is None:
+            raise ArgumentError("boxes must be given: maps are drawn from where the patches lie")
+        check_batch(probs, image_index, boxes, self.num_images, self.num_classes, values=True)
+        batch = (probs.detach().float(), image_index.detach().long(), boxes.detach().float())
+        self._batches.append((batch[0].cpu(), batch[1].cpu(), batch[2].cpu()))
+
+    def compute(
+        self, exponent: float | None = None, reduction: Reduction | None = None, *, log: bool = False
+    ) -> Tensor:
+        """Return the (N, K) float64 scores that an :class:`ImageScorer` with these settings gives.
+
+        Args:
+            exponent: Unless that of this log.
+            reduction: Likewise.
+            log: Return their logarithm; see :meth:`ImageScorer.compute`.
+        """
+        exponent = self.exponent if exponent is None else exponent
+        reduction = self.reduction if reduction is None else reduction
+        scorer = ImageScorer(self.num_images, self.num_classes, exponent, reduction, validate=False)
+        for probs, image_index, boxes in self._batches:
+            scorer.add_batch(probs, image_index, boxes)
+        return scorer.compute(log)
+
+    def patches(self, image: int) -> tuple[Tensor, Tensor]:
+        """Return the (P, K) probabilities and (P, 4) boxes of one image, in the order they came."""
+        self._sort()
+        probs, image_index, boxes = self._batches[0]
+        first, end = torch.searchsorted(image_index, torch.tensor([image, image + 1])).tolist()
+        return probs[first:end], boxes[first:end]
+
+    def across_ranks(self, group: ProcessGroup | None = None) -> PatchLog:
+        """Return a log of what all ranks of a distributed run have seen; see :meth:`ImageScorer.across_ranks`."""
+        whole = PatchLog(self.num_images, self.num_classes, self.exponent, self.reduction)
+        whole._batches = [batch for batches in gather_objects(self._batches, group) for batch in batches]
+        return whole
+
+    def _sort(self) -> None:
+        """Make one batch of all, image after image."""
+        if len(self._batches) == 1 and not (self._batches[0][1].diff() < 0).any():
+            return
+        empty = (torch.zeros(0, self.num_classes), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+        probs, image_index, boxes = (
+            torch.cat(parts) for parts in zip(*(self._batches or [empty]), strict=True)
+        )
+        image_index, order = image_index.sort(stable=True)
+        self._batches = [(probs[order], image_index, boxes[order])]

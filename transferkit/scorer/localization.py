@@ -1,4 +1,4 @@
-"""Does a classifier of patches know where things are? Pointing accuracy and the correct-localisation rate."""
+"""Where in an image a class is seen, and whether that is where it is."""
 
 from __future__ import annotations
 
@@ -12,9 +12,115 @@ from torch import Tensor
 
 from transferkit.boxes import iou
 from transferkit.errors import require
-from transferkit.scorer.checks import BACKGROUND
-from transferkit.scorer.score_map import map_box, map_peak, score_map
-from transferkit.scorer.table import markdown_table, number_or_none, percent, plain_table
+from transferkit.scorer.image_scorer import BACKGROUND
+from transferkit.scorer.result import markdown_table, number_or_none, percent, plain_table
+
+# Pixels whose scores differ by less than this share of the maximum are equally high: the same patches were
+# summed in another order.
+_LEVEL = 1e-9
+
+
+def score_map(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], exponent: float = 1) -> Tensor:
+    """Return, for every pixel, the sum of ``p ** exponent`` over the patches, each weighted by its nearness.
+
+    A patch counts fully at its center and less and less toward its rim, where it ends: ``(1 - |u|) (1 - |v|)``
+    with u and v from -1 to 1 across it. It is a class's patch if it holds most of an object, which then lies about
+    its middle; smaller patches inside the object are background. Therefore neither of two simpler maps will do.
+    The mean over the patches that cover a pixel is highest where few do, beside the object or at the photo's
+    rim; the plain sum is level wherever the same patches overlap. With probabilities simulated from the labels of
+    100 photos' patches the maximum lay in the object in 82.4 % of the cases (plain sum 72.2, mean 38.0, the middle
+    of the photo 71.3; tests/benchmarks/map_readings.py), and with AlexNet's features of 150 photos in 71.4 % (71.4,
+    43.2, 65.7; tests/benchmarks/scores_on_photos.py). Large exponents, which help to tell photos apart, leave
+    fewer patches to tell places apart: with 5 it was 79.6 %.
+
+    Args:
+        probs: (P, K) probabilities.
+        boxes: (P, 4) xyxy, pixels; need not lie on whole pixels.
+        image_size: ``(height, width)``, pixels.
+        exponent: Positive; with ``math.inf`` the best patch of each class counts alone.
+
+    Returns:
+        (K, H, W) float64; 0 where no patch reaches.
+
+    Raises:
+        ArgumentError: One box per patch is not given, or an exponent out of range.
+    """
+    require(boxes.shape == (len(probs), 4), "boxes", f"({len(probs)}, 4), one per patch", tuple(boxes.shape))
+    require(exponent > 0, "exponent", "positive, or math.inf for the best patch", exponent)
+    probs, boxes = probs.double(), boxes.double().to(probs.device)
+    if math.isinf(exponent):
+        best = probs.amax(dim=0) if len(probs) else 0.0
+        scores = torch.where(probs == best, probs, 0.0)
+    else:
+        scores = probs.pow(exponent)
+    rows = _nearness(boxes[:, 1], boxes[:, 3], image_size[0])  # (P, H)
+    columns = _nearness(boxes[:, 0], boxes[:, 2], image_size[1])  # (P, W)
+    return torch.stack([(rows * score[:, None]).T @ columns for score in scores.unbind(dim=1)])
+
+
+def _nearness(start: Tensor, end: Tensor, length: int) -> Tensor:
+    """Return the (P, length) weight of pixel centers along one axis: 1 in a patch's middle, 0 from its ends on."""
+    centers = torch.arange(length, dtype=start.dtype, device=start.device) + 0.5
+    half = ((end - start) / 2).clamp(min=1e-9)[:, None]
+    return (1 - (centers - (start[:, None] + half)).abs() / half).clamp(min=0)
+
+
+def map_peak(values: Tensor) -> tuple[float, float]:
+    """Return the highest point of a map as ``(x, y)`` in pixels.
+
+    A map is made of flat pieces; of all the pixels at the top, the one nearest to their common center is taken.
+
+    Args:
+        values: (H, W).
+    """
+    top = (values >= values.max() - _LEVEL * values.max().abs()).nonzero().double()  # (T, 2) as (y, x)
+    y, x = top[(top - top.mean(dim=0)).square().sum(dim=1).argmin()].tolist()
+    return x + 0.5, y + 0.5
+
+
+def map_box(values: Tensor, threshold: float = 0.25) -> Tensor:
+    """Return the box around the part of a map that hangs together with its peak.
+
+    A quarter of the maximum is where the map of one patch has lost three quarters of its way to the rim: the box
+    has 56 % of the patch's area, as an object has that was labeled by how much of the patch it fills.
+
+    Args:
+        values: (H, W), not negative.
+        threshold: The share of the maximum from which a pixel belongs.
+
+    Returns:
+        (4,) float64 xyxy, pixels.
+    """
+    require(0 < threshold <= 1, "threshold", "above 0 and at most 1", threshold)
+    x, y = map_peak(values)
+    region = _region_around(values >= threshold * (1 - _LEVEL) * values.max(), int(y), int(x))
+    rows, columns = region.any(dim=1).nonzero()[:, 0], region.any(dim=0).nonzero()[:, 0]
+    box = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    return box.double()
+
+
+def _region_around(mask: Tensor, y: int, x: int) -> Tensor:
+    """Return the part of an (H, W) mask that is joined to one of its pixels by steps along rows and columns."""
+    region = torch.zeros_like(mask)
+    region[y, x] = True
+    while True:
+        grown = _along_rows(_along_rows(region, mask).T, mask.T).T
+        if torch.equal(grown, region):
+            return region
+        region = grown
+
+
+def _along_rows(region: Tensor, mask: Tensor) -> Tensor:
+    """Return ``region`` grown over every unbroken run of ``mask`` in a row that it touches."""
+    width = mask.shape[1]
+    # A run is numbered by the gaps before it in its row.
+    run = (~mask).long().cumsum(dim=1) + (width + 1) * torch.arange(len(mask), device=mask.device)[:, None]
+    touched = torch.zeros((width + 1) * len(mask), dtype=torch.bool, device=mask.device)
+    touched[run[region]] = True
+    return touched[run] & mask
+
+
+# Does a classifier of patches know where things are? Pointing accuracy and the correct-localization rate.
 
 
 @dataclass(frozen=True)
@@ -24,21 +130,21 @@ class Rates:
     Attributes:
         pointing: The map's maximum lies in an object of the class.
         chance: A point drawn anywhere in the image would.
-        centre: The middle of the image would.
+        center: The middle of the image would.
         corloc: The map's box overlaps an object of the class by half (IoU).
         whole_image: The box of the whole image would.
     """
 
     pointing: float = math.nan
     chance: float = math.nan
-    centre: float = math.nan
+    center: float = math.nan
     corloc: float = math.nan
     whole_image: float = math.nan
 
 
 @dataclass(frozen=True)
 class LocalizationResult:
-    """Localisation per class.
+    """Localization per class.
 
     Attributes:
         class_names: The C classes, background not among them.
@@ -89,7 +195,7 @@ class LocalizationResult:
 
 
 class LocalizationMeter:
-    """Collect localisation rates image by image.
+    """Collect localization rates image by image.
 
     An image counts for each class of which it holds an object that is not difficult; the object found may be
     any of the class.
@@ -157,13 +263,13 @@ def _locate(values: Tensor, objects: Tensor, threshold: float, tolerance: float)
     """Return the fields of :class:`Rates` for one map, each 0 or 1 but for the chance."""
     values = values.cpu()
     height, width = values.shape
-    centre = (width / 2, height / 2)
+    center = (width / 2, height / 2)
     found = map_box(values, threshold)[None]
     whole = torch.tensor([[0.0, 0.0, width, height]], dtype=torch.float64)
     return [
         float(_inside(map_peak(values), objects, tolerance)),
         _covered_share(objects, (height, width), tolerance),
-        float(_inside(centre, objects, tolerance)),
+        float(_inside(center, objects, tolerance)),
         float((iou(found, objects) >= 0.5).any()),
         float((iou(whole, objects) >= 0.5).any()),
     ]
@@ -177,7 +283,7 @@ def _inside(point: tuple[float, float], boxes: Tensor, tolerance: float) -> bool
 
 
 def _covered_share(boxes: Tensor, image_size: tuple[int, int], tolerance: float) -> float:
-    """Return the share of pixels whose centre lies in any of the boxes."""
+    """Return the share of pixels whose center lies in any of the boxes."""
     y, x = (torch.arange(length, dtype=boxes.dtype) + 0.5 for length in image_size)
     x0, y0, x1, y1 = (boxes + boxes.new_tensor([-tolerance, -tolerance, tolerance, tolerance])).unbind(dim=1)
     across = (x0[:, None] <= x) & (x < x1[:, None])  # (N, W)

@@ -10,12 +10,10 @@ bucket), ``plan``, ``refusal``, ``stage`` (the values), ``write`` (the only plac
 ``account`` is what a plan and a report share; ``rows`` and ``table`` print it.
 """
 
-from transferkit.transfer.freeze import freeze, frozen_layers, unfreeze
+from transferkit.transfer.account import TransferPlan, TransferReport
+from transferkit.transfer.freezing import freeze, frozen_layers, unfreeze
 from transferkit.transfer.handlers import Handler, register_handler
-from transferkit.transfer.plan import TransferPlan
-from transferkit.transfer.report import TransferReport
-from transferkit.transfer.rules import after, before, by_index, by_kind, by_name, every
-from transferkit.transfer.select import Predicate, Rule
+from transferkit.transfer.select import Predicate, Rule, after, before, by_index, by_kind, by_name, every
 from transferkit.transfer.structure import ByStructure
 from transferkit.transfer.weight_transfer import WeightTransfer, transfer_layer
 

@@ -9,10 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import nn
 
-from transferkit.transfer.entry import MOVED, Entry, StateLine
-from transferkit.transfer.origin import Origin
-from transferkit.transfer.table import render_html, render_text
+from transferkit.errors import TransferError
+from transferkit.transfer._entry import MOVED, Entry, Origin, StateLine
+from transferkit.transfer._table import nothing_moves, refusal, render_html, render_text
+from transferkit.transfer.freezing import parameter_groups
 
 SomeAccount = TypeVar("SomeAccount", bound="Account")
 
@@ -151,3 +153,69 @@ def versions() -> dict[str, str]:
     except PackageNotFoundError:  # run from a checkout that is not installed
         own = "not installed"
     return {"transferkit": own, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+# What a transfer would do, and whether it may.
+
+
+@dataclass(frozen=True)
+class TransferPlan(Account):
+    """What :meth:`WeightTransfer.apply` would do, from shapes alone: print it, compare it, store it."""
+
+    @property
+    def problems(self) -> tuple[Entry, ...]:
+        """The entries that no rule explains: mismatched, or missing without being allowed to."""
+        return tuple(entry for entry in self.entries if entry.is_problem)
+
+    def check(self) -> None:
+        """Raise what :meth:`WeightTransfer.apply` would raise for this plan.
+
+        Raises:
+            TransferError: Tensors are missing or mismatched, or nothing would be moved. The message lists all
+                of them with what to do next.
+        """
+        problems = self.problems
+        if problems:
+            raise TransferError(refusal(self, problems))
+        if not any(entry.bucket in MOVED for entry in self.entries):
+            raise TransferError(nothing_moves(self))
+
+
+# What a transfer did, and what training needs to know of it.
+
+
+@dataclass(frozen=True)
+class TransferReport(Account):
+    """What a transfer did: every tensor of source and target in exactly one bucket."""
+
+    @property
+    def moved(self) -> tuple[str, ...]:
+        """Keys of the target tensors that hold the source's values now: copied, adapted, cast or tied."""
+        return tuple(entry.key for entry in self.entries if entry.bucket in MOVED)
+
+    def parameter_groups(
+        self,
+        model: nn.Module,
+        *,
+        transferred: Mapping[str, Any],
+        new: Mapping[str, Any],
+        decay_biases_and_norms: bool = True,
+    ) -> list[dict[str, Any]]:
+        """Split the model's trainable parameters into groups for an optimizer.
+
+        Args:
+            model: The model that was transferred to; also after its head was replaced or layers were frozen.
+            transferred: Options of the groups of transferred parameters, ``{"lr": 1e-5}``.
+            new: Options of the groups of all others, ``{"lr": 1e-3}``.
+            decay_biases_and_norms: ``False`` gives biases and norm layers groups with ``weight_decay`` 0.
+
+        Raises:
+            ArgumentError: Nothing in the model is trainable.
+        """
+        return parameter_groups(
+            model,
+            set(self.moved),
+            transferred=transferred,
+            new=new,
+            decay_biases_and_norms=decay_biases_and_norms,
+        )

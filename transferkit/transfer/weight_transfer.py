@@ -15,25 +15,16 @@ from torch.optim import Optimizer
 from transferkit.checkpoints import Checkpoint, read_checkpoint
 from transferkit.errors import ArgumentError
 from transferkit.layers import Layer
-from transferkit.transfer.account import versions
-from transferkit.transfer.allow import AllowMissing, allowance
-from transferkit.transfer.choose import Chooser, Handlers
-from transferkit.transfer.conversion import Conversion
-from transferkit.transfer.decide import decide
-from transferkit.transfer.entry import WRITTEN
-from transferkit.transfer.mapping import Pairing, map_by_name, map_by_order, renaming
-from transferkit.transfer.materialise import materialise, require_real
-from transferkit.transfer.origin import Origin
-from transferkit.transfer.plan import TransferPlan
-from transferkit.transfer.report import TransferReport
-from transferkit.transfer.rules import every
-from transferkit.transfer.select import Predicate, select_layers
-from transferkit.transfer.stage import stage, unchecked
-from transferkit.transfer.states import NO_STATES, install_states, move_states, optimizer_notes
+from transferkit.transfer._conversion import Chooser, Conversion, Handlers
+from transferkit.transfer._decide import AllowMissing, allowance, decide
+from transferkit.transfer._entry import WRITTEN, Origin
+from transferkit.transfer._mapping import Pairing, map_by_name, map_by_order, renaming
+from transferkit.transfer._states import NO_STATES, install_states, move_states, optimizer_notes
+from transferkit.transfer._target import Target, settle_ties, tie_groups
+from transferkit.transfer._write import Transaction, materialize, require_real, stage, unchecked
+from transferkit.transfer.account import TransferPlan, TransferReport, versions
+from transferkit.transfer.select import Predicate, every, select_layers
 from transferkit.transfer.structure import ByStructure, map_by_structure
-from transferkit.transfer.target import Target
-from transferkit.transfer.ties import settle_ties, tie_groups
-from transferkit.transfer.write import Transaction
 
 MappingRule = str | ByStructure | Mapping[str | re.Pattern[str], str] | Callable[[str], str]
 Source = Checkpoint | nn.Module | Mapping[str, Tensor] | Sequence[Layer] | str | os.PathLike[str]
@@ -62,7 +53,7 @@ class WeightTransfer:
         on_mismatch: ``"error"``, or ``"adapt"`` to try every registered handler on what does not fit.
         allow_missing: Globs (``"classifier.*"``) or a rule for what the source need not have.
         load_states: Also move optimizer state (momentum, moving averages, step counts) of the layers.
-        device: Where parameters of a model on the meta device are materialised.
+        device: Where parameters of a model on the meta device are materialized.
 
     Example:
         >>> from transferkit.transfer import before
@@ -138,7 +129,7 @@ class WeightTransfer:
         if optimizer is not None:
             require_real(optimizer)
         with Transaction() as transaction:
-            made = materialise(target, plan.entries, self.device, transaction)
+            made = materialize(target, plan.entries, self.device, transaction)
             if optimizer is not None:
                 install_states(optimizer, moved.states, transaction)
             transaction.write([write.onto(made.get(id(write.destination))) for write in writes])

@@ -31,9 +31,9 @@ def rgb() -> nn.Conv2d:
     return nn.Conv2d(3, 8, 3)
 
 
-def test_grey_is_seen_as_rgb(rgb):
-    grey = torch.rand(2, 1, 9, 9)
-    assert torch.allclose(moved(rgb, 1, "input_channels")(grey), rgb(grey.expand(-1, 3, -1, -1)), atol=1e-6)
+def test_gray_is_seen_as_rgb(rgb):
+    gray = torch.rand(2, 1, 9, 9)
+    assert torch.allclose(moved(rgb, 1, "input_channels")(gray), rgb(gray.expand(-1, 3, -1, -1)), atol=1e-6)
 
 
 def test_one_channel_to_three_sees_their_mean():
@@ -49,11 +49,11 @@ def test_further_channels_start_unseen(rgb):
     assert torch.allclose(moved(rgb, 5, "input_channels")(image), rgb(image[:, :3]), atol=1e-6)
 
 
-def test_fewer_channels_keep_the_response_to_grey(rgb):
-    grey = torch.full((1, 2, 9, 9), 0.7)
+def test_fewer_channels_keep_the_response_to_gray(rgb):
+    gray = torch.full((1, 2, 9, 9), 0.7)
     weight = moved(rgb, 2, "input_channels").weight
     assert torch.allclose(weight, rgb.weight[:, :2] * 1.5)
-    assert weight.shape == (8, 2, 3, 3) and torch.isfinite(moved(rgb, 2, "input_channels")(grey)).all()
+    assert weight.shape == (8, 2, 3, 3) and torch.isfinite(moved(rgb, 2, "input_channels")(gray)).all()
 
 
 def test_bgr_is_the_reversed_kernel_bit_for_bit(rgb):
@@ -64,7 +64,7 @@ def test_bgr_is_the_reversed_kernel_bit_for_bit(rgb):
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**31), st.booleans(), st.sampled_from([1, 3, 4]))
-def test_raw_pixels_go_in_where_normalised_ones_did(seed, bias, channels):
+def test_raw_pixels_go_in_where_normalized_ones_did(seed, bias, channels):
     generator = torch.Generator().manual_seed(seed)
     source = nn.Conv2d(3, 4, 3, bias=bias)
     raw = torch.rand(1, channels, 7, 7, generator=generator) * 255
@@ -75,7 +75,7 @@ def test_raw_pixels_go_in_where_normalised_ones_did(seed, bias, channels):
     assert torch.allclose(target(raw), expected, atol=1e-4)
 
 
-def test_from_one_normalisation_to_another(rgb):
+def test_from_one_normalization_to_another(rgb):
     raw = torch.rand(1, 3, 7, 7)
     handler = InputChannels(
         source_mean=MEAN, source_std=STD, target_mean=(0.5, 0.4, 0.3), target_std=(0.5, 0.6, 0.7)

@@ -45,10 +45,10 @@ def test_a_padded_kernel_computes_the_same():
     assert torch.allclose(target(image), source(image), atol=1e-5)
 
 
-@pytest.mark.parametrize("centre", [False, True])
-def test_an_inflated_kernel_sees_a_still_video_as_its_image(centre):
+@pytest.mark.parametrize("center", [False, True])
+def test_an_inflated_kernel_sees_a_still_video_as_its_image(center):
     source, target = nn.Conv2d(3, 4, 3), nn.Conv3d(3, 4, (5, 3, 3))
-    apply(source, target, InflateKernel(centre=centre))
+    apply(source, target, InflateKernel(center=center))
     image = torch.rand(1, 3, 9, 9)
     video = image[:, :, None].expand(-1, -1, 5, -1, -1)
     assert torch.allclose(target(video)[:, :, 0], source(image), atol=1e-5)

@@ -1,4 +1,4 @@
-"""What all pictures have in common: size, type, lines that can be told apart in grey, and how to save them."""
+"""What all pictures have in common: size, type, lines that can be told apart in gray, and how to save them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 TEXT_SIZE = 9
 SMALL_TEXT = 7.5
-GREY = "0.45"
+GRAY = "0.45"
 
-# Okabe and Ito's palette, safe for the colour-blind; dash and marker carry the same information in grey.
+# Okabe and Ito's palette, safe for the color-blind; dash and marker carry the same information in gray.
 _COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "x")
@@ -46,12 +46,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def color(index: int) -> str:
-    """Return the i-th colour."""
+    """Return the i-th color."""
     return _COLORS[index % len(_COLORS)]
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Return the look of the i-th line of a picture, told from the others by colour, dash and marker."""
+    """Return the look of the i-th line of a picture, told from the others by color, dash and marker."""
     return {
         "color": color(index),
         "linestyle": _DASHES[index % len(_DASHES)],

@@ -1,11 +1,8 @@
 """Handlers convert one source layer into tensors that fit one target layer; other packages may add theirs."""
 
-from transferkit.transfer.handlers.cast import cast
-from transferkit.transfer.handlers.class_rows import ClassRows
-from transferkit.transfer.handlers.fold_batch_norm import FoldBatchNorm
-from transferkit.transfer.handlers.input_channels import InputChannels
-from transferkit.transfer.handlers.kernels import InflateKernel, ResizeKernel
-from transferkit.transfer.handlers.parametrizations import parametrizations
+from transferkit.transfer.handlers.convolutions import FoldBatchNorm, InflateKernel, InputChannels, ResizeKernel
+from transferkit.transfer.handlers.parametrized import parametrizations
+from transferkit.transfer.handlers.plain import ClassRows, cast, slices
 from transferkit.transfer.handlers.position_embeddings import PositionEmbeddings
 from transferkit.transfer.handlers.registry import (
     Handler,
@@ -15,7 +12,6 @@ from transferkit.transfer.handlers.registry import (
     register_handler,
     unregister_handler,
 )
-from transferkit.transfer.handlers.slices import slices
 
 __all__ = [
     "ClassRows",

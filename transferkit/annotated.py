@@ -1,0 +1,76 @@
+"""An image with its objects, and which classes each image of a set holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """One image with its objects; any object with the same attributes serves as well.
+
+    Attributes:
+        image: (3, H, W) uint8, RGB.
+        boxes: (N, 4) float64, xyxy, pixels, 0-based and half-open.
+        classes: (N,) int64 in 1..K-1; 0 is the background.
+        difficult: (N,) bool, hard to recognize.
+        truncated: (N,) bool, only partly inside its box.
+        id: The image's name.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    classes: Tensor
+    difficult: Tensor
+    truncated: Tensor
+    id: str
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[-2:]
+        return f"AnnotatedImage({self.id!r}, {height} x {width} (h x w), classes {self.classes.tolist()})"
+
+
+# Which classes each image holds: the truth that image scores are measured against.
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Which classes each image holds.
+
+    Attributes:
+        present: (N, K) bool, true where an object of the class is in the image, difficult ones included.
+        difficult_only: (N, K) bool, true where all objects of the class in the image are difficult. VOC's own
+            evaluation ignores those images for that class.
+
+    Column 0, the background, is false everywhere.
+    """
+
+    present: Tensor
+    difficult_only: Tensor
+
+
+def presence_of(objects: Iterable[tuple[Sequence[int], Sequence[bool]]], num_classes: int) -> Presence:
+    """Return the presence table of images given as ``(classes, difficult)`` of their objects.
+
+    Args:
+        objects: One pair per image: class numbers in 1..K-1, and a flag for each.
+        num_classes: K, counting the background.
+
+    Example:
+        >>> presence_of([([1, 1, 2], [False, True, True])], num_classes=3).present.tolist()
+        [[False, True, True]]
+        >>> presence_of([([1, 1, 2], [False, True, True])], num_classes=3).difficult_only.tolist()
+        [[False, False, True]]
+    """
+    rows = list(objects)
+    present = torch.zeros(len(rows), num_classes, dtype=torch.bool)
+    certain = torch.zeros_like(present)
+    for row, (classes, difficult) in enumerate(rows):
+        for number, hard in zip(classes, difficult, strict=True):
+            present[row, number] = True
+            certain[row, number] |= not hard
+    return Presence(present, present & ~certain)

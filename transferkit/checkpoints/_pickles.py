@@ -1,0 +1,442 @@
+"""Read a pickle as data: no import, no call, nothing but inert values.
+
+A pickle is a program for a small stack machine, two of whose instructions import and call. The machine here
+runs that program and, where the original would call, writes down what would have been called. The result is
+made of dicts, lists, tuples, strings, numbers and ``Call`` records; what those records mean is for the reader
+of a format to decide. So nothing in a file can run, whatever it contains.
+
+References:
+    The instructions: CPython's ``pickletools.py``.
+"""
+
+from __future__ import annotations
+
+import codecs
+import struct
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from transferkit.errors import CheckpointError
+
+MAX_DEPTH = 64
+
+MAX_VALUES = 20_000_000
+
+
+@dataclass(frozen=True)
+class Global:
+    """A name that the pickle would import."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False)
+class Call:
+    """A call that the pickle would make, and what it would then put into the result.
+
+    Attributes:
+        function: What would be called, a :class:`Global` in every honest file.
+        arguments: With what.
+        state: What would be given to ``__setstate__``, or ``None``.
+        items: What would be appended, or the key-value pairs that would be set.
+    """
+
+    function: Any
+    arguments: tuple[Any, ...]
+    state: Any = None
+    items: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Persistent:
+    """A reference to something outside the pickle, such as a torch storage."""
+
+    key: Any
+
+
+def children_of(value: object) -> list[Any]:
+    """Return what a value directly contains."""
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, Call):
+        return [value.function, value.arguments, value.state, *value.items]
+    if isinstance(value, Persistent):
+        return [value.key]
+    return []
+
+
+def check_graph(root: object) -> None:
+    """Refuse a value that contains itself, is nested too deeply, or would be huge if nothing in it were shared.
+
+    A few hundred bytes of pickle can name one list a billion times through lists of lists, and whoever walks
+    that graph never ends. The check visits every object once.
+
+    Raises:
+        CheckpointError: With the reason.
+    """
+    done: dict[int, tuple[int, int]] = {}  # size and depth by id
+    above: set[int] = set()
+    pending: list[tuple[object, bool]] = [(root, False)]
+    while pending:
+        value, inside_is_done = pending.pop()
+        if id(value) in above and not inside_is_done:
+            raise CheckpointError("refused: the pickle holds an object that contains itself")
+        if id(value) in done or not isinstance(value, dict | list | tuple | Call | Persistent):
+            continue
+        inside = children_of(value)
+        if not inside_is_done:
+            above.add(id(value))
+            pending.append((value, True))
+            pending.extend((child, False) for child in inside)
+            continue
+        sizes = [done.get(id(child), (1, 0)) for child in inside]
+        size, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+        if depth > MAX_DEPTH:
+            raise CheckpointError(f"refused: the pickle is nested more than {MAX_DEPTH} deep")
+        if size > MAX_VALUES:
+            raise CheckpointError(f"refused: the pickle repeats its parts to more than {MAX_VALUES:,} values")
+        above.discard(id(value))
+        done[id(value)] = size, depth
+
+
+# Numbers, text and raw bytes out of a buffer, none of them longer than the buffer is.
+
+_LONGEST_NUMBER = 64  # characters of a number written as text, bytes of one in binary
+
+_VIEWED = 4096  # bytes from this length on are left where they are
+
+
+class ByteReader:
+    """A buffer and a place in it. Every method reads at the place and moves it on.
+
+    Args:
+        buffer: The bytes.
+        place: Where to begin.
+    """
+
+    def __init__(self, buffer: memoryview, place: int = 0) -> None:
+        self.buffer = buffer
+        self.place = place
+
+    def read(self, count: int) -> memoryview:
+        """Return the next ``count`` bytes as a view."""
+        if not 0 <= count <= len(self.buffer) - self.place:
+            raise ValueError(f"{count} bytes are announced, {len(self.buffer) - self.place} are left")
+        self.place += count
+        return self.buffer[self.place - count : self.place]
+
+    def number(self, format: str) -> Any:
+        """Return one number of a ``struct`` format."""
+        return struct.unpack(format, self.read(struct.calcsize(format)))[0]
+
+    def data(self, format: str) -> Any:
+        """Return a length's worth of bytes; many of them as a view of the buffer."""
+        found = self.read(self.number(format))
+        return found if len(found) >= _VIEWED else bytes(found)
+
+    def line(self) -> bytes:
+        """Return the text up to the next line break."""
+        begin = self.place
+        for end in range(begin, len(self.buffer), 256):
+            found = bytes(self.buffer[end : end + 256]).find(b"\n")
+            if found >= 0:
+                self.place = end + found + 1
+                return bytes(self.buffer[begin : end + found])
+        raise ValueError("a line without an end")
+
+    def text(self, format: str) -> str:
+        """Return a length's worth of UTF-8."""
+        return str(self.read(self.number(format)), "utf-8", "surrogatepass")
+
+    def decimal(self) -> str:
+        """Return a number written as a line of text."""
+        line = self.line()
+        if len(line) > _LONGEST_NUMBER:
+            raise ValueError(f"a number of {len(line)} digits")
+        return line.decode("ascii")
+
+    def integer(self, format: str) -> int:
+        """Return a length's worth of a signed integer."""
+        length = self.number(format)
+        if not 0 <= length <= _LONGEST_NUMBER:
+            raise ValueError(f"a number of {length} bytes")
+        return int.from_bytes(self.read(length), "little", signed=True)
+
+
+# Read a pickle as data: no import, no call, nothing but inert values.
+
+MAX_INSTRUCTIONS = 2_000_000
+
+MAX_CONTAINERS = 500_000
+
+
+@dataclass(frozen=True)
+class Pickle:
+    """One pickle, read.
+
+    Attributes:
+        value: What it holds.
+        globals: Every name that it would import.
+        end: Where it ends in the buffer.
+    """
+
+    value: Any
+    globals: frozenset[Global]
+    end: int
+
+
+def read_pickle(buffer: bytes | memoryview, start: int = 0) -> Pickle:
+    """Read the pickle that begins at ``start``.
+
+    Raises:
+        CheckpointError: It is damaged, refers to itself, is nested or repeated beyond reason, or uses
+            instructions that files of weights have no use for (extension codes, class instances of the oldest
+            protocol, buffers outside the file).
+    """
+    machine = _Machine(memoryview(buffer), start)
+    try:
+        value = machine.run()
+    except (IndexError, KeyError, TypeError, ValueError, struct.error, OverflowError) as error:
+        raise CheckpointError(f"damaged pickle at byte {machine.place}: {error!r}") from error
+    check_graph(value)
+    return Pickle(value, frozenset(machine.globals), machine.place)
+
+
+class _Mark:
+    """The place on the stack where a list of items begins."""
+
+
+_MARK = _Mark()
+
+
+class _Machine(ByteReader):
+    """The stack machine. One method for each family of instructions, in a table by instruction."""
+
+    def __init__(self, buffer: memoryview, start: int) -> None:
+        super().__init__(buffer, start)
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.globals: set[Global] = set()
+        self.containers = 0
+
+    def run(self) -> Any:
+        for _ in range(MAX_INSTRUCTIONS):
+            code = self.read(1)[0]
+            if code == _STOP:
+                if len(self.stack) != 1:
+                    raise ValueError(f"{len(self.stack)} values are left instead of one")
+                return self.stack.pop()
+            if code in _REFUSED:
+                raise CheckpointError(f"refused: the pickle uses {_REFUSED[code]} at byte {self.place - 1}")
+            _STEPS[code](self)
+        raise CheckpointError(f"refused: the pickle has more than {MAX_INSTRUCTIONS:,} instructions")
+
+    # The stack
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def push_container(self, value: Any) -> None:
+        self.containers += 1
+        if self.containers > MAX_CONTAINERS:
+            raise CheckpointError(f"refused: the pickle makes more than {MAX_CONTAINERS:,} objects")
+        self.stack.append(value)
+
+    def pop(self) -> Any:
+        value = self.stack.pop()
+        if value is _MARK:
+            raise ValueError("a mark where a value should be")
+        return value
+
+    def top(self) -> Any:
+        if self.stack[-1] is _MARK:
+            raise ValueError("a mark where a value should be")
+        return self.stack[-1]
+
+    def pop_mark(self) -> list[Any]:
+        begin = self.marks.pop()
+        items = self.stack[begin + 1 :]
+        del self.stack[begin:]
+        return items
+
+    # Instructions
+
+    def mark(self) -> None:
+        self.marks.append(len(self.stack))
+        self.stack.append(_MARK)
+
+    def discard(self) -> None:
+        if self.stack.pop() is _MARK:
+            self.marks.pop()
+
+    def int_or_bool(self) -> None:
+        text = self.decimal()
+        self.push({"00": False, "01": True}[text] if text in ("00", "01") else int(text))
+
+    def quoted(self) -> None:
+        """Push what Python 2 wrote as a literal: bytes between quotes."""
+        line = self.line()
+        if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
+            raise ValueError("a string without quotes")
+        self.push(codecs.escape_decode(line[1:-1])[0])
+
+    def tuple_of(self, count: int) -> None:
+        items = [self.pop() for _ in range(count)][::-1]
+        self.push_container(tuple(items))
+
+    def dict_of(self, items: list[Any]) -> dict[Any, Any]:
+        if len(items) % 2:
+            raise ValueError("a key without a value")
+        return {as_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+
+    def append(self, items: list[Any]) -> None:
+        target = self.top()
+        if isinstance(target, Call):
+            target = target.items
+        if not isinstance(target, list):
+            raise TypeError(f"items are appended to a {type(target).__name__}")
+        target.extend(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.top()
+        if isinstance(target, Call):
+            target.items.extend(self.dict_of(items).items())
+        elif isinstance(target, dict):
+            target.update(self.dict_of(items))
+        else:
+            raise TypeError(f"keys are set on a {type(target).__name__}")
+
+    def set_item(self) -> None:
+        value, key = self.pop(), self.pop()
+        self.set_items([key, value])
+
+    def import_name(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError("a name to import that is no text")
+        found = Global(module, name)
+        self.globals.add(found)
+        self.push(found)
+
+    def stack_global(self) -> None:
+        name, module = self.pop(), self.pop()
+        self.import_name(module, name)
+
+    def call(self) -> None:
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(arguments, tuple):
+            raise TypeError("arguments that are no tuple")
+        self.push_container(Call(function, arguments))
+
+    def call_with_keywords(self) -> None:
+        keywords, arguments, function = self.pop(), self.pop(), self.pop()
+        if not isinstance(arguments, tuple) or not isinstance(keywords, dict) or keywords:
+            raise TypeError("a call with keywords")
+        self.push_container(Call(function, arguments))
+
+    def build(self) -> None:
+        state, target = self.pop(), self.top()
+        if not isinstance(target, Call):
+            raise TypeError(f"state is given to a {type(target).__name__}")
+        target.state = state
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.top()
+
+    def get(self, index: int) -> None:
+        self.push(self.memo[index])
+
+
+def as_key(key: Any) -> Hashable:
+    """Return a dict key, or refuse one whose hash could be dear: scalars and flat tuples of them pass."""
+    parts = key if isinstance(key, tuple) else (key,)
+    if not all(part is None or isinstance(part, str | bytes | int | float | Global) for part in parts):
+        raise TypeError("a dict key that is neither a string nor a number")
+    return key  # type: ignore[no-any-return]
+
+
+_REFUSED = {
+    ord("i"): "class instances of protocol 0 (INST)",
+    ord("o"): "class instances of protocol 1 (OBJ)",
+    0x82: "extension codes (EXT1)",
+    0x83: "extension codes (EXT2)",
+    0x84: "extension codes (EXT4)",
+    0x97: "buffers outside the file (NEXT_BUFFER)",
+}
+
+_STOP = ord(".")
+
+_STEPS: dict[int, Callable[[_Machine], None]] = {
+    ord("("): lambda m: m.mark(),
+    ord("0"): lambda m: m.discard(),
+    ord("1"): lambda m: _ignore(m.pop_mark()),
+    ord("2"): lambda m: m.push(m.top()),
+    ord("N"): lambda m: m.push(None),
+    0x88: lambda m: m.push(True),
+    0x89: lambda m: m.push(False),
+    ord("I"): lambda m: m.int_or_bool(),
+    ord("L"): lambda m: m.push(int(m.decimal().removesuffix("L"))),
+    ord("F"): lambda m: m.push(float(m.decimal())),
+    ord("J"): lambda m: m.push(m.number("<i")),
+    ord("K"): lambda m: m.push(m.number("<B")),
+    ord("M"): lambda m: m.push(m.number("<H")),
+    ord("G"): lambda m: m.push(m.number(">d")),
+    0x8A: lambda m: m.push(m.integer("<B")),
+    0x8B: lambda m: m.push(m.integer("<i")),
+    ord("S"): lambda m: m.quoted(),
+    ord("T"): lambda m: m.push(m.data("<i")),
+    ord("U"): lambda m: m.push(m.data("<B")),
+    ord("B"): lambda m: m.push(m.data("<I")),
+    ord("C"): lambda m: m.push(m.data("<B")),
+    0x8E: lambda m: m.push(m.data("<Q")),
+    0x96: lambda m: m.push(m.data("<Q")),
+    0x98: lambda m: None,  # a buffer made read-only is the same data
+    ord("V"): lambda m: m.push(str(m.line(), "raw-unicode-escape")),
+    ord("X"): lambda m: m.push(m.text("<I")),
+    0x8C: lambda m: m.push(m.text("<B")),
+    0x8D: lambda m: m.push(m.text("<Q")),
+    ord("]"): lambda m: m.push_container([]),
+    ord("l"): lambda m: m.push_container(m.pop_mark()),
+    ord("a"): lambda m: m.append([m.pop()]),
+    ord("e"): lambda m: m.append(m.pop_mark()),
+    ord("}"): lambda m: m.push_container({}),
+    ord("d"): lambda m: m.push_container(m.dict_of(m.pop_mark())),
+    ord("s"): lambda m: m.set_item(),
+    ord("u"): lambda m: m.set_items(m.pop_mark()),
+    0x8F: lambda m: m.push_container(Call(Global("builtins", "set"), ())),
+    0x90: lambda m: m.append(m.pop_mark()),
+    0x91: lambda m: m.push_container(Call(Global("builtins", "frozenset"), (), None, m.pop_mark())),
+    ord(")"): lambda m: m.push(()),
+    ord("t"): lambda m: m.push_container(tuple(m.pop_mark())),
+    0x85: lambda m: m.tuple_of(1),
+    0x86: lambda m: m.tuple_of(2),
+    0x87: lambda m: m.tuple_of(3),
+    ord("c"): lambda m: m.import_name(str(m.line(), "utf-8"), str(m.line(), "utf-8")),
+    0x93: lambda m: m.stack_global(),
+    ord("R"): lambda m: m.call(),
+    0x81: lambda m: m.call(),
+    0x92: lambda m: m.call_with_keywords(),
+    ord("b"): lambda m: m.build(),
+    ord("P"): lambda m: m.push_container(Persistent(str(m.line(), "ascii"))),
+    ord("Q"): lambda m: m.push_container(Persistent(m.pop())),
+    ord("p"): lambda m: m.put(int(m.decimal())),
+    ord("q"): lambda m: m.put(m.number("<B")),
+    ord("r"): lambda m: m.put(m.number("<I")),
+    0x94: lambda m: m.put(len(m.memo)),
+    ord("g"): lambda m: m.get(int(m.decimal())),
+    ord("h"): lambda m: m.get(m.number("<B")),
+    ord("j"): lambda m: m.get(m.number("<I")),
+    0x80: lambda m: _ignore(m.read(1)),
+    0x95: lambda m: _ignore(m.read(8)),
+}
+
+
+def _ignore(value: object) -> None:
+    """Read and forget."""

@@ -1,0 +1,329 @@
+"""Find the state dict in what people save: alone, or beside an optimizer, an epoch and a second copy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from transferkit.checkpoints._optimizer_state import attach_states
+from transferkit.checkpoints.registry import Contents
+from transferkit.errors import CheckpointError, did_you_mean
+from transferkit.layers import split_key
+
+WRAPPERS = frozenset(
+    {"module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"}
+)
+
+
+def bare_name(name: str) -> str:
+    """Return a dotted layer name without the parts that a wrapper added.
+
+    Example:
+        >>> bare_name("module._orig_mod.encoder.module.conv")
+        'encoder.conv'
+    """
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def bare_names(names: Iterable[str]) -> dict[str, str]:
+    """Return each layer name with its bare name, or with itself where two layers would share a bare name.
+
+    Example:
+        >>> bare_names(["module.conv", "module.fc", "fc"])
+        {'module.conv': 'conv', 'module.fc': 'module.fc', 'fc': 'fc'}
+    """
+    bare = {name: bare_name(name) for name in names}
+    shared = {name for name, count in Counter(bare.values()).items() if count > 1}
+    return {name: name if short in shared else short for name, short in bare.items()}
+
+
+def bare_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Return each state-dict key with its key under the layer's bare name.
+
+    Example:
+        >>> bare_keys(["module.fc.weight", "module.fc.bias"])
+        {'module.fc.weight': 'fc.weight', 'module.fc.bias': 'fc.bias'}
+    """
+    parts = {key: split_key(key) for key in keys}
+    names = bare_names(dict.fromkeys(name for name, _ in parts.values()))
+    return {key: f"{names[name]}.{short}" if names[name] else short for key, (name, short) in parts.items()}
+
+
+# Weights that a file holds in parts, as torch's parametrizations and weight norm store them.
+
+
+def parametrized_layers(keys: Iterable[str]) -> dict[str, str]:
+    """Return the layers whose weights are stored in parts, with the name of the scheme.
+
+    Example:
+        >>> parametrized_layers(["conv.weight_g", "conv.weight_v", "conv.bias"])
+        {'conv': 'weight norm'}
+        >>> parametrized_layers(["fc.parametrizations.weight.original0"])
+        {'fc': 'parametrization'}
+    """
+    keys = set(keys)
+    found = {}
+    for key in sorted(keys):
+        layer, short = split_key(key)
+        if short.startswith("parametrizations."):
+            found[layer] = "parametrization"
+        elif key.endswith("_g") and f"{key[:-2]}_v" in keys:
+            found[layer] = "weight norm"
+        elif key.endswith("_orig") and (f"{key[:-5]}_u" in keys or f"{key[:-5]}_mask" in keys):
+            found[layer] = "spectral norm" if f"{key[:-5]}_u" in keys else "pruning"
+    return found
+
+
+# Tensors that no layer of a plain model can take: quantized, packed, sharded. Refused by name.
+
+# What marks a packed weight, and who packed it.
+_PACKED = {
+    ".qweight": "GPTQ or AWQ packed weights",
+    ".quant_state.bitsandbytes__nf4": "bitsandbytes 4-bit weights",
+    ".quant_state.bitsandbytes__fp4": "bitsandbytes 4-bit weights",
+    ".SCB": "bitsandbytes 8-bit weights",
+    "._packed_params": "torch's packed quantized weights",
+    "_flat_param": "flattened FSDP shards",
+}
+
+_ADVICE = (
+    "Load the file with what wrote it, make them plain with dequantize(), full_tensor() or to_dense(), save "
+    "that and read it"
+)
+
+
+def check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not plain and dense, naming each.
+
+    Raises:
+        CheckpointError: Some are quantized, packed, sparse, nested or of a tensor subclass.
+    """
+    wrong = [f"{key} ({what})" for key, tensor in tensors.items() if (what := _obstacle(key, tensor))]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"not plain tensors: {', '.join(wrong[:3])}{more}. {_ADVICE}.")
+
+
+def _obstacle(key: str, tensor: Tensor) -> str:
+    """Return what keeps a tensor from being used, or an empty string."""
+    if tensor.is_quantized:
+        return f"quantized {str(tensor.dtype).removeprefix('torch.')}"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return str(tensor.layout).removeprefix("torch.")
+    if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        return type(tensor).__name__
+    return next((what for mark, what in _PACKED.items() if key.endswith(mark)), "")
+
+
+# Which of the dicts inside what was saved are state dicts, and which of them is meant.
+
+USUAL_KEYS = (
+    *(
+        "state_dict",
+        "model_state_dict",
+        "model_state",
+        "model",
+        "module",
+        "net",
+        "network",
+        "weights",
+        "params",
+    ),
+    *(
+        "model_ema",
+        "ema_model",
+        "ema",
+        "state_dict_ema",
+        "ema_state_dict",
+        "model_ema_state_dict",
+        "params_ema",
+    ),
+)
+
+OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim", "optimizer_states")
+
+MAX_DEPTH = 3
+
+KeyPath = tuple[str, ...]
+
+
+def state_dicts_in(saved: object) -> dict[KeyPath, dict[str, Any]]:
+    """Return every state dict in what was saved, by the keys that lead to it.
+
+    A dict with dotted tensor names is one, whatever else it holds. One with plain names is one if it stands alone
+    or under a usual key; elsewhere it is the state of something else, of a sampler or a scheduler.
+    """
+    found = dict(_dicts_of_tensors(saved, (), []))
+    dotted = {path for path, content in found.items() if _has_dotted_names(content)}
+    usual = {path for path in found if path and all(part in USUAL_KEYS for part in path)}
+    return {path: content for path, content in found.items() if path in dotted | usual or not dotted | usual}
+
+
+def choose(candidates: Mapping[KeyPath, object], key: str | None) -> KeyPath:
+    """Return the keys of the state dict that is meant.
+
+    Args:
+        candidates: As found.
+        key: The caller's choice, dotted; ``None`` takes the only one, or the one under the most usual key.
+
+    Raises:
+        CheckpointError: There is none, or not the one asked for, or nothing tells which is meant.
+    """
+    paths = {".".join(path): path for path in candidates}
+    if not paths:
+        raise CheckpointError("there is no tensor in it, and no state dict under a key")
+    if key is not None:
+        if key not in paths:
+            hint = did_you_mean(key, paths)
+            raise CheckpointError(f"no state dict under the key {key!r}{hint} It has: {list(paths)}")
+        return paths[key]
+    if len(paths) == 1:
+        return next(iter(paths.values()))
+    usual = [path for path in candidates if path and all(part in USUAL_KEYS for part in path)]
+    if not usual:
+        raise CheckpointError(
+            f"it holds several state dicts; say which is meant with key=, one of {list(paths)}"
+        )
+    return min(usual, key=lambda path: [USUAL_KEYS.index(part) for part in path])
+
+
+def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a value is a mapping with names for keys."""
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+def _dicts_of_tensors(
+    value: object, path: KeyPath, seen: list[object]
+) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Yield the dicts that directly hold tensors, each object once, a dict after those inside it."""
+    if isinstance(value, nn.Module):
+        value = value.state_dict()
+    if any(value is other for other in seen) or not is_mapping(value):
+        return
+    seen.append(value)
+    content = {name: as_tensor(item) for name, item in value.items()}
+    inner = []
+    if len(path) < MAX_DEPTH and not _has_dotted_names(content):
+        for name, item in value.items():
+            if name not in OPTIMIZER_KEYS:
+                inner += list(_dicts_of_tensors(item, (*path, name), seen))
+    yield from inner
+    if not inner and any(isinstance(item, Tensor) for item in content.values()):
+        yield path, content
+
+
+def _has_dotted_names(content: Mapping[str, object]) -> bool:
+    return any("." in name and isinstance(item, Tensor) for name, item in content.items())
+
+
+def as_tensor(value: object) -> object:
+    """Return an array of numbers as a tensor, over the same memory if it can be; anything else as it is."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc":
+        return value
+    plain = np.ascontiguousarray(value, value.dtype.newbyteorder("=")).reshape(value.shape)
+    return torch.from_numpy(plain if plain.flags.writeable else plain.copy())
+
+
+# Find the state dict in what people save: alone, or beside an optimizer, an epoch and a second copy.
+
+
+def contents_of(
+    saved: object, *, key: str | None = None, optimizer_state: Mapping[str, Any] | None = None
+) -> Contents:
+    """Return the tensors of whatever was saved, the optimizer's state attached to them, the rest as metadata.
+
+    Args:
+        saved: A state dict, a module, or a dict that holds one of them.
+        key: Dotted path of the state dict to take; ``None`` takes the usual one and notes the others.
+        optimizer_state: ``optimizer.state_dict()``; ``None`` looks for one beside the state dict.
+
+    Raises:
+        CheckpointError: There are no tensors, or several sets of them with nothing to tell which is meant.
+    """
+    candidates = state_dicts_in(saved)
+    path = choose(candidates, key)
+    found = candidates[path]
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    notes = [*_choice_note(path, candidates), *_leftover_note(found)]
+    beside = _parent(saved, path)
+    if optimizer_state is None:
+        optimizer_state = _optimizer_beside(beside)
+    check_tensors(tensors)
+    renamed = bare_keys(tensors)
+    notes += _prefix_note(renamed) + _parametrization_note(tensors)
+    tensors = {renamed[name]: tensor.detach() for name, tensor in tensors.items()}
+    states, note = attach_states(tensors, optimizer_state, renamed)
+    return Contents(tensors, states, (*notes, *note), _plain_values(beside))
+
+
+def _choice_note(chosen: KeyPath, candidates: Mapping[KeyPath, object]) -> list[str]:
+    others = [".".join(path) for path in candidates if path != chosen]
+    if not others:
+        return []
+    offered = ", ".join(f"key={other!r}" for other in others)
+    return [f"took the state dict under {'.'.join(chosen)!r}; the file also holds {offered}"]
+
+
+def _leftover_note(found: Mapping[str, Any]) -> list[str]:
+    others = [name for name, value in found.items() if not isinstance(value, Tensor)]
+    return [f"left out what is no tensor: {_few(others)}"] if others else []
+
+
+def _prefix_note(renamed: Mapping[str, str]) -> list[str]:
+    changed = [old for old, new in renamed.items() if old != new]
+    return (
+        [f"set aside the prefixes of wrappers, as in {changed[0]!r} -> {renamed[changed[0]]!r}"]
+        if changed
+        else []
+    )
+
+
+def _parametrization_note(tensors: Mapping[str, Tensor]) -> list[str]:
+    found = parametrized_layers(tensors)
+    if not found:
+        return []
+    layers = _few([f"{name} ({scheme})" for name, scheme in found.items()])
+    return [
+        f"weights stored in parts, which fit only a layer parametrized alike: {layers}. To have plain ones, "
+        "undo it before saving (remove_parametrizations, remove_weight_norm, prune.remove and the like)"
+    ]
+
+
+def _parent(saved: object, path: KeyPath) -> Mapping[str, Any]:
+    """Return the mapping around the state dict, empty if it stands alone."""
+    around: Any = {}
+    for part in path:
+        around, saved = saved, saved[part] if is_mapping(saved) else {}
+    return around if is_mapping(around) else {}
+
+
+def _optimizer_beside(around: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the one optimizer state dict beside a state dict, if there is exactly one."""
+    found: list[object] = []
+    for key in OPTIMIZER_KEYS:
+        value = around.get(key)
+        found += value if isinstance(value, list) else [value]
+    states = [state for state in found if is_mapping(state) and "state" in state and "param_groups" in state]
+    return states[0] if len(states) == 1 else None
+
+
+def _plain_values(around: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers, strings and flags beside a state dict; one-element tensors become numbers."""
+    plain = {}
+    for name, value in around.items():
+        if isinstance(value, str | int | float | bool):
+            plain[name] = value
+        elif isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta":
+            plain[name] = value.item()
+    return plain
+
+
+def _few(names: list[str], count: int = 4) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,0 +1,80 @@
+"""Which device a process works on, in which precision, and its large pages of memory."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from transferkit.distributed import local_rank
+from transferkit.errors import ArgumentError
+
+
+def half_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16, or float16 for a GPU that would only emulate it."""
+    emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float16 if emulated else torch.bfloat16
+
+
+def mixed_precision(device: torch.device, enabled: bool | None = None) -> AbstractContextManager[None]:
+    """Return the autocast context for a device: on by default on cuda (bfloat16 where it has it), else off."""
+    if not (device.type == "cuda" if enabled is None else enabled):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=half_dtype(device))
+
+
+# Which device a process works on.
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """Return the device for neon's words (cpu, gpu) and torch's (cuda:1); the fastest there is unless given.
+
+    Each of the processes that ``torchrun`` starts on a machine gets a GPU of its own.
+
+    Raises:
+        ArgumentError: No such device here.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device("cuda" if name == "gpu" else name)
+    except RuntimeError:
+        raise ArgumentError(f"device must be cpu, gpu or cuda:N, got {name!r}") from None
+    if device.type != "cuda":
+        return device
+    place = local_rank()
+    index = device.index if place is None else place
+    if place is not None and device.index is not None:
+        raise ArgumentError(f"device must be cpu or gpu under torchrun, which deals out the GPUs, got {name!r}")
+    count = torch.cuda.device_count()
+    if (index or 0) >= count:
+        raise ArgumentError(
+            f"device {name} asks for CUDA device {index or 0} and torch sees {count}; use the cpu (-b cpu), no "
+            "more processes than GPUs, or a build of torch for your GPU"
+        )
+    return device if index is None else torch.device("cuda", index)
+
+
+# Large tensors on huge pages.
+
+SWITCH = "THP_MEM_ALLOC_ENABLE"
+
+"""The environment variable by which PyTorch 2.2 and later is asked for them; earlier ones do not know it."""
+
+
+def use_huge_pages() -> None:
+    """Ask torch to keep tensors of 2 MB and more on huge pages, in this process and in those that it starts.
+
+    On Linux, where the system leaves the choice to programs, memory otherwise comes in pages of 4 kB, and a map of
+    100 MB begins with 25,000 interruptions. EfficientNet-Lite0 on whole photos became 1.5 times as fast, AlexNet's
+    convolutions no faster (``tests.benchmarks.whole_photos``). Elsewhere it changes nothing.
+
+    Call it first: torch looks when it makes the first tensor. A setting of ``THP_MEM_ALLOC_ENABLE`` that is there
+    already is kept.
+    """
+    os.environ.setdefault(SWITCH, "1")

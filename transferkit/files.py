@@ -1,0 +1,125 @@
+"""Files written whole or not at all, where downloads are kept, and the lock that lets many processes share them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from transferkit.errors import OutputError
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> Path:
+    """Write ``path`` so that a kill at any moment leaves the old file or the new one, never a part.
+
+    The bytes go to ``{path}.part`` beside it, are flushed to the disk, and take the name in one rename. There is
+    one writer per path; what a killed one left in ``.part`` is overwritten by the next.
+
+    Args:
+        path: Where the file shall be; its folder exists.
+        write: Called with the open binary file.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    _flush_folder(path.parent)
+    return path
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the platform lets a folder be opened."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Where results shall go, files can be written: shown before any long work, and done whole or not at all.
+
+
+def require_writable(path: str | os.PathLike[str]) -> Path:
+    """Create the folder of ``path`` and prove that a file can be written there, before any long work.
+
+    Raises:
+        OutputError: It cannot; the message names the path and the reason.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+        probe = path.with_name(path.name + ".part")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another path") from error
+    return path
+
+
+# Where downloads are kept, and the lock that lets many processes share them.
+
+
+def home_folder(home: Path | str | None = None) -> Path:
+    """Return the folder that downloads are kept in.
+
+    Args:
+        home: The folder; None takes ``TRANSFERKIT_HOME`` from the environment, else ``transferkit`` in the
+            user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``).
+    """
+    if home is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        home = os.environ.get("TRANSFERKIT_HOME") or Path(cache) / "transferkit"
+    return Path(home).expanduser()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``; other processes wait for it. A process that dies lets go of it.
+
+    The file stays behind, empty: removing it would let a third process lock another file of the same name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        _lock(file)
+        try:
+            yield
+        finally:
+            _unlock(file)
+
+
+if sys.platform == "win32":
+    import msvcrt
+    import time
+
+    def _lock(file: IO[bytes]) -> None:
+        while True:
+            try:
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                return
+            except OSError:
+                time.sleep(0.1)
+
+    def _unlock(file: IO[bytes]) -> None:
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(file: IO[bytes]) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+    def _unlock(file: IO[bytes]) -> None:
+        fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,0 +1,265 @@
+"""The sections of a run's report, each a function that adds itself to a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from transferkit.finetune._page import Page
+from transferkit.scorer import (
+    APRule,
+    ClassificationResult,
+    LocalizationResult,
+    PatchLog,
+    find_extremes,
+    score_map,
+)
+from transferkit.scorer.pictures import (
+    plot_class_ap,
+    plot_contact_sheet,
+    plot_convergence,
+    plot_exponents,
+    plot_maps,
+    plot_patches,
+    plot_precision_recall,
+)
+
+if TYPE_CHECKING:
+    from transferkit.datasets import Presence
+    from transferkit.finetune.report import TrainingPatches
+
+_EXPONENTS = (1, 2, 3, 5, 8, 12, math.inf)
+
+
+def summary(
+    page: Page, result: ClassificationResult, located: LocalizationResult, seconds: Mapping[str, float]
+) -> None:
+    """Add the figures of the run, as large numbers."""
+    page.section("Summary")
+    mean = located.mean()
+    numbers = {f"mean AP, {result.rule}": _percent(result.mean_ap())}
+    if result.mean_interval:
+        low, high = result.mean_interval.low, result.mean_interval.high
+        numbers[f"{result.level:.0%} interval of the mean"] = f"{100 * low:.1f} to {100 * high:.1f} %"
+    numbers["pointing accuracy"] = _percent(mean.pointing)
+    numbers["pointing by chance"] = _percent(mean.chance)
+    numbers["pointing at the middle"] = _percent(mean.center)
+    numbers["correct localization (CorLoc)"] = _percent(mean.corloc)
+    if seconds:
+        numbers["time"] = _duration(sum(seconds.values()))
+    page.numbers(numbers)
+
+
+def average_precision(
+    page: Page, result: ClassificationResult, scores: Tensor, truth: Presence, class_names: Sequence[str]
+) -> None:
+    """Add the table of AP per class and the pictures of it."""
+    page.section("Average precision")
+    page.table(
+        result.table(), caption=f"AP (%) per class, difficult objects {result.rule.difficult}", total=True
+    )
+    page.items(result.notes())
+    if math.isnan(result.mean_ap()):
+        return
+    page.figure(
+        plot_class_ap(result),
+        alt=f"AP of each class, {_best_and_worst(result)}; mean {_percent(result.mean_ap())}.",
+        caption="AP by class, best first; in brackets the number of photos that show it.",
+    )
+    page.figure(
+        plot_precision_recall(
+            scores, truth.present, truth.difficult_only, class_names=class_names, rule=result.rule
+        ),
+        alt="Precision against recall, one small panel per class, with the AP of the table above.",
+        caption="Precision against recall, AP (%) on the right. Dashed: what the AP is read off from.",
+    )
+
+
+def exponents(page: Page, rule: APRule, log: PatchLog, truth: Presence) -> None:
+    """Add how the mean AP depends on the exponent of the score.
+
+    A rule's minimum score is left out: it was meant for one exponent and would rule out whole others.
+    """
+    rule = replace(rule, minimum_score=-math.inf)
+    mean_ap = {}
+    for exponent in sorted({*_EXPONENTS, log.exponent}):
+        scores = log.compute(exponent, log=True)  # 1e-26 to the power 12 has no float64
+        ap = rule.average_precision(scores, truth.present, truth.difficult_only)
+        mean_ap[exponent] = float(ap.nanmean())
+    if any(map(math.isnan, mean_ap.values())):
+        return
+    page.section("Exponent of the score")
+    page.text(
+        f"A photo's score for a class is the {log.reduction} over its patches of probability to a power. "
+        f"This run uses {log.exponent:g}; the same patches scored otherwise, AP by {rule}:"
+    )
+    best = max(mean_ap, key=lambda e: mean_ap[e])
+    page.figure(
+        plot_exponents({log.reduction: mean_ap}),
+        alt="Mean AP by exponent: "
+        + ", ".join(f"{_power(e)} {_percent(ap)}" for e, ap in mean_ap.items())
+        + ".",
+        caption=f"Best at {_power(best)}: {_percent(mean_ap[best])}. At infinity the best patch alone counts.",
+    )
+
+
+def localization(page: Page, located: LocalizationResult) -> None:
+    """Add the table of localization rates."""
+    page.section("Localization")
+    page.text(
+        "The probabilities of all patches, each strongest at its center, add up to a map for each class. Pointing: "
+        "the share of photos whose map has its maximum in an object of the class; chance is the share of the photo "
+        "that these objects cover, center the rate of always pointing at the middle. CorLoc: the box around the "
+        "map's peak at a quarter of its height overlaps an object by an IoU of 0.5 or more; whole image is the rate "
+        "of the photo's frame."
+    )
+    page.table(located.table(), caption="Rates in percent of the photos that show the class", total=True)
+
+
+def maps(page: Page, log: PatchLog, dataset: Any, photos: int, seed: int) -> None:
+    """Add some photos, drawn at random among those with objects, with the maps of their classes."""
+    page.section("Where classes are seen")
+    page.text(
+        f"Photos drawn at random (seed {seed}), not chosen. White: objects; cross: the map's maximum. Each map runs "
+        "from 0 to its own maximum, which stands below it."
+    )
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+    certain = dataset.presence().present & ~dataset.presence().difficult_only
+    for n in [n for n in order if certain[n].any()][:photos]:
+        item = dataset[n]
+        classes = certain[n].nonzero()[:, 0].tolist()[:3]
+        names = {k: dataset.class_names[k] for k in classes}
+        probs, boxes = log.patches(n)
+        values = score_map(probs[:, classes], boxes, item.image.shape[-2:])
+        page.figure(
+            plot_maps(
+                item.image,
+                {names[k]: values[i] for i, k in enumerate(classes)},
+                objects={names[k]: item.boxes[item.classes == k] for k in classes},
+                caption=str(item.id),
+            ),
+            alt=f"Photo {item.id}, and beside it where {' and '.join(names.values())} scored highest.",
+            photo=True,
+        )
+
+
+def contact_sheets(
+    page: Page, rule: APRule, scores: Tensor, truth: Presence, dataset: Any, photos: int
+) -> None:
+    """Add, per class, its best hits, worst misses and false alarms."""
+    page.section("Hits, misses and false alarms")
+    page.text(
+        "Per class: the photos that show it with the highest and the lowest scores, and the highest scored that do "
+        "not; photos with only difficult objects of the class are left out. Below each photo its name and score."
+    )
+    positives = truth.present & ~truth.difficult_only
+    ap = rule.average_precision(scores, truth.present, truth.difficult_only)
+    for k, name in enumerate(dataset.class_names):
+        if not positives[:, k].any():
+            continue
+        found = find_extremes(scores[:, k].cpu(), positives[:, k], truth.difficult_only[:, k], photos)
+        rows = {"best hits": found.hits, "worst misses": found.misses, "false alarms": found.alarms}
+        page.heading(f"{name}, AP {_percent(float(ap[k]))}")
+        page.figure(
+            plot_contact_sheet(
+                {row: [_photo(dataset[n], k, scores[n, k]) for n in images] for row, images in rows.items()},
+                columns=photos,
+            ),
+            alt=". ".join(
+                f"{row} of {name}: {', '.join(str(dataset[n].id) for n in images) or 'none'}"
+                for row, images in rows.items()
+            ),
+            photo=True,
+        )
+
+
+def training(
+    page: Page,
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    patches: TrainingPatches | None,
+    class_names: Sequence[str],
+) -> None:
+    """Add the course of the training, and what it was given."""
+    histories = {run: records for run, records in histories.items() if records}
+    if not histories and not patches:
+        return
+    page.section("Training")
+    if histories:
+        loss = {run: [record["loss"] for record in records] for run, records in histories.items()}
+        measured = {
+            run: {record["epoch"]: record["mean_ap"] for record in records if record.get("mean_ap") is not None}
+            for run, records in histories.items()
+        }
+        ends = ", ".join(
+            f"{run} {values[-1]:.3g} nats after {len(values)} epochs" for run, values in loss.items()
+        )
+        page.figure(
+            plot_convergence(loss, measured),
+            alt=f"Training loss by epoch: {ends}.",
+            caption="Mean cross-entropy of the epoch's patches, and the mean AP where it was measured.",
+        )
+    if patches:
+        positives = int((patches.labels > 0).sum())
+        page.figure(
+            plot_patches(
+                patches.image,
+                patches.boxes,
+                patches.labels,
+                class_names=class_names,
+                crops=patches.crops,
+                objects=patches.objects,
+            ),
+            alt=f"A training photo with {len(patches.labels)} patches, {positives} of them labeled as an object.",
+            caption="What the sampler sees: some patches of one training photo, in brackets how many there are "
+            "(white: its objects; gray: background), and what the network is given.",
+            photo=True,
+        )
+
+
+def transfer(page: Page, text: str) -> None:
+    """Add where the weights came from."""
+    if text:
+        page.section("Transfer")
+        page.preformatted(text, label="Transfer report")
+
+
+def settings(
+    page: Page, settings: Mapping[str, Any], seconds: Mapping[str, float], versions: Mapping[str, str]
+) -> None:
+    """Add what is needed to repeat the run."""
+    if seconds:
+        page.section("Time")
+        total = sum(seconds.values())
+        rows = [[name, f"{value:.1f}", f"{100 * value / total:.1f}"] for name, value in seconds.items()]
+        page.table([["phase", "seconds", "%"], *rows, ["sum", f"{total:.1f}", "100.0"]], total=True)
+    if settings or versions:
+        page.section("Settings")
+        page.settings({**settings, **versions})
+
+
+def _photo(item: Any, k: int, score: Tensor) -> tuple[Tensor, str, Tensor]:
+    return item.image, f"{item.id}, {f'{float(score):#.2g}'.rstrip('.')}", item.boxes[item.classes == k]
+
+
+def _best_and_worst(result: ClassificationResult) -> str:
+    ap = {n: v for n, v in zip(result.class_names, result.ap[result.rule], strict=True) if not math.isnan(v)}
+    best, worst = max(ap, key=lambda n: ap[n]), min(ap, key=lambda n: ap[n])
+    return f"from {best} with {_percent(ap[best])} to {worst} with {_percent(ap[worst])}"
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def _power(exponent: float) -> str:
+    return "infinity" if math.isinf(exponent) else f"{exponent:g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,155 @@
+"""Which source layer serves which selected target layer: by name, by order, by rules or by a function."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from transferkit.errors import ArgumentError, TransferError, did_you_mean, require
+from transferkit.layers import Layer
+from transferkit.transfer.select import name_matches
+
+Pattern = str | re.Pattern[str]
+
+# Looking for near names compares every two; beyond this many absent layers the names are another scheme anyway.
+_HINTS = 16
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The outcome of a mapping.
+
+    Attributes:
+        text: How the pairs were found, for messages and reports.
+        sources: The source's layers, with tensors under the target's short names where these differ.
+        source_of: Place of the source layer by place of the target layer, where there is one.
+        absent: Why there is none, by place of the target layer.
+        advice: What would find more, to be said where a layer is missing.
+    """
+
+    text: str
+    sources: Sequence[Layer]
+    source_of: Mapping[int, int]
+    absent: Mapping[int, str] = field(default_factory=dict)
+    advice: tuple[str, ...] = ()
+
+
+def map_by_order(selected: Sequence[int], sources: Sequence[Layer]) -> Pairing:
+    """Pair the i-th selected layer with the i-th source layer; shapes are checked like everywhere else.
+
+    Raises:
+        TransferError: The source is in alphabetical order, so that its order says nothing.
+    """
+    require_definition_order(sources)
+    source_of = dict(zip(selected, range(len(sources)), strict=False))
+    absent = {place: f"the source has only {len(sources)} layers" for place in selected[len(sources) :]}
+    return Pairing("order", sources, source_of, absent)
+
+
+def map_by_name(
+    targets: Sequence[Layer],
+    selected: Sequence[int],
+    sources: Sequence[Layer],
+    rename: Callable[[str], str] = lambda name: name,
+    text: str = "name",
+) -> Pairing:
+    """Pair every target layer with the source layer whose name ``rename`` gives for it.
+
+    Raises:
+        ArgumentError: ``rename`` returns something other than a name.
+    """
+    places = {layer.name: place for place, layer in enumerate(sources)}
+    wanted = {place: rename(layer.name) for place, layer in enumerate(targets)}
+    for place, name in wanted.items():
+        require(isinstance(name, str), f"mapping({targets[place].name!r})", "the name of a source layer", name)
+    source_of = {place: places[name] for place, name in wanted.items() if name in places}
+    lost = {place: wanted[place] for place in selected if place not in source_of}
+    used = set(source_of.values())
+    free = [layer.name for place, layer in enumerate(sources) if place not in used]
+    absent = {
+        place: f"the source has no layer {name!r}" + (did_you_mean(name, free) if len(lost) <= _HINTS else "")
+        for place, name in lost.items()
+    }
+    return Pairing(text, sources, source_of, absent, _prefix_advice(list(lost.values()), set(free)))
+
+
+def renaming(rules: Mapping[Pattern, str], names: Sequence[str]) -> Callable[[str], str]:
+    r"""Return the function that maps target names to source names by rules.
+
+    A name that no rule matches maps to itself; of several rules that match, the first counts.
+
+    Args:
+        rules: From target to source: a name to a name (``"head": "fc"``); a glob with one ``*`` to a name with
+            one (``"backbone.*": "*"``); a compiled regular expression to a template (``r"layer\1"``).
+        names: The target layers' names; each rule must match one of them.
+
+    Raises:
+        TransferError: A rule matches no name.
+        ArgumentError: A rule has more than one ``*`` on a side.
+
+    Example:
+        >>> rename = renaming({"head": "fc", "backbone.*": "*"}, ["backbone.conv1", "head", "norm"])
+        >>> [rename(name) for name in ["backbone.conv1", "head", "norm"]]
+        ['conv1', 'fc', 'norm']
+    """
+    idle = [rule for rule in rules if not any(name_matches(rule, name) for name in names)]
+    if idle:
+        raise TransferError(
+            "these mapping rules match no layer of the target:\n"
+            + "\n".join(f"  {rule!r}: {rules[rule]!r}{did_you_mean(_text(rule), names)}" for rule in idle)
+        )
+
+    def rename(name: str) -> str:
+        for rule, template in rules.items():
+            if name_matches(rule, name):
+                return _renamed(rule, template, name)
+        return name
+
+    return rename
+
+
+def require_definition_order(sources: Sequence[Layer]) -> None:
+    """Refuse a source whose layers stand in alphabetical order, as some writers of files leave them.
+
+    Raises:
+        TransferError: They do, and by number they would stand otherwise.
+    """
+    names = [layer.name for layer in sources]
+    natural = sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+    if names == sorted(names) and names != natural:
+        moved = next(name for name, other in zip(names, natural, strict=True) if name != other)
+        raise TransferError(
+            f"the source's layers stand in alphabetical order ({moved!r} before its turn by number), not in that of "
+            "definition, so their order says nothing; map them by name or by rules"
+        )
+
+
+def _renamed(rule: Pattern, template: str, name: str) -> str:
+    if isinstance(rule, re.Pattern):
+        match = rule.fullmatch(name)
+        return match.expand(template) if match else name
+    if template.count("*") > 1 or ("*" in template and rule.count("*") != 1):
+        raise ArgumentError(f"a mapping rule must have at most one * on each side, got {rule!r}: {template!r}")
+    if "*" not in template:
+        return template
+    head, _, tail = rule.partition("*")
+    return template.replace("*", name[len(head) : len(name) - len(tail)])
+
+
+def _prefix_advice(lost: Sequence[str], free: set[str]) -> tuple[str, ...]:
+    """Tell which rule would find the layers that were not found, where one prefix makes the difference."""
+    if not lost:
+        return ()
+    for name in sorted(free):
+        prefix = name.removesuffix(lost[0])
+        if prefix not in ("", name) and all(prefix + other in free for other in lost):
+            return (f"find them under the source's {prefix!r}: mapping={{'*': '{prefix}*'}}",)
+    prefix = f"{lost[0].partition('.')[0]}."
+    if all(other.startswith(prefix) and other.removeprefix(prefix) in free for other in lost):
+        return (f"find them without the target's {prefix!r}: mapping={{'{prefix}*': '*'}}",)
+    return ()
+
+
+def _text(rule: Pattern) -> str:
+    return rule if isinstance(rule, str) else rule.pattern

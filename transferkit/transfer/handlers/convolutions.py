@@ -1,0 +1,313 @@
+"""Handlers for convolutions: batch norms folded in, other input channels, other kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from transferkit.errors import HandlerError, require
+from transferkit.layers import Layer
+from transferkit.transfer.handlers.registry import register_handler
+
+_PREFIX = "norm."
+
+
+@register_handler("fold_batch_norm")
+@dataclass(frozen=True)
+class FoldBatchNorm:
+    """Folds what a batch norm does in evaluation mode into the convolution or linear layer before it.
+
+    A norm is folded where the source has it next to a layer of as many channels in the same container, and the
+    target has no layer of its name. Where the target has norms under other names nothing is folded: they may be
+    the same ones.
+
+    Args:
+        eps: What the norm adds to the variance. No file holds it: torch's default is 1e-5, EfficientNet has 1e-3. Of
+            a live source the norm's own is taken.
+
+    References:
+        Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+        Inference", CVPR 2018, section 3.2.
+    """
+
+    eps: float | None = None
+
+    def join(self, sources: Sequence[Layer], targets: Sequence[Layer]) -> list[Layer]:
+        """Return the source's layers with each norm that is to be folded joined to the layer before it."""
+        known = {layer.name for layer in sources}
+        if any(_is_batch_norm(layer) and layer.name not in known for layer in targets):
+            return list(sources)
+        kept = {layer.name for layer in targets}
+        layers: list[Layer] = []
+        for layer in sources:
+            if layers and layer.name not in kept and _may_fold(layers[-1], layer):
+                layers[-1] = _joined(layers[-1], layer)
+            else:
+                layers.append(layer)
+        return layers
+
+    def __call__(self, source: Layer, target: Layer) -> Mapping[str, Tensor] | None:
+        """Return weight and bias with the norm in them; ``None`` where no norm was joined to the source layer.
+
+        Raises:
+            HandlerError: The target has no bias to take the shift, or ``eps`` is not known.
+        """
+        if f"{_PREFIX}running_mean" not in source.tensors:
+            return None
+        if "bias" not in target.tensors:
+            raise HandlerError(
+                f"the norm's shift needs a bias, and {target.name!r} has none; give it bias=True"
+            )
+        eps = getattr(source.module, "eps", self.eps)
+        if eps is None:
+            raise HandlerError(
+                "a file does not hold the norm's eps; FoldBatchNorm(eps=1e-5) is torch's default"
+            )
+        mean, variance = source.tensors[f"{_PREFIX}running_mean"], source.tensors[f"{_PREFIX}running_var"]
+        gain = source.tensors.get(f"{_PREFIX}weight", torch.ones_like(variance))
+        shift = source.tensors.get(f"{_PREFIX}bias", torch.zeros_like(mean))
+        weight, bias = source.tensors["weight"], source.tensors.get("bias", torch.zeros_like(mean))
+        factor = gain.double() / torch.sqrt(variance.double() + eps)  # (C,)
+        channels = 1 if isinstance(target.module, nn.modules.conv._ConvTransposeNd) else 0
+        shape = [-1 if axis == channels else 1 for axis in range(weight.ndim)]
+        return {
+            "weight": (weight * factor.reshape(shape)).to(weight.dtype),
+            "bias": ((bias.double() - mean.double()) * factor + shift.double()).to(weight.dtype),
+        }
+
+
+def _is_batch_norm(layer: Layer) -> bool:
+    return layer.kind == "norm" and "running_mean" in layer.tensors
+
+
+def _may_fold(layer: Layer, norm: Layer) -> bool:
+    if (
+        layer.kind not in ("conv", "linear")
+        or not _is_batch_norm(norm)
+        or f"{_PREFIX}running_mean" in layer.tensors
+    ):
+        return False
+    channels = norm.tensors["running_mean"].shape[0]
+    return _container(layer) == _container(norm) and channels in layer.tensors["weight"].shape[:2]
+
+
+def _joined(layer: Layer, norm: Layer) -> Layer:
+    """Return one layer with the tensors of both, which keep their keys; its module is the norm, for its eps."""
+    own = {f"{_PREFIX}{short}": tensor for short, tensor in norm.tensors.items()}
+    keys = {f"{_PREFIX}{short}": norm.key(short) for short in norm.tensors}
+    return replace(layer, tensors={**layer.tensors, **own}, keys={**layer.keys, **keys}, module=norm.module)
+
+
+def _container(layer: Layer) -> str:
+    return layer.name.rpartition(".")[0]
+
+
+# A first convolution for images with other channels, or with another normalization.
+
+
+@register_handler("input_channels")
+@dataclass(frozen=True)
+class InputChannels:
+    """Adapts a convolution to other input channels, so that it computes the same from what it is now given.
+
+    Everything here is one linear change of input. The source's raw channels are ``mixing`` times the target's; with
+    normalization they are ``(raw - mean) / std`` on both sides. The weight takes the factors, and the bias takes
+    what the shift adds up to over the kernel: exact wherever the kernel lies inside the image. In a zero-padded
+    border the padding stands for another color than before.
+
+    Without ``mixing`` or ``order`` the channels' number decides: to one channel, the sum of the kernels (a gray image
+    as RGB); from one channel, its kernel spread evenly; to more, the kernels as they are and zeros for the new
+    channels; to fewer, the kernels repeated and scaled by the ratio, which keeps the size of the response.
+
+    Args:
+        order: The target's channel of each source channel: ``(2, 1, 0)`` takes RGB weights to BGR images.
+        mixing: Rows of weights, one per source channel, over the target's channels.
+        source_mean: Mean that the source's network wants subtracted, per source channel.
+        source_std: Standard deviation that it wants divided by.
+        target_mean: Mean that the target's input has subtracted, per target channel, in the same unit.
+        target_std: Standard deviation that it is divided by.
+
+    Example:
+        >>> from transferkit.layers import layers_of
+        >>> (rgb,), (gray,) = layers_of(nn.Conv2d(3, 8, 3)), layers_of(nn.Conv2d(1, 8, 3))
+        >>> weight = InputChannels()(rgb, gray)["weight"]
+        >>> torch.equal(weight[:, 0], rgb.tensors["weight"].sum(dim=1))
+        True
+    """
+
+    order: Sequence[int] | None = None
+    mixing: Sequence[Sequence[float]] | None = None
+    source_mean: Sequence[float] | None = None
+    source_std: Sequence[float] | None = None
+    target_mean: Sequence[float] | None = None
+    target_std: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        require(self.order is None or self.mixing is None, "mixing", "None where order is given", self.mixing)
+
+    def __call__(self, source: Layer, target: Layer) -> Mapping[str, Tensor] | None:
+        """Return the target's weight and bias; ``None`` where the layers are not one convolution of two inputs."""
+        old, new = source.tensors.get("weight"), target.tensors.get("weight")
+        if old is None or new is None or old.ndim != new.ndim or old.ndim < 3:
+            return None
+        if isinstance(target.module, nn.modules.conv._ConvTransposeNd) or _without_input(old) != _without_input(
+            new
+        ):
+            return None
+        wide = torch.promote_types(old.dtype, torch.float32)
+        weight = old.to(wide)
+        mixing = self._mixing(old.shape[1], new.shape[1]).to(weight)  # (source channels, target channels)
+        source_mean, source_std = self._normalization(self.source_mean, self.source_std, old.shape[1], weight)
+        target_mean, target_std = self._normalization(self.target_mean, self.target_std, new.shape[1], weight)
+        factors = mixing * target_std / source_std[:, None]
+        tensors = dict(source.tensors)
+        tensors["weight"] = torch.einsum("oc...,ci->oi...", weight, factors).to(old.dtype)
+        if self._shifts:
+            shift = (mixing @ target_mean - source_mean) / source_std  # (source channels,)
+            tensors["bias"] = self._bias(source, target, torch.einsum("oc...,c->o", weight, shift))
+        return tensors
+
+    @property
+    def moves_states(self) -> bool:
+        """Whether momentum goes the same way: only where every target channel stands for one source channel."""
+        return self.order is not None and not self._normalizes
+
+    @property
+    def _normalizes(self) -> bool:
+        return any((self.source_mean, self.source_std, self.target_mean, self.target_std))
+
+    @property
+    def _shifts(self) -> bool:
+        return self.source_mean is not None or self.target_mean is not None
+
+    def _mixing(self, old: int, new: int) -> Tensor:
+        """Return the matrix that makes the source's raw channels of the target's."""
+        if self.mixing is not None:
+            mixing = torch.tensor(self.mixing, dtype=torch.float64)
+            require(tuple(mixing.shape) == (old, new), "mixing", f"{old} rows of {new}", self.mixing)
+            return mixing
+        if self.order is not None:
+            valid = len(self.order) == old and all(0 <= channel < new for channel in self.order)
+            require(valid, "order", f"{old} channels of 0 to {new - 1}", self.order)
+            return torch.eye(new, dtype=torch.float64)[list(self.order)]
+        if new == 1:
+            return torch.ones(old, 1, dtype=torch.float64)
+        if old == 1:
+            return torch.full((1, new), 1 / new, dtype=torch.float64)
+        if new >= old:
+            return torch.eye(old, new, dtype=torch.float64)
+        require(not self._normalizes, "mixing", f"given to normalize {old} channels as {new}", None)
+        return torch.eye(old, new, dtype=torch.float64) * (old / new)
+
+    @staticmethod
+    def _normalization(
+        mean: Sequence[float] | None, std: Sequence[float] | None, channels: int, like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        values = (mean or [0.0] * channels, std or [1.0] * channels)
+        for value in values:
+            require(len(value) == channels, "mean and std", f"of {channels} channels", list(value))
+        return like.new_tensor(values[0]), like.new_tensor(values[1])
+
+    @staticmethod
+    def _bias(source: Layer, target: Layer, shift: Tensor) -> Tensor:
+        if "bias" not in target.tensors:
+            raise HandlerError(
+                f"another mean needs a bias, and {target.name!r} has none; give the convolution bias=True, or "
+                "normalize the images as the source's network wants them"
+            )
+        bias = source.tensors.get("bias")
+        return shift if bias is None else (bias.to(shift.dtype) + shift).to(bias.dtype)
+
+
+def _without_input(weight: Tensor) -> tuple[int, ...]:
+    return (weight.shape[0], *weight.shape[2:])
+
+
+# Convolution kernels of another size, and two-dimensional ones for three-dimensional data.
+
+
+@register_handler("resize_kernel")
+@dataclass(frozen=True)
+class ResizeKernel:
+    """Gives a convolution's kernel another spatial size.
+
+    Args:
+        method: ``"respond"``: the kernel that responds to a resized patch as the old one does to the patch, exactly
+            when it grows and as nearly as possible when it shrinks. ``"pad"``: zeros around the kernel, which
+            computes the same when the padding grows too.
+
+    References:
+        Beyer et al., "FlexiViT: One Model for All Patch Sizes", CVPR 2023, section 3.4.
+    """
+
+    method: Literal["respond", "pad"] = "respond"
+
+    def __call__(self, source: Layer, target: Layer) -> Mapping[str, Tensor] | None:
+        """Return the layer with its kernel resized; ``None`` where more than the kernel's size differs."""
+        old, new = source.tensors.get("weight"), target.tensors.get("weight")
+        if old is None or new is None or old.ndim != new.ndim or old.ndim not in (3, 4, 5):
+            return None
+        size = tuple(new.shape[2:])
+        if old.shape[:2] != new.shape[:2] or tuple(old.shape[2:]) == size:
+            return None
+        if self.method == "pad":
+            margins = [(wide - narrow) for wide, narrow in zip(size, old.shape[2:], strict=True)]
+            if any(margin < 0 or margin % 2 for margin in margins):
+                return None
+            weight = functional.pad(old, [margin // 2 for margin in reversed(margins) for _ in range(2)])
+        else:
+            weight = old.float()
+            for axis, length in enumerate(size, start=2):
+                weight = _respond(weight, axis, length)
+            weight = weight.to(old.dtype)
+        return {**source.tensors, "weight": weight}
+
+
+@register_handler("inflate_kernel")
+@dataclass(frozen=True)
+class InflateKernel:
+    """Makes a three-dimensional kernel of a two-dimensional one.
+
+    Args:
+        center: ``False``: every slice is the kernel divided by the depth, so that a still video responds as its image
+            did. ``True``: the kernel in the middle slice and zeros around it.
+
+    References:
+        Carreira and Zisserman, "Quo Vadis, Action Recognition?", CVPR 2017, section 2.4.
+    """
+
+    center: bool = False
+
+    def __call__(self, source: Layer, target: Layer) -> Mapping[str, Tensor] | None:
+        """Return the layer with its kernel inflated; ``None`` where it is not 2-D for 3-D of the same size."""
+        old, new = source.tensors.get("weight"), target.tensors.get("weight")
+        if old is None or new is None or old.ndim != 4 or new.ndim != 5:
+            return None
+        depth = new.shape[2]
+        if old.shape != (*new.shape[:2], *new.shape[3:]):
+            return None
+        slices = [old / depth] * depth
+        if self.center:
+            slices = [old if place == depth // 2 else torch.zeros_like(old) for place in range(depth)]
+        return {**source.tensors, "weight": torch.stack(slices, dim=2)}
+
+
+def _respond(weight: Tensor, axis: int, length: int) -> Tensor:
+    """Resize along one axis by the pseudoinverse of linear interpolation, transposed.
+
+    Interpolation along several axes is the product of those along each, and so is its pseudoinverse.
+    """
+    old = weight.shape[axis]
+    if old == length:
+        return weight
+    unit = torch.eye(old, dtype=torch.float64)[:, None]  # (old, 1, old): each row is one unit signal
+    resize = functional.interpolate(unit, size=length, mode="linear", align_corners=False)[
+        :, 0
+    ]  # (old, length)
+    matrix = torch.linalg.pinv(resize).to(weight)  # (length, old)
+    return torch.movedim(torch.movedim(weight, axis, -1) @ matrix.mT, -1, axis)
