@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from transferkit.distributed import in_process_group, place_among_ranks
-from transferkit.errors import OutputError, StateError, require
+from transferkit.errors import ArgumentError, OutputError, StateError, require
 from transferkit.features._identity import describe_cache, key_of
 from transferkit.features.patch_features import PatchFeatures
 from transferkit.features.shards import PRECISIONS, CachedImage, CachedSource, Shards
@@ -227,6 +227,21 @@ class FeatureCache(Dataset[CachedImage]):
                 f"{len(missing)} of {len(self)} images are not in the cache at {self.folder}; fill it first"
             )
         return CachedSource.for_sampler(self._pixels, pixels, self._shards, self.shape)
+
+    def require_features(self, features: PatchFeatures) -> None:
+        """Raise unless the cache holds what ``features`` computes.
+
+        Raises:
+            ArgumentError: Another network, or other settings; names what differs.
+        """
+        other = describe_cache(features, self._dataset, self._pixels, self._shards.precision)
+        own = json.loads((self.folder / "manifest.json").read_bytes())
+        differ = [name for name, value in json.loads(json.dumps(other)).items() if own.get(name) != value]
+        if differ:
+            raise ArgumentError(
+                f"the features in {self.folder} are of another network or other settings: {', '.join(differ)} "
+                "differ; make them with the same classifier settings"
+            )
 
     def missing(self) -> list[int]:
         """Return the images that are not in the cache yet."""

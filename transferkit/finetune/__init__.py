@@ -5,7 +5,6 @@ from transferkit.distributed import first_on_machine, is_first, process_group
 from transferkit.files import require_writable, write_atomically
 from transferkit.finetune.choosing import Chosen, StopEarly, choose_on_held_out
 from transferkit.finetune.demo import DEMO, train_on_digits
-from transferkit.finetune.loop_settings import LoopSettings
 from transferkit.finetune.networks import NETWORKS, Network, build_network, small_alexnet
 from transferkit.finetune.on_features import AS_THEY_ARE, fit_on_features, frozen_features, head_features
 from transferkit.finetune.optimizer import (
@@ -15,12 +14,15 @@ from transferkit.finetune.optimizer import (
     trains_transferred,
     transferred_parameters,
 )
+from transferkit.finetune.predictions import Predictions
 from transferkit.finetune.protocol import Optimization, Protocol
 from transferkit.finetune.recipes import NEON2016, OQUAB2014, PROTOCOLS, RECOMMENDED
 from transferkit.finetune.report import RunReport, TrainingPatches, build_report, look_at_patches
 from transferkit.finetune.results import Stopwatch, write_convergence, write_results
 from transferkit.finetune.run import EpochRecord, Run, build_run, read_run
+from transferkit.finetune.scene_classifier import SceneClassifier
 from transferkit.finetune.scoring import fill_scorer, score_images
+from transferkit.finetune.settings import FeatureSettings, LoopSettings
 from transferkit.finetune.training import fit, train_epoch
 
 __all__ = [
@@ -34,12 +36,15 @@ __all__ = [
     "AveragedWeights",
     "Chosen",
     "EpochRecord",
+    "FeatureSettings",
     "LoopSettings",
     "Network",
     "Optimization",
+    "Predictions",
     "Protocol",
     "Run",
     "RunReport",
+    "SceneClassifier",
     "StopEarly",
     "Stopwatch",
     "TrainingPatches",

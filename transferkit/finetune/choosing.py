@@ -12,11 +12,11 @@ from torch.utils.data import Subset
 
 from transferkit.datasets import Presence
 from transferkit.errors import ArgumentError, StateError
-from transferkit.finetune.loop_settings import LoopSettings
 from transferkit.finetune.on_features import AS_THEY_ARE
 from transferkit.finetune.protocol import Optimization, Protocol
 from transferkit.finetune.run import Run, build_run
 from transferkit.finetune.scoring import fill_scorer
+from transferkit.finetune.settings import LoopSettings
 from transferkit.finetune.training import fit
 from transferkit.optimization import EarlyStopping, HeldOut, HeldOutChoice, hold_out
 from transferkit.progress import Progress

@@ -17,9 +17,9 @@ from transferkit.errors import ArgumentError
 from transferkit.features import PatchFeatures, SplitModel, split_at_head, split_frozen
 from transferkit.features.patch_features import Method
 from transferkit.features.shared import PyramidScales
-from transferkit.finetune.loop_settings import LoopSettings
 from transferkit.finetune.protocol import Protocol
 from transferkit.finetune.run import EpochRecord, Run
+from transferkit.finetune.settings import LoopSettings
 from transferkit.finetune.training import fit
 from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress
@@ -63,10 +63,26 @@ def frozen_features(
         UnsplittableError: Nothing is frozen before what is trained, or the model cannot be taken apart there.
         UnsharableError: ``method="shared"`` for a backbone that cannot be.
     """
-    example = _example(run.model, protocol)
-    parts = split_frozen(run.model, example)
+    return features_of_frozen(
+        run.model, run.preprocessing, protocol, method=method, pyramid_scales=pyramid_scales, amp=amp, fold=fold
+    )
+
+
+def features_of_frozen(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    protocol: Protocol,
+    *,
+    method: Method = "exact",
+    pyramid_scales: PyramidScales = None,
+    amp: bool | None = None,
+    fold: bool = False,
+) -> tuple[PatchFeatures, nn.Module]:
+    """Return the same for a model that is in no run; see :func:`frozen_features`."""
+    example = _example(model, protocol)
+    parts = split_frozen(model, example)
     parts = _folded(parts, example) if fold else parts
-    return _features_of(parts, run.preprocessing, protocol, method, pyramid_scales, amp), parts.rest
+    return _features_of(parts, preprocessing, protocol, method, pyramid_scales, amp), parts.rest
 
 
 def head_features(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transferkit.backbones import logits_of
 from transferkit.distributed import in_process_group
 from transferkit.errors import ArgumentError, DivergedError
-from transferkit.finetune.loop_settings import LoopSettings
+from transferkit.finetune.settings import LoopSettings
 from transferkit.heads import SINGLE_LABEL, Objective
 from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress, track

@@ -16,9 +16,10 @@ from torch.profiler import record_function
 from transferkit import distributed
 from transferkit.backbones import logits_of
 from transferkit.errors import DivergedError
-from transferkit.finetune.loop_settings import LoopSettings, profiled, waited_for
+from transferkit.finetune._profiling import profiled, waited_for
 from transferkit.finetune.optimizer import PerStep
 from transferkit.finetune.run import EpochRecord, Run
+from transferkit.finetune.settings import LoopSettings
 from transferkit.progress import Progress, track
 from transferkit.sampler import MultiscaleSampler, PatchBatch
 

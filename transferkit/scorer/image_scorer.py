@@ -338,12 +338,16 @@ class PatchLog:
             reduction: Likewise.
             log: Return their logarithm; see :meth:`ImageScorer.compute`.
         """
+        return self.scorer(exponent, reduction).compute(log)
+
+    def scorer(self, exponent: float | None = None, reduction: Reduction | None = None) -> ImageScorer:
+        """Return an :class:`ImageScorer` that has seen all patches; arguments as for :meth:`compute`."""
         exponent = self.exponent if exponent is None else exponent
         reduction = self.reduction if reduction is None else reduction
         scorer = ImageScorer(self.num_images, self.num_classes, exponent, reduction, validate=False)
         for probs, image_index, boxes in self._batches:
             scorer.add_batch(probs, image_index, boxes)
-        return scorer.compute(log)
+        return scorer
 
     def patches(self, image: int) -> tuple[Tensor, Tensor]:
         """Return the (P, K) probabilities and (P, 4) boxes of one image, in the order they came."""

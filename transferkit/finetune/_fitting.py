@@ -1,0 +1,324 @@
+"""The steps of a fit: a network with a new head, its run, the features of its frozen layers, and what is chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from transferkit.annotated import Presence
+from transferkit.checkpoints import Checkpoint
+from transferkit.distributed import in_process_group, is_first
+from transferkit.errors import ArgumentError, OutputError
+from transferkit.features import FeatureCache, FeatureImages, PatchFeatures, UnsplittableError
+from transferkit.finetune.choosing import choose_on_held_out
+from transferkit.finetune.networks import Network
+from transferkit.finetune.on_features import (
+    AS_THEY_ARE,
+    features_of_frozen,
+    fit_on_features,
+    frozen_features,
+    head_features,
+)
+from transferkit.finetune.optimizer import trains_transferred, transferred_parameters
+from transferkit.finetune.protocol import Optimization, Protocol
+from transferkit.finetune.run import Run, build_run
+from transferkit.finetune.scoring import AnyScorer, fill_scorer
+from transferkit.finetune.settings import FeatureSettings, LoopSettings
+from transferkit.finetune.training import fit
+from transferkit.heads import replace_head
+from transferkit.preprocessing import Preprocessing
+from transferkit.progress import Progress
+from transferkit.sampler import MultiscaleSampler
+from transferkit.sampler._source import tellers_of
+from transferkit.transfer import WeightTransfer, after, by_name, freeze
+
+Log = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a network starts from, and which of its layers are trained.
+
+    Attributes:
+        weights: A file or checkpoint; ``None``: the network's own.
+        allow_missing: Names of layers that the weights may lack.
+        from_scratch: Transfer nothing and train everything.
+        freeze: Train only what comes after this layer; ``None``: as the recipe says.
+    """
+
+    weights: Any = None
+    allow_missing: tuple[str, ...] = ()
+    from_scratch: bool = False
+    freeze: str | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every step of fitting and scoring needs to know."""
+
+    protocol: Protocol
+    features: FeatureSettings
+    loop: LoopSettings
+    seed: int
+    num_workers: int
+    device: torch.device
+    log: Log = lambda line: None
+    progress: Progress = False
+
+    def stream(self, data: Any, mode: Literal["train", "test"]) -> MultiscaleSampler:
+        """Return the recipe's minibatches of photos, or of features of them."""
+        return self.protocol.sampler(
+            data, mode=mode, seed=self.seed, num_workers=self.num_workers, device=self.device
+        )
+
+    def cache_of(self, features: PatchFeatures, photos: Any, folder: Path) -> FeatureCache:
+        """Return where the features of all patches of the photos are kept; not filled yet."""
+        return FeatureCache(
+            folder,
+            features,
+            photos,
+            grid=self.protocol.grid,
+            precision=self.features.precision,
+            limit=self.features.limit,
+        )
+
+    def filled(self, cache: FeatureCache) -> FeatureCache:
+        """Compute what a cache lacks."""
+        self.log(f"features of the frozen layers: {cache.size()}")
+        cache.fill(num_workers=self.num_workers, progress=self.progress)
+        return cache
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A network with its new head, the weights in place and layers frozen.
+
+    Attributes:
+        network: With the new head.
+        moved: The transfer's report as plain values; ``None`` from scratch.
+        frozen: Names of the frozen layers.
+    """
+
+    network: Network
+    moved: dict[str, Any] | None
+    frozen: tuple[str, ...]
+
+    @property
+    def model(self) -> nn.Module:
+        """The network itself."""
+        return self.network.model
+
+    def optimization(self, protocol: Protocol) -> Optimization:
+        """Return the recipe's optimization: the low rates only where they protect something."""
+        return protocol.optimization(from_scratch=not trains_transferred(self.model, self.moved))
+
+
+def prepare(
+    setup: Setup, network: Network, num_classes: int, start: Start, saved: Mapping[str, Any] | None
+) -> Prepared:
+    """Put the recipe's head on a network, move the weights over, and freeze what is not trained.
+
+    Args:
+        setup: The recipe and the device.
+        network: Changed in place.
+        num_classes: K.
+        start: Which weights, and what is trained.
+        saved: A run whose weights are restored later, so that none are moved now.
+    """
+    protocol, model = setup.protocol, network.model
+    head = replace_head(model, lambda width: protocol.head(width, num_classes))
+    before_head = ~by_name(f"{head.name}.*")
+    model.to(setup.device)
+    moved = saved["transfer"] if saved else None
+    if not saved and not start.from_scratch:
+        source: Checkpoint = network.checkpoint(start.weights)
+        transfer = WeightTransfer(source, select=before_head, allow_missing=start.allow_missing)
+        report = transfer.apply(model)
+        setup.log(str(report))
+        moved = report.to_dict()
+    frozen: tuple[str, ...] = ()
+    if start.freeze and not start.from_scratch:
+        frozen = freeze(model, ~after(start.freeze))
+    elif not start.from_scratch and not protocol.train_backbone:
+        frozen = freeze(model, before_head)
+    return Prepared(network, moved, frozen)
+
+
+def new_run(setup: Setup, prepared: Prepared, minibatches: int, settings: Mapping[str, Any]) -> Run:
+    """Put the network together with its optimizer and schedule."""
+    return build_run(
+        prepared.model,
+        setup.protocol,
+        prepared.optimization(setup.protocol),
+        preprocessing=prepared.network.preprocessing.preprocessing,
+        steps_per_epoch=max(1, math.ceil(minibatches / setup.loop.accumulate)),
+        transferred=transferred_parameters(prepared.model, prepared.moved),
+        settings=dict(settings),
+        frozen=prepared.frozen,
+        transfer=prepared.moved,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class OnFeatures:
+    """What is trained, and the features of the training photos that it is trained on."""
+
+    features: Any
+    rest: nn.Module
+
+
+@contextmanager
+def features_for(setup: Setup, run: Run, photos: Any) -> Iterator[OnFeatures | None]:
+    """Compute what the frozen layers give for all patches, once; ``None`` where that cannot be done or does not fit.
+
+    Features that the user computed beforehand serve as they are.
+    """
+    how, given = setup.features, given_features(photos)
+    wanted = how.cache if how.cache is not None else bool(run.frozen) or how.method == "shared"
+    if given is None and not wanted:
+        yield None
+        return
+    with ExitStack() as stack:
+        try:
+            features, rest = frozen_features(run, setup.protocol, **feature_arguments(setup))
+            if given is not None:
+                given.require_features(features)
+                data = photos
+            else:
+                folder = how.folder or Path(stack.enter_context(_temporary_folder()))
+                data = setup.filled(setup.cache_of(features, photos, folder))
+        except (UnsplittableError, OutputError) as error:
+            if how.cache or given is not None:
+                raise
+            setup.log(f"every patch goes through the whole network in every epoch: {error}")
+            yield None
+            return
+        yield OnFeatures(data, rest)
+
+
+def feature_arguments(setup: Setup) -> dict[str, Any]:
+    """Return how the features of frozen layers are computed."""
+    return {
+        "method": setup.features.method_for(setup.protocol),
+        "pyramid_scales": setup.features.scales_for(setup.protocol),
+        "amp": setup.features.amp,
+        "fold": True,
+    }
+
+
+def given_features(photos: Any) -> FeatureCache | None:
+    """Return the cache that a data set, or what it is a view of, takes its features from."""
+    tellers = tellers_of(photos, "patch_source")
+    if tellers is None:
+        return None
+    owners = list({id(owner): owner for owner, _ in tellers}.values())
+    if len(owners) == 1 and isinstance(owners[0], FeatureCache):
+        return owners[0]
+    raise ArgumentError("photos with features must come from one FeatureCache; see SceneClassifier.cache")
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """Give all processes one folder, which the first of them makes and removes."""
+    with ExitStack() as stack:
+        made: AbstractContextManager[str] = (
+            TemporaryDirectory(prefix="transferkit-features-") if is_first() else nullcontext("")
+        )
+        name = [stack.enter_context(made)]
+        if in_process_group():
+            torch.distributed.broadcast_object_list(name, src=0)
+        yield name[0]
+        if in_process_group():
+            torch.distributed.barrier()  # nobody reads any more
+
+
+def choose(setup: Setup, prepared: Prepared, on: OnFeatures, presence: Presence) -> tuple[int, float]:
+    """Choose the number of epochs and the exponent on held-out training photos."""
+    chosen = choose_on_held_out(
+        on.rest,
+        on.features,
+        setup.protocol,
+        prepared.optimization(setup.protocol),
+        transferred=transferred_parameters(prepared.model, prepared.moved),
+        presence=presence,
+        seed=setup.seed,
+        num_workers=setup.num_workers,
+        loop=setup.loop,
+        progress=setup.progress,
+    )
+    setup.log(str(chosen))
+    return chosen.epochs, chosen.exponent
+
+
+def train(
+    setup: Setup,
+    run: Run,
+    patches: MultiscaleSampler,
+    on: OnFeatures | None,
+    after_epoch: Callable[[Run], object],
+) -> None:
+    """Train a run from where it is, on pixels or on features."""
+    how: dict[str, Any] = {"loop": setup.loop, "after_epoch": after_epoch, "progress": setup.progress}
+    if run.sampler_state:
+        patches.load_state_dict(run.sampler_state)
+    if on is None:
+        fit(run, patches, setup.protocol.epochs, **how)
+        return
+    of_features = setup.stream(on.features, "train")
+    of_features.load_state_dict(patches.state_dict())
+    fit_on_features(run, on.rest, of_features, setup.protocol.epochs, **how)
+
+
+def tested_of(run: Run) -> nn.Module:
+    """Return the network to test and to keep, with the same layers frozen as in training."""
+    tested = run.tested_model
+    for parameter, trained in zip(tested.parameters(), run.model.parameters(), strict=True):
+        parameter.requires_grad_(trained.requires_grad)
+    return tested
+
+
+def score_photos(
+    setup: Setup, model: nn.Module, preprocessing: Preprocessing, photos: Any, scorer: AnyScorer
+) -> AnyScorer:
+    """Give a scorer all patches of the photos, with features computed the way the classifier was fitted.
+
+    Features that the user computed beforehand serve as they are. Shared features of frozen layers are kept where
+    ``setup.features`` names a folder.
+    """
+    given, protocol = given_features(photos), setup.protocol
+    data = photos
+    if given is not None:
+        features, model = features_of_frozen(model, preprocessing, protocol, **feature_arguments(setup))
+        given.require_features(features)
+        preprocessing = AS_THEY_ARE
+    elif setup.features.method_for(protocol) == "shared":
+        features, model = head_features(model, preprocessing, protocol, **feature_arguments(setup))
+        data, preprocessing = _kept(setup, features, photos) or FeatureImages(photos, features), AS_THEY_ARE
+    return fill_scorer(
+        model,
+        setup.stream(data, "test"),
+        scorer,
+        preprocessing,
+        objective=protocol.objective,
+        loop=setup.loop,
+        progress=setup.progress,
+    )
+
+
+def _kept(setup: Setup, features: PatchFeatures, photos: Any) -> FeatureCache | None:
+    """Return the features on disk, where they are wanted there, stay as they are, and fit."""
+    if setup.features.folder is None or setup.features.cache is False or not features.frozen:
+        return None
+    try:
+        return setup.filled(setup.cache_of(features, photos, setup.features.folder))
+    except OutputError as error:
+        setup.log(f"features are not kept: {error}")
+        return None

@@ -1,0 +1,136 @@
+"""Photos in any form: what a data set tells of them, and a data set made from files or images to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from transferkit.annotated import Presence, presence_of
+from transferkit.datasets import ImageListDataset
+from transferkit.errors import ArgumentError, DataError
+from transferkit.sampler._source import tellers_of
+from transferkit.scorer.image_scorer import BACKGROUND
+
+PHOTO_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"])
+"""Endings of the files that are taken from a folder, in lower case."""
+
+
+def as_photos(source: Any) -> Any:
+    """Return photos to predict as a data set.
+
+    Args:
+        source: A data set of items with ``image``; a folder, which is searched for photos with all folders in it; a
+            file; a PIL image, an array (H, W, C) or a tensor (C, H, W); or a list of files and images.
+
+    Returns:
+        ``source`` itself if it is a data set, else a data set whose ids are paths relative to the folder, or as given.
+
+    Raises:
+        DataError: No photo in the folder, or no such file.
+        ArgumentError: It is none of these.
+    """
+    if isinstance(source, (str, Path)):
+        return _of_path(Path(source))
+    if isinstance(source, (Image.Image, Tensor)) or hasattr(source, "__array_interface__"):
+        return ImageListDataset([source])
+    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
+        raise ArgumentError(
+            "photos must be a data set, a folder, a file, an image, or a list of files and images, got "
+            f"{type(source).__name__}"
+        )
+    if len(source) == 0:
+        raise ArgumentError("photos must be at least one, got none")
+    if not isinstance(source, (list, tuple)) or hasattr(source[0], "image"):
+        return source
+    ids = [str(one) if isinstance(one, (str, Path)) else str(place) for place, one in enumerate(source)]
+    return ImageListDataset(source, ids=ids)
+
+
+def _of_path(path: Path) -> ImageListDataset:
+    if path.is_file():
+        return ImageListDataset([path], ids=[path.name])
+    if not path.is_dir():
+        raise DataError(f"no file or folder {path}")
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PHOTO_SUFFIXES and file.is_file())
+    if not files:
+        raise DataError(f"no photo in {path}: looked for {', '.join(sorted(PHOTO_SUFFIXES))}")
+    return ImageListDataset(files, ids=[file.relative_to(path).as_posix() for file in files])
+
+
+def class_names_of(photos: Any) -> tuple[str, ...] | None:
+    """Return the class names that a data set, or what it is a view of, tells; ``None`` where it tells none.
+
+    Raises:
+        DataError: Joined data sets have other class names.
+    """
+    tellers = tellers_of(photos, "class_names")
+    if not tellers:
+        return None
+    found = list(dict.fromkeys(tuple(data.class_names) for data, _ in tellers))
+    if len(found) > 1:
+        raise DataError(
+            f"the photos come from data sets of different class names: {found[0]} and {found[1]}; give all the same "
+            "class_names"
+        )
+    return found[0]
+
+
+def with_background(names: Iterable[str]) -> tuple[str, ...]:
+    """Return class names with the background before them.
+
+    Example:
+        >>> with_background(["cat", "dog"])
+        ('background', 'cat', 'dog')
+    """
+    names = tuple(names)
+    return names if names[:1] == (BACKGROUND,) else (BACKGROUND, *names)
+
+
+def ids_of(photos: Any) -> tuple[str, ...]:
+    """Return the photos' names, where the data set tells them without decoding; else their places."""
+    tellers = tellers_of(photos, "ids")
+    if tellers is None:
+        return tuple(map(str, range(len(photos))))
+    return tuple(str(data.ids[place]) for data, place in tellers)
+
+
+def truth_of(photos: Any, num_classes: int) -> Presence:
+    """Return which classes each photo shows; a data set that does not tell is read once.
+
+    Args:
+        photos: A data set, or a view of one.
+        num_classes: K, the background included.
+
+    Raises:
+        DataError: A photo with a class that is not among K.
+    """
+    tellers = tellers_of(photos, "presence")
+    if tellers is not None:
+        known = {id(data): data.presence() for data, _ in tellers}
+        rows = [(known[id(data)], place) for data, place in tellers]
+        return Presence(
+            torch.stack([presence.present[place] for presence, place in rows]),
+            torch.stack([presence.difficult_only[place] for presence, place in rows]),
+        )
+    return presence_of(
+        (_objects_of(photos[place], place, num_classes) for place in range(len(photos))), num_classes
+    )
+
+
+def _objects_of(item: Any, place: int, num_classes: int) -> tuple[Sequence[int], Sequence[bool]]:
+    classes = torch.as_tensor(item.classes).reshape(-1).tolist()
+    wrong = [number for number in classes if not 0 < number < num_classes]
+    if wrong:
+        raise DataError(
+            f"photo {place} has an object of class {wrong[0]}, and the class names tell 1 to {num_classes - 1}"
+        )
+    difficult = getattr(item, "difficult", None)
+    flags = (
+        [False] * len(classes) if difficult is None else torch.as_tensor(difficult).reshape(-1).bool().tolist()
+    )
+    return classes, flags
