@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -229,10 +229,7 @@ def given_features(photos: Any) -> FeatureCache | None:
 def _temporary_folder() -> Iterator[str]:
     """Give all processes one folder, which the first of them makes and removes."""
     with ExitStack() as stack:
-        made: AbstractContextManager[str] = (
-            TemporaryDirectory(prefix="transferkit-features-") if is_first() else nullcontext("")
-        )
-        name = [stack.enter_context(made)]
+        name = [stack.enter_context(TemporaryDirectory(prefix="transferkit-features-")) if is_first() else ""]
         if in_process_group():
             torch.distributed.broadcast_object_list(name, src=0)
         yield name[0]
