@@ -56,7 +56,7 @@ def plain(value: Any) -> Any:
             "this library's values; use one of those, or save classifier.model's state dict yourself"
         )
     fields = {
-        field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init
+        field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(type(value)) if field.init
     }
     return {_KIND: type(value).__name__, **fields}
 
@@ -103,8 +103,8 @@ def read_classifier(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read as a classifier: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} is no saved classifier (no format {FORMAT!r} in it); weights go to SceneClassifier(weights=...), "
-            "a run goes to classifier.restore"
+            f"{path} is no saved classifier (no format {FORMAT!r} in it); weights go to "
+            "SceneClassifier(weights=...), a run goes to classifier.restore"
         )
     if state.get("version") != VERSION:
         raise CheckpointError(

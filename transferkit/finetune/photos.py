@@ -28,7 +28,7 @@ def as_photos(source: Any) -> Any:
             file; a PIL image, an array (H, W, C) or a tensor (C, H, W); or a list of files and images.
 
     Returns:
-        ``source`` itself if it is a data set, else a data set whose ids are paths relative to the folder, or as given.
+        ``source`` itself if it is a data set, else a data set whose ids are paths below the folder, or as given.
 
     Raises:
         DataError: No photo in the folder, or no such file.

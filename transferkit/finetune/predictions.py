@@ -18,8 +18,8 @@ class Predictions:
     Attributes:
         ids: (N,) names of the photos.
         class_names: (K,) names of the classes, the background first.
-        scores: (N, K) float64 on the cpu: sum or mean over a photo's patches of probability^exponent. They rank photos;
-            they are no probabilities. ``-inf`` for a photo without a patch.
+        scores: (N, K) float64 on the cpu: sum or mean over a photo's patches of probability^exponent. They rank
+            photos; they are no probabilities. ``-inf`` for a photo without a patch.
         best_probs: (N, K) float64: probability of the best patch.
         best_boxes: (N, K, 4) float64 xyxy, pixels: the best patch.
         log: Every patch's probabilities, where maps were asked for.

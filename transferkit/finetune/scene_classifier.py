@@ -24,6 +24,7 @@ from transferkit.files import require_writable
 from transferkit.finetune import _fitting as steps
 from transferkit.finetune._saved_classifier import from_plain, plain, read_classifier, write_classifier
 from transferkit.finetune.networks import NETWORKS, Network, build_network
+from transferkit.finetune.on_features import frozen_features
 from transferkit.finetune.photos import as_photos, class_names_of, ids_of, truth_of, with_background
 from transferkit.finetune.predictions import Predictions
 from transferkit.finetune.protocol import Protocol
@@ -357,7 +358,7 @@ class SceneClassifier:
         setup = self._setup(self.protocol)
         names = _agreed(self._names, photos)
         run = self._new_run(setup, self._prepare(setup, names, None), 1, names, None)
-        features, _ = steps.frozen_features(run, setup.protocol, **steps.feature_arguments(setup))
+        features, _ = frozen_features(run, setup.protocol, **steps.feature_arguments(setup))
         return setup.cache_of(features, photos, self.features.folder)
 
     def save(self, path: str | os.PathLike[str]) -> Path:

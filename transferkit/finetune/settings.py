@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from transferkit.devices import half_dtype, mixed_precision
 from transferkit.errors import require
-from transferkit.features.cache import PRECISIONS
+from transferkit.features.shards import PRECISIONS
 from transferkit.features.shared import PyramidScales, check_pyramid_scales
 from transferkit.finetune.protocol import Protocol
 
