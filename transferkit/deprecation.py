@@ -6,6 +6,7 @@ cannot do is here: an argument that got another name, and a name that moved.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import warnings
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from transferkit.errors import ArgumentError
 
-__all__ = ["moved_names", "renamed_argument"]
+__all__ = ["moved_names", "renamed_argument", "renamed_flag"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -87,3 +88,31 @@ def moved_names(module: str, moved: Mapping[str, str], *, until: str) -> Callabl
         return getattr(importlib.import_module(owner), new)
 
     return look_up
+
+
+def renamed_flag(old: str, new: str, *, until: str) -> type[argparse.Action]:
+    """Return the action of a command line's old flag, which sets what the new one sets.
+
+    Args:
+        old: The flag as it was.
+        new: The flag as it is now.
+        until: The version in which the old flag goes.
+
+    Example:
+        >>> parser = argparse.ArgumentParser()
+        >>> action = renamed_flag("--levels", "--pyramid_scales", until="0.4")
+        >>> _ = parser.add_argument("--levels", dest="pyramid_scales", action=action, help=argparse.SUPPRESS)
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     parser.parse_args(["--levels", "3"]).pyramid_scales
+        '3'
+        >>> print(caught[0].message)
+        --levels is --pyramid_scales now; the old flag goes in 0.4
+    """
+
+    class OldFlag(argparse.Action):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+            warnings.warn(f"{old} is {new} now; the old flag goes in {until}", DeprecationWarning, stacklevel=2)
+            setattr(namespace, self.dest, values)
+
+    return OldFlag
