@@ -24,77 +24,33 @@ docs/experiments.md has what --protocol recommended reaches.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import math
 import os
 import sys
+from argparse import BooleanOptionalAction
+from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from typing import Any
 
 import transferkit as tk
-from transferkit.datasets import (
-    DEMO_CLASSES,
-    VOC_CLASSES,
-    VOCDataset,
-    fetch_voc,
-    write_demo_devkit,
-)
-from transferkit.errors import OutputError
-from transferkit.features import FeatureCache, FeatureImages, PatchFeatures, UnsplittableError
-from transferkit.finetune import (
-    AS_THEY_ARE,
-    DEMO,
-    NETWORKS,
-    LoopSettings,
-    Network,
-    Optimization,
-    Protocol,
-    Run,
-    RunReport,
-    Stopwatch,
-    build_network,
-    build_report,
-    build_run,
-    choose_device,
-    choose_on_held_out,
-    fill_scorer,
-    first_on_machine,
-    fit,
-    fit_on_features,
-    frozen_features,
-    head_features,
-    is_first,
-    look_at_patches,
-    process_group,
-    read_run,
-    require_writable,
-    small_alexnet,
-    train_on_digits,
-    trains_transferred,
-    transferred_parameters,
-    use_huge_pages,
-    write_convergence,
-    write_results,
-)
-from transferkit.finetune import PROTOCOLS as PUBLISHED
-from transferkit.preprocessing import IMAGENET
-from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog
+from transferkit import finetune
+from transferkit.datasets import DEMO_CLASSES, VOC_CLASSES, VOCDataset, fetch_voc
+from transferkit.deprecation import renamed_flag
+from transferkit.finetune import FeatureSettings, LoopSettings, Protocol, Run
+from transferkit.scorer import PatchLog
 from transferkit.scorer.pictures import require_matplotlib
-from transferkit.transfer import Predicate
 
-PROTOCOLS = {**PUBLISHED, "demo": DEMO}
+PROTOCOLS = {**finetune.PROTOCOLS, "demo": finetune.DEMO}
+say = partial(print, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the example; return the exit status."""
-    use_huge_pages()
+    finetune.use_huge_pages()
     try:
         args = parse_arguments(argv)
-        with process_group(choose_device(args.backend)):
+        with finetune.process_group(finetune.choose_device(args.backend)):
             demo(args) if args.demo else run(args)
     except (tk.TransferKitError, OSError) as error:
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
@@ -102,95 +58,90 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run(args: argparse.Namespace, compared_with: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Train and test as ``args`` say; return the metrics, which are also written to ``args.results``.
+def run(args: argparse.Namespace, compared_with: Mapping[str, Run] | None = None) -> tuple[Run, float]:
+    """Train and test as ``args`` say, and write results; return the run and its mean AP.
 
-    Of several processes, the first returns them.
-
-    ``compared_with`` holds the metrics of other runs by name, for the report.
+    ``compared_with`` holds other runs by name, for the report.
     """
-    stopwatch, device = Stopwatch(), choose_device(args.backend)
-    protocol = protocol_of(args)
-    save_path = check_outputs(args)
-    saved = read_run(args.model_file) if args.model_file else None
+    stopwatch, protocol = finetune.Stopwatch(), protocol_of(args)
+    if finetune.is_first():  # before any long work
+        finetune.require_writable(args.results / "metrics.json")
+    if args.report:
+        require_matplotlib()
     print(protocol)
 
-    # Data: photos, and how their patches are laid out, labeled, chosen and cut.
-    test_set, test_patches = patches_of(args, protocol, "test")
-    train_set, train_patches = patches_of(args, protocol, "train") if protocol.epochs else (None, None)
+    # Data: photos to train on and to test on, downloaded where there are none.
+    test_set = photos_of(args, protocol, args.test_set, args.max_test_imgs)
+    only_tested = args.model_file and not protocol.epochs
+    train_set = None if only_tested else photos_of(args, protocol, args.image_set, args.max_train_imgs)
     stopwatch.lap("read data")
 
-    # Model: its classification layer is replaced by the adaptation layers.
-    torch.manual_seed(args.rng_seed)
-    network = build_network(args.model)
-    print(network)
-    head = tk.replace_head(network.model, lambda width: protocol.head(width, len(test_set.class_names)))
-    before_head = ~tk.by_name(f"{head.name}.*")
-    model = network.model.to(device)
-
-    # Transfer: every layer before the adaptation layers comes from the pretrained network, or all from a saved run.
-    moved = saved["transfer"] if saved else None if args.from_scratch else transfer(args, network, before_head)
-    frozen = freeze(args, protocol, model, before_head)
-    steps = math.ceil(len(train_patches) / args.accumulate) if train_patches else 1
-    state = new_run(args, protocol, network, frozen, moved, steps)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    print(f"{trained:,} parameters to train: {optimization_of(protocol, model, moved)}")
-    if saved:
-        state.restore(saved)
-        print(f"{args.model_file}: {state.epoch} epochs done")
-    stopwatch.lap("build model")
-
-    # Train, and save after each epoch what a later call can go on from.
-    def after_epoch(state: Run) -> None:
-        if args.eval_freq and state.epoch % args.eval_freq == 0:
-            mean_ap = test(args, protocol, state, test_set, test_patches)[0].mean_ap()
-            state.history[-1] = dataclasses.replace(state.history[-1], mean_ap=mean_ap)
-        due = args.serialize and (state.epoch % args.serialize == 0 or state.epoch == protocol.epochs)
-        if due and is_first():
-            state.save(save_path, keep=args.history)
-        print(state.history[-1], flush=True)
-
-    if state.epoch < protocol.epochs:
-        loop, how = loop_settings(args), {"after_epoch": after_epoch, "progress": is_first()}
-        wanted = args.features or ("cached" if frozen else "exact")
-        ready = None if wanted == "exact" else cached_features(args, protocol, state, train_set)
-        if ready and protocol.choice and not saved:
-            protocol = choose(args, protocol, state, *ready)
-            state = new_run(args, protocol, network, frozen, moved, steps)
-        if state.sampler_state:
-            train_patches.load_state_dict(state.sampler_state)
-        if ready:  # what frozen layers give is computed once, and only the rest runs in each epoch
-            cache, rest = ready
-            cached_patches = stream(args, protocol, cache, "train")
-            cached_patches.load_state_dict(train_patches.state_dict())
-            fit_on_features(state, rest, cached_patches, protocol.epochs, loop=loop, **how)
-        else:
-            fit(state, train_patches, protocol.epochs, loop=loop, **how)
-        if loop.profile and is_first():
-            print((loop.profile / "profile.txt").read_text(encoding="utf-8"))
+    # Train: adaptation layers on top, pretrained weights below, frozen or trained as the recipe says.
+    classifier = classifier_of(args, protocol, test_set.class_names)
+    if train_set is None:
+        classifier.restore(args.model_file, log=say)
+    else:
+        classifier.fit(
+            train_set,
+            run_file=args.save_path or args.results / "run.pt",
+            resume=args.model_file or False,
+            save_every=args.serialize,
+            keep=args.history,
+            validation=test_set if args.eval_freq else None,
+            test_every=args.eval_freq or 1,
+            settings=settings_of(args),
+            log=say,
+            progress=finetune.is_first(),
+        )
     stopwatch.lap("train")
 
     # Test: score every photo for every class by the sum over its patches of probability^exponent, and rank them.
     # A report shows where in the photos the classes are seen, for which it needs every patch's probabilities.
-    result, log = test(args, protocol, state, test_set, test_patches, keep_patches=args.report)
+    patches = classifier.score(test_set, keep_patches=args.report, progress=finetune.is_first())
+    result = classifier.evaluate(test_set, patches, bootstrap=1000 if args.report else 0)
     stopwatch.lap("test")
     print(result)
 
-    # Report: of several processes, the first writes it.
-    if not is_first():
-        return {}
-    metrics = write_results(args.results, state, result, seconds=stopwatch.laps, image_set=args.test_set)
-    if args.report:
-        photos = "digits in scenes" if args.demo else f"VOC{args.year}"
-        title = f"{args.model}, {protocol.name}, {photos} {args.test_set}"
-        seen = look_at_patches(train_patches, train_set) if train_patches else None
-        report = RunReport.of(
-            metrics, result, log, test_set, title=title, compared_with=compared_with, patches=seen
+    # Results: of several processes, the first writes them.
+    if finetune.is_first():
+        finetune.write_results(
+            args.results, classifier.run, result, seconds=stopwatch.laps, image_set=args.test_set
         )
-        build_report(report, progress=True).write(args.results / "report.html")
-    print(stopwatch)
-    print(f"mAP {result.mean_ap():.2%} ({result.rule}); results are in {args.results}")
-    return metrics
+        if isinstance(patches, PatchLog):
+            photos = "digits in scenes" if args.protocol == "demo" else f"VOC{args.year}"
+            title = f"{args.model}, {protocol.name}, {photos} {args.test_set}"
+            seen = finetune.look_at_patches(classifier.sampler(train_set), train_set) if train_set else None
+            more = {"seconds": stopwatch.laps, "compared_with": compared_with, "patches": seen}
+            report = finetune.RunReport.of(classifier.run, result, patches, test_set, title=title, **more)
+            finetune.build_report(report, progress=True).write(args.results / "report.html")
+        print(stopwatch)
+        print(f"mAP {result.mean_ap():.2%} ({result.rule}); results are in {args.results}")
+    return classifier.run, result.mean_ap()
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Tell single digits apart; then, from scratch and with what that taught, say which digits a scene shows."""
+    weights = finetune.prepare_demo(
+        args.results, seed=args.rng_seed, device=args.backend, progress=True, log=say
+    )
+    runs, found = {}, {}
+    for name, from_scratch in (("from scratch", True), ("pretrained", False)):
+        say(f"\n== {name} ==")
+        own = {
+            "data_dir": args.results / "data", "class_names": DEMO_CLASSES, "protocol": "demo",
+            "model": "alexnet-small", "weights": weights, "eval_freq": 1, "num_workers": 0,
+            "from_scratch": from_scratch, "results": args.results / name.replace(" ", "_"),
+            "report": not from_scratch and find_spec("matplotlib") is not None,
+        }  # fmt: skip
+        runs[name], found[name] = run(argparse.Namespace(**{**vars(args), **own}), compared_with=dict(runs))
+    if not finetune.is_first():
+        return
+    curves = finetune.write_convergence(
+        args.results / "convergence.png", {name: one.history for name, one in runs.items()}
+    )
+    say("\nmAP: " + ", ".join(f"{name} {mean_ap:.1%}" for name, mean_ap in found.items()))
+    pictures = f"the curves are in {curves}, maps and photos in {args.results / 'pretrained' / 'report.html'}"
+    say(pictures if curves else "for curves, maps and a report: pip install matplotlib")
 
 
 def protocol_of(args: argparse.Namespace) -> Protocol:
@@ -201,234 +152,42 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
     return protocol.adjusted(args.patches_per_image, args.batch_size, args.learning_rate, args.epochs)
 
 
-def check_outputs(args: argparse.Namespace) -> Path:
-    """Make sure, before any long work, that the run and its results can be written; return the run's path."""
-    save_path = args.save_path or args.results / "run.pt"
-    if args.report:
-        require_matplotlib()
-    if is_first():
-        require_writable(args.results / "metrics.json")
-        require_writable(save_path)
-    return save_path
+def photos_of(args: argparse.Namespace, protocol: Protocol, image_set: str, most: int | None) -> VOCDataset:
+    """Read the photos of an image set."""
+    folder = args.data_dir or fetch_voc(args.year, (args.image_set, args.test_set), progress=True)
+    how = {"max_images": most, "class_names": args.class_names, "subtract_one": protocol.subtract_one}
+    photos = VOCDataset(folder, args.year, image_set, progress=True, **how)
+    print(f"{image_set}: {len(photos)} photos")
+    return photos
 
 
-def patches_of(
-    args: argparse.Namespace, protocol: Protocol, mode: Literal["train", "test"]
-) -> tuple[VOCDataset, tk.MultiscaleSampler]:
-    """Read the photos to train or test on, downloaded where there are none, and return them with their patches."""
-    image_set, max_images = {
-        "train": (args.image_set, args.max_train_imgs),
-        "test": (args.test_set, args.max_test_imgs),
-    }[mode]
-    photos = VOCDataset(
-        args.data_dir or fetch_voc(args.year, (args.image_set, args.test_set), progress=True),
-        args.year,
-        image_set,
-        max_images=max_images,
-        class_names=args.class_names,
-        subtract_one=protocol.subtract_one,
-        progress=True,
+def classifier_of(
+    args: argparse.Namespace, protocol: Protocol, class_names: tuple[str, ...]
+) -> tk.SceneClassifier:
+    """Return the classifier that the command line describes, not fitted yet."""
+    features = FeatureSettings(
+        method=args.features if args.features in ("exact", "shared") else None,
+        pyramid_scales=args.pyramid_scales,
+        amp=args.amp,
+        cache={"exact": False, "cached": True}.get(args.features),
+        folder=args.cache_dir or args.results / "features",
+        limit=None if args.cache_limit is None else int(args.cache_limit * 1e9),
     )
-    patches = stream(args, protocol, photos, mode)
-    print(f"{image_set}: {len(photos)} photos, {len(patches)} minibatches")
-    return photos, patches
-
-
-def stream(
-    args: argparse.Namespace, protocol: Protocol, data: Any, mode: Literal["train", "test"]
-) -> tk.MultiscaleSampler:
-    """Return the recipe's minibatches of photos, or of features of them."""
-    device = choose_device(args.backend)
-    return protocol.sampler(data, mode=mode, seed=args.rng_seed, num_workers=args.num_workers, device=device)
-
-
-def feature_settings(args: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
-    """Return how patches go through frozen layers: one by one, or shared at some sizes of the photo."""
-    method = args.features if args.features in ("exact", "shared") else protocol.features
-    pyramid_scales = protocol.pyramid_scales if args.pyramid_scales is None else args.pyramid_scales
-    return {"method": method, "pyramid_scales": pyramid_scales, "amp": args.amp, "fold": True}
-
-
-def cache_of(
-    args: argparse.Namespace, protocol: Protocol, features: PatchFeatures, photos: VOCDataset
-) -> FeatureCache:
-    """Compute features of all patches of the photos, or find them computed."""
-    limit = None if args.cache_limit is None else int(args.cache_limit * 1e9)
-    folder = args.cache_dir or args.results / "features"
-    cache = FeatureCache(folder, features, photos, grid=protocol.grid, limit=limit)
-    print(f"features of the frozen layers: {cache.size()}", flush=True)
-    cache.fill(num_workers=args.num_workers, progress=is_first())
-    return cache
-
-
-def cached_features(
-    args: argparse.Namespace, protocol: Protocol, state: Run, photos: VOCDataset
-) -> tuple[FeatureCache, nn.Module] | None:
-    """Compute what the frozen layers give for all patches, once; return it, and what is trained on it.
-
-    ``None`` where that cannot be done, or does not fit: then every patch goes through the whole network.
-    """
-    try:
-        features, rest = frozen_features(state, protocol, **feature_settings(args, protocol))
-        return cache_of(args, protocol, features, photos), rest
-    except (UnsplittableError, OutputError) as error:
-        if args.features == "cached":
-            raise
-        print(f"every patch goes through the whole network in every epoch: {error}")
-        return None
-
-
-def choose(
-    args: argparse.Namespace, protocol: Protocol, state: Run, cache: FeatureCache, rest: nn.Module
-) -> Protocol:
-    """Choose on held-out training photos what the recipe leaves open; return the recipe with that decided."""
-    chosen = choose_on_held_out(
-        rest,
-        cache,
+    profile = args.results / "profile" if args.profile else None
+    return tk.SceneClassifier(
+        args.model,
         protocol,
-        optimization_of(protocol, state.model, state.transfer),
-        transferred=transferred_parameters(state.model, state.transfer),
+        class_names=class_names,
+        weights=args.weights,
+        allow_missing=args.allow_missing,
+        from_scratch=args.from_scratch,
+        freeze=args.freeze,
+        features=features,
+        loop=LoopSettings(args.amp, args.channels_last, args.compile, args.accumulate, profile),
         seed=args.rng_seed,
         num_workers=args.num_workers,
-        loop=loop_settings(args),
-        progress=is_first(),
+        device=args.backend,
     )
-    print(chosen, flush=True)
-    args.chosen = [chosen.epochs, chosen.exponent]
-    torch.manual_seed(args.rng_seed)
-    return protocol.decided(chosen.epochs, chosen.exponent)
-
-
-def transfer(args: argparse.Namespace, network: Network, before_head: Predicate) -> dict[str, Any]:
-    """Move every layer but the adaptation layers from the pretrained weights; return the report."""
-    checkpoint = network.checkpoint(args.weights)
-    move = tk.WeightTransfer(checkpoint, select=before_head, allow_missing=args.allow_missing)
-    report = move.apply(network.model)
-    print(report)
-    return report.to_dict()
-
-
-def freeze(
-    args: argparse.Namespace, protocol: Protocol, model: nn.Module, before_head: Predicate
-) -> tuple[str, ...]:
-    """Freeze up to and including --freeze, or what the protocol does not train; return the layers' names."""
-    if args.from_scratch:
-        return ()
-    if args.freeze:
-        return tk.freeze(model, ~tk.after(args.freeze))
-    return () if protocol.train_backbone else tk.freeze(model, before_head)
-
-
-def new_run(
-    args: argparse.Namespace,
-    protocol: Protocol,
-    network: Network,
-    frozen: tuple[str, ...],
-    moved: dict[str, Any] | None,
-    steps_per_epoch: int,
-) -> Run:
-    """Put the model together with its optimizer and schedule."""
-    model = network.model
-    return build_run(
-        model,
-        protocol,
-        optimization_of(protocol, model, moved),
-        preprocessing=network.preprocessing.preprocessing,
-        steps_per_epoch=steps_per_epoch,
-        transferred=transferred_parameters(model, moved),
-        settings=settings_of(args),
-        frozen=frozen,
-        transfer=moved,
-    )
-
-
-def optimization_of(protocol: Protocol, model: nn.Module, moved: dict[str, Any] | None) -> Optimization:
-    """Return how to train: at low rates only where they protect something."""
-    return protocol.optimization(from_scratch=not trains_transferred(model, moved))
-
-
-def test(
-    args: argparse.Namespace,
-    protocol: Protocol,
-    state: Run,
-    test_set: VOCDataset,
-    patches: tk.MultiscaleSampler,
-    keep_patches: bool = False,
-) -> tuple[ClassificationResult, ImageScorer | PatchLog]:
-    """Score the photos and compare the scores with the annotations; return also what collected the patches."""
-    size = len(test_set), len(test_set.class_names)
-    empty: ImageScorer | PatchLog = (
-        PatchLog(*size, protocol.exponent, protocol.reduction)
-        if keep_patches
-        else protocol.scorer(*size, device=state.device, validate=False)
-    )
-    model, preprocessing = state.tested_model, state.preprocessing
-    settings = feature_settings(args, protocol)
-    if settings["method"] == "shared":
-        keep = args.cache_dir and head_features(state.model, preprocessing, protocol, **settings)[0].frozen
-        features, model = head_features(model, preprocessing, protocol, **settings)
-        data = cache_of(args, protocol, features, test_set) if keep else FeatureImages(test_set, features)
-        patches, preprocessing = stream(args, protocol, data, "test"), AS_THEY_ARE
-    scorer = fill_scorer(
-        model,
-        patches,
-        empty,
-        preprocessing,
-        objective=state.objective,
-        loop=loop_settings(args),
-        progress=is_first(),
-    )
-    truth = test_set.presence()
-    result = tk.evaluate(
-        scorer.compute().cpu(),
-        truth.present,
-        truth.difficult_only,
-        class_names=test_set.class_names,
-        image_ids=test_set.ids,
-        rule=protocol.ap_rule,
-        bootstrap=1000 if keep_patches else 0,
-    )
-    return result, scorer
-
-
-def demo(args: argparse.Namespace) -> None:
-    """Make all that the recipe needs from scikit-learn's handwritten digits, then run it twice.
-
-    The source task is to tell single digits apart, the target task to say which digits a scene shows.
-    """
-    folder = args.results
-    args.data_dir, args.class_names = folder / "data", DEMO_CLASSES
-    args.protocol, args.model, args.eval_freq, args.num_workers = "demo", "alexnet-small", 1, 0
-    args.weights = folder / "single_digits.pt"
-    with first_on_machine() as first:
-        if first:
-            write_demo_devkit(args.data_dir, seed=args.rng_seed, progress=True)
-            torch.manual_seed(args.rng_seed)
-            source = small_alexnet(10).to(choose_device(args.backend))
-            loss = train_on_digits(source, IMAGENET, seed=args.rng_seed, progress=True)
-            torch.save(source.state_dict(), args.weights)
-            print(f"single digits: loss {loss:.3f}")
-    metrics: dict[str, dict[str, Any]] = {}
-    for name, from_scratch in (("from scratch", True), ("pretrained", False)):
-        print(f"\n== {name} ==")
-        args.from_scratch, args.results = from_scratch, folder / name.replace(" ", "_")
-        args.report = not from_scratch and find_spec("matplotlib") is not None
-        metrics[name] = run(args, metrics)
-    if not is_first():
-        return
-    curves = write_convergence(folder / "convergence.png", {name: m["history"] for name, m in metrics.items()})
-    print("\nmAP: " + ", ".join(f"{name} {m['mean_ap']:.1%}" for name, m in metrics.items()))
-    print(
-        f"the curves are in {curves}, maps and photos in {args.results / 'report.html'}"
-        if curves
-        else "for curves, maps and a report: pip install matplotlib"
-    )
-
-
-def loop_settings(args: argparse.Namespace) -> LoopSettings:
-    """Return how training and testing run."""
-    profile = args.results / "profile" if args.profile else None
-    return LoopSettings(args.amp, args.channels_last, args.compile, args.accumulate, profile)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -437,11 +196,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         *("demo", "model_file", "epochs", "results", "save_path", "report"),
         *("backend", "num_workers", "amp", "channels_last", "compile", "profile", "cache_dir", "cache_limit"),
     }
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(args).items()
-        if name not in left_out
-    }
+    kept = {name: value for name, value in vars(args).items() if name not in left_out}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -449,19 +205,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    # fmt: off
     add = parser.add_argument_group("data").add_argument
     add("--data_dir", type=Path, help="folder that holds VOCdevkit; downloaded and cached unless given")
     add("--year", default="2007", help="2007 or 2012 (default 2007)")
     add("--image_set", default="trainval", help="photos to train on (default trainval)")
     add("--test_set", default="test", help="photos to test on (default test)")
-    add(
-        "--classes",
-        dest="class_names",
-        type=class_list,
-        default=VOC_CLASSES,
-        metavar="A,B,C",
-        help="(default VOC's)",
-    )
+    add("--classes", dest="class_names", type=class_list, default=VOC_CLASSES, metavar="A,B", help="default VOC's")
     add("--max_train_imgs", type=positive, metavar="N", help="train on the first N photos")
     add("--max_test_imgs", type=positive, metavar="N", help="test on the first N photos")
     add("--demo", action="store_true", help="use handwritten digits in scenes; needs no file")
@@ -475,20 +225,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("-r", "--rng_seed", type=int, default=13, help="seed of every random choice (default 13)")
 
     add = parser.add_argument_group("network").add_argument
-    add(
-        "--model",
-        default="alexnet",
-        metavar="NAME",
-        help=f"{', '.join(NETWORKS)}, or module:factory (default alexnet)",
-    )
+    add("--model", default="alexnet", metavar="NAME", help=f"{', '.join(finetune.NETWORKS)}, module:factory (alexnet)")
     add("--weights", type=Path, help="pretrained weights (default the model's own; AlexNet's are downloaded)")
-    add(
-        "--allow_missing",
-        nargs="*",
-        default=(),
-        metavar="LAYER",
-        help="what the weights may lack: 'classifier.*'",
-    )
+    add("--allow_missing", nargs="*", default=(), metavar="LAYER", help="what the weights may lack: 'classifier.*'")
     add("--from_scratch", action="store_true", help="transfer nothing, train everything")
     add("--freeze", metavar="LAYER", help="train only what comes after this layer")
 
@@ -498,39 +237,35 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--serialize", type=int, default=1, metavar="N", help="save every N epochs; 0: never (default 1)")
     add("--history", type=positive, default=1, metavar="N", help="keep the last N epochs (default 1)")
     add("--model_file", type=Path, help="go on with this run; with -e 0 only test it")
-    add(
-        "--eval_freq", type=int, default=0, metavar="N", help="also test every N epochs (default 0: at the end)"
-    )
+    add("--eval_freq", type=int, default=0, metavar="N", help="also test every N epochs (default 0: at the end)")
     add("--report", action="store_true", help="also write report.html: tables, curves, maps, hits and misses")
 
     add = parser.add_argument_group("speed").add_argument
     add("-b", "--backend", "--device", metavar="DEVICE", help="cpu, gpu or cuda:N (default gpu if any)")
     add("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that decode photos")
-    add("--amp", action=argparse.BooleanOptionalAction, help="compute in bfloat16 (default on a GPU only)")
-    add("--channels_last", action=argparse.BooleanOptionalAction, help="(default on a GPU only)")
+    add("--amp", action=BooleanOptionalAction, help="compute in bfloat16 (default on a GPU only)")
+    add("--channels_last", action=BooleanOptionalAction, help="(default on a GPU only)")
     add("--compile", action="store_true", help="compile the network first, which takes a minute")
-    add(
-        "--accumulate", type=positive, default=1, metavar="N", help="step after every N minibatches (default 1)"
-    )
+    add("--accumulate", type=positive, default=1, metavar="N", help="step after every N minibatches (default 1)")
     add("--features", choices=["exact", "shared", "cached"],
-        help="exact: each patch through the whole network; shared: read from maps of the whole photo, in "
-        "training and test; cached: train on what frozen layers give, computed once (the default then)")  # fmt: skip
-    add("--pyramid_scales", type=number_or_sizes, metavar="N|SIZES",
-        help="at how many sizes a photo is shown to the network when shared, or at which: 1,1.4,2 times the size of "
-        "a patch on its shorter side (default the protocol's, whose largest takes half of the time)")  # fmt: skip
+        help="exact: each patch through the whole network; shared: read from maps of the whole photo, in training "
+        "and test; cached: train on what frozen layers give, computed once (the default where layers are frozen)")
+    add("--pyramid_scales", type=number_or_scales, metavar="N|SCALES",
+        help="image pyramid scales for shared features: how many, or which: 1,1.4,2 times the size of a patch on the "
+        "photo's shorter side (default the protocol's, whose largest takes half of the time)")
+    add("--levels", dest="pyramid_scales", type=number_or_scales, help=argparse.SUPPRESS,
+        action=renamed_flag("--levels", "--pyramid_scales", until="0.2"))
     add("--cache_dir", type=Path, metavar="DIR", help="where features are cached (default in --results)")
     add("--cache_limit", type=float, metavar="GB", help="the most that a cache may take (default what is free)")
     add("--profile", action="store_true", help="show where the time of the first steps goes; see DIR/profile")
-
+    # fmt: on
     parser.set_defaults(chosen=None)
     args = parser.parse_args(argv)
     if args.model_file:
-        parser.set_defaults(**read_run(args.model_file)["settings"])
+        parser.set_defaults(**finetune.read_run(args.model_file)["settings"])
         args = parser.parse_args(argv)
-    for name in ("data_dir", "weights"):
-        value = getattr(args, name)
-        setattr(args, name, value and Path(value))
-    return args
+    paths = {name: value and Path(value) for name in ("data_dir", "weights") if (value := getattr(args, name))}
+    return argparse.Namespace(**{**vars(args), **paths})
 
 
 def positive(text: str) -> int:
@@ -541,15 +276,14 @@ def positive(text: str) -> int:
     return value
 
 
-def number_or_sizes(text: str) -> int | tuple[float, ...]:
-    """Read a whole number above zero, or sizes separated by commas."""
-    return tuple(float(size) for size in text.split(",") if size) if "," in text else positive(text)
+def number_or_scales(text: str) -> int | tuple[float, ...]:
+    """Read a whole number above zero, or scales separated by commas."""
+    return tuple(float(scale) for scale in text.split(",") if scale) if "," in text else positive(text)
 
 
 def class_list(text: str) -> tuple[str, ...]:
     """Read class names separated by commas, and put the background before them."""
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    return names if names[:1] == ("background",) else ("background", *names)
+    return finetune.with_background(name.strip() for name in text.split(",") if name.strip())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from torch import Tensor
 
 pytest.importorskip("matplotlib", reason="reports need matplotlib (extra: plots)")
 
-from transferkit.finetune import RunReport, TrainingPatches, build_report
+from tests.finetune.tiny import tiny_run
+from transferkit.finetune import EpochRecord, RunReport, TrainingPatches, build_report
 from transferkit.finetune.report import locate
 from transferkit.scorer import PatchLog, evaluate
 
@@ -133,17 +134,19 @@ def test_every_section_is_there_with_its_figures(report):
     assert "scene11" not in alternative  # its only object is difficult
 
 
-def test_is_made_from_the_metrics_of_a_run(report):
-    metrics = {
-        "settings": {"protocol": "neon2016"},
-        "history": report.histories["pretrained"],
-        "transfer": None,
-        "seconds": {"train": 61.0},
-        "versions": {"torch": "2.13.0"},
-    }
-    other = {**metrics, "history": [{"epoch": 1, "loss": 2.5, "mean_ap": None}]}
+def test_is_made_from_a_run_and_those_it_is_compared_with(report):
+    run, other = tiny_run(), tiny_run()
+    run.settings = {"protocol": "neon2016"}
+    for one, losses in ((run, (1.5, 0.5)), (other, (2.5,))):
+        one.history = [EpochRecord(n, loss, 0.5, 80, 0.1, 1.0) for n, loss in enumerate(losses, start=1)]
     made = RunReport.of(
-        metrics, report.result, report.log, Scenes(), title="A run", compared_with={"another": other}
+        run,
+        report.result,
+        report.log,
+        Scenes(),
+        title="A run",
+        seconds={"train": 61.0},
+        compared_with={"another": other},
     )
     outline = Outline(build_report(made).to_html())
     assert [heading["id"] for heading in outline.all("h2")] == [s for s in SECTIONS if s != "transfer"]

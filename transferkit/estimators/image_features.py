@@ -90,7 +90,7 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     Args:
         backbone: A module (B, 3, H, W) -> maps (B, C, h, w), tokens (B, T, D) or features (B, D), such as
-            :func:`~transferkit.backbones.truncation` returns; or a function without arguments that builds one.
+            :func:`~transferkit.backbones.truncate` returns; or a function without arguments that builds one.
         pooling: What makes a vector of a map: a name of :func:`~transferkit.heads.spatial_pooling`, or a module.
             Tokens are averaged.
         image_size: Side in pixels, or ``(height, width)``; what the backbone was trained at unless given, else 224.

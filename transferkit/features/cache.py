@@ -204,6 +204,11 @@ class FeatureCache(Dataset[CachedImage]):
             raise AttributeError(name)
         return getattr(self._dataset, name)
 
+    @property
+    def viewed(self) -> Any:
+        """The data set itself, which may be a view of others."""
+        return self._dataset
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the network at home: workers only read."""
         return {**self.__dict__, "_features": None}

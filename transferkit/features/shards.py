@@ -286,6 +286,11 @@ class FeatureImages(Dataset[Any]):
             raise AttributeError(name)
         return getattr(self._dataset, name)
 
+    @property
+    def viewed(self) -> Any:
+        """The data set itself, which may be a view of others."""
+        return self._dataset
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the network at home: workers only decode."""
         return {**self.__dict__, "_features": None}

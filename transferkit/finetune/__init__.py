@@ -4,7 +4,7 @@ from transferkit.devices import choose_device, use_huge_pages
 from transferkit.distributed import first_on_machine, is_first, process_group
 from transferkit.files import require_writable, write_atomically
 from transferkit.finetune.choosing import Chosen, StopEarly, choose_on_held_out
-from transferkit.finetune.demo import DEMO, train_on_digits
+from transferkit.finetune.demo import DEMO, prepare_demo, train_on_digits
 from transferkit.finetune.networks import NETWORKS, Network, build_network, small_alexnet
 from transferkit.finetune.on_features import AS_THEY_ARE, fit_on_features, frozen_features, head_features
 from transferkit.finetune.optimizer import (
@@ -14,6 +14,7 @@ from transferkit.finetune.optimizer import (
     trains_transferred,
     transferred_parameters,
 )
+from transferkit.finetune.photos import as_photos, with_background
 from transferkit.finetune.predictions import Predictions
 from transferkit.finetune.protocol import Optimization, Protocol
 from transferkit.finetune.recipes import NEON2016, OQUAB2014, PROTOCOLS, RECOMMENDED
@@ -48,6 +49,7 @@ __all__ = [
     "StopEarly",
     "Stopwatch",
     "TrainingPatches",
+    "as_photos",
     "build_network",
     "build_optimizer",
     "build_report",
@@ -63,6 +65,7 @@ __all__ = [
     "head_features",
     "is_first",
     "look_at_patches",
+    "prepare_demo",
     "process_group",
     "read_run",
     "require_writable",
@@ -73,6 +76,7 @@ __all__ = [
     "trains_transferred",
     "transferred_parameters",
     "use_huge_pages",
+    "with_background",
     "write_atomically",
     "write_convergence",
     "write_results",

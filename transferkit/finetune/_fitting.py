@@ -29,7 +29,7 @@ from transferkit.finetune.on_features import (
 )
 from transferkit.finetune.optimizer import trains_transferred, transferred_parameters
 from transferkit.finetune.protocol import Optimization, Protocol
-from transferkit.finetune.run import Run, build_run
+from transferkit.finetune.run import Run, build_run, report_of
 from transferkit.finetune.scoring import AnyScorer, fill_scorer
 from transferkit.finetune.settings import FeatureSettings, LoopSettings
 from transferkit.finetune.training import fit
@@ -38,7 +38,7 @@ from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress
 from transferkit.sampler import MultiscaleSampler
 from transferkit.sampler._source import tellers_of
-from transferkit.transfer import WeightTransfer, after, by_name, freeze
+from transferkit.transfer import TransferReport, WeightTransfer, after, by_name, freeze
 
 Log = Callable[[str], object]
 
@@ -103,12 +103,12 @@ class Prepared:
 
     Attributes:
         network: With the new head.
-        moved: The transfer's report as plain values; ``None`` from scratch.
+        moved: The transfer's report; ``None`` from scratch.
         frozen: Names of the frozen layers.
     """
 
     network: Network
-    moved: dict[str, Any] | None
+    moved: TransferReport | None
     frozen: tuple[str, ...]
 
     @property
@@ -137,13 +137,12 @@ def prepare(
     head = replace_head(model, lambda width: protocol.head(width, num_classes))
     before_head = ~by_name(f"{head.name}.*")
     model.to(setup.device)
-    moved = saved["transfer"] if saved else None
+    moved = report_of(saved) if saved else None
     if not saved and not start.from_scratch:
         source: Checkpoint = network.checkpoint(start.weights)
         transfer = WeightTransfer(source, select=before_head, allow_missing=start.allow_missing)
-        report = transfer.apply(model)
-        setup.log(str(report))
-        moved = report.to_dict()
+        moved = transfer.apply(model)
+        setup.log(str(moved))
     frozen: tuple[str, ...] = ()
     if start.freeze and not start.from_scratch:
         frozen = freeze(model, ~after(start.freeze))

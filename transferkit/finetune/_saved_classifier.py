@@ -55,8 +55,9 @@ def plain(value: Any) -> Any:
             f"{value!r} of the recipe cannot be saved: a file imports nothing, and {type(value).__name__} is none of "
             "this library's values; use one of those, or save classifier.model's state dict yourself"
         )
+    recipe: Any = value  # one of the dataclasses above
     fields = {
-        field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(type(value)) if field.init
+        field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(recipe) if field.init
     }
     return {_KIND: type(value).__name__, **fields}
 

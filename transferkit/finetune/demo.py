@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from transferkit.datasets import demo_source_digits
+from transferkit.datasets import demo_source_digits, write_demo_devkit
+from transferkit.devices import choose_device
+from transferkit.distributed import first_on_machine
+from transferkit.finetune.networks import small_alexnet
 from transferkit.finetune.protocol import Optimization
 from transferkit.finetune.recipes import NEON2016
-from transferkit.preprocessing import Preprocessing
+from transferkit.preprocessing import IMAGENET, Preprocessing
 from transferkit.progress import Progress, track
 
 _STEPS = Optimization(3e-3, momentum=0.9, weight_decay=5e-4, steps=(3,), factors=(0.1,))
@@ -27,6 +32,41 @@ DEMO = replace(
     epochs=4,
 )
 """The neon recipe for pictures of a hundred pixels: small patches, a small head, and few epochs."""
+
+
+def prepare_demo(
+    folder: Path,
+    *,
+    seed: int = 13,
+    device: torch.device | str | None = None,
+    progress: Progress = False,
+    log: Callable[[str], object] = lambda line: None,
+) -> Path:
+    """Make scenes to find digits in, and weights that know single digits.
+
+    Args:
+        folder: Scenes go to ``data`` in it, in the layout of a VOCdevkit, and weights of :func:`small_alexnet` to
+            ``single_digits.pt``. Of several processes, the first on each machine makes them.
+        seed: Of all random choices.
+        device: Where the source task is trained.
+        progress: See :func:`transferkit.progress.track`.
+        log: Called with a line that tells the source task's loss.
+
+    Returns:
+        The file of the weights.
+    """
+    weights = folder / "single_digits.pt"
+    with first_on_machine() as first:
+        if first:
+            write_demo_devkit(folder / "data", seed=seed, progress=progress)
+            torch.manual_seed(seed)
+            source = small_alexnet(10).to(
+                choose_device(device) if not isinstance(device, torch.device) else device
+            )
+            loss = train_on_digits(source, IMAGENET, seed=seed, progress=progress)
+            torch.save(source.state_dict(), weights)
+            log(f"single digits: loss {loss:.3f}")
+    return weights
 
 
 def train_on_digits(

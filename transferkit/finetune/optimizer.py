@@ -162,22 +162,25 @@ def build_schedule(
     return PerStep(optimizer, lambda step: settings.factor((step + 0.5) / steps))
 
 
-def transferred_parameters(model: nn.Module, transfer: Mapping[str, Any] | None) -> list[nn.Parameter]:
+def transferred_parameters(
+    model: nn.Module, transfer: TransferReport | Mapping[str, Any] | None
+) -> list[nn.Parameter]:
     """Return the parameters that are trained and were transferred.
 
     Args:
         model: With its frozen layers frozen.
-        transfer: ``TransferReport.to_dict()``; ``None`` where nothing was transferred.
+        transfer: The report, or its ``to_dict()``; ``None`` where nothing was transferred.
     """
     if transfer is None:
         return []
-    moved = set(TransferReport.from_dict(dict(transfer)).moved)
+    report = transfer if isinstance(transfer, TransferReport) else TransferReport.from_dict(dict(transfer))
+    moved = set(report.moved)
     return [
         parameter for name, parameter in model.named_parameters() if name in moved and parameter.requires_grad
     ]
 
 
-def trains_transferred(model: nn.Module, transfer: Mapping[str, Any] | None) -> bool:
+def trains_transferred(model: nn.Module, transfer: TransferReport | Mapping[str, Any] | None) -> bool:
     """Tell whether there are any :func:`transferred_parameters`.
 
     Only then is there something for the low learning rates of a pretrained regime to protect; new layers over

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from transferkit.finetune import _report_sections as sections
 from transferkit.finetune._page import Page
+from transferkit.finetune.results import versions
+from transferkit.finetune.run import Run
 from transferkit.progress import Progress, track
 from transferkit.sampler import MultiscaleSampler
 from transferkit.scorer import ClassificationResult, LocalizationMeter, LocalizationResult, PatchLog
-from transferkit.transfer import TransferReport
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class RunReport:
 
     Attributes:
         title: Of the page.
-        result: What :func:`transferkit.scorer.evaluation` found.
+        result: What :func:`transferkit.scorer.evaluate` found.
         log: All patches of the test set.
         dataset: The test set: items like ``AnnotatedImage``, ``class_names`` and ``presence()``.
         settings: Of the run.
@@ -102,38 +103,39 @@ class RunReport:
     @classmethod
     def of(
         cls,
-        metrics: Mapping[str, Any],
+        run: Run,
         result: ClassificationResult,
         log: PatchLog,
         dataset: Any,
         *,
         title: str,
-        compared_with: Mapping[str, Mapping[str, Any]] | None = None,
+        seconds: Mapping[str, float] | None = None,
+        compared_with: Mapping[str, Run] | None = None,
         patches: TrainingPatches | None = None,
     ) -> RunReport:
-        """Return the report of a run, from what :func:`transferkit.finetune.write_results` wrote of it.
+        """Return the report of a run.
 
         Args:
-            metrics: Of the run, as in metrics.json.
+            run: After its last epoch.
             result: See :class:`RunReport`.
             log: See :class:`RunReport`.
             dataset: See :class:`RunReport`.
             title: Of the page.
-            compared_with: The metrics of other runs by name; their training is drawn beside this one's.
+            seconds: See :class:`RunReport`.
+            compared_with: Other runs by name; their training is drawn beside this one's.
             patches: See :class:`RunReport`.
         """
-        name = "pretrained" if metrics["transfer"] else "from scratch"
-        runs = {name: metrics, **(compared_with or {})}
+        runs = {"pretrained" if run.transfer else "from scratch": run, **(compared_with or {})}
         return cls(
             title,
             result,
             log,
             dataset,
-            settings=metrics["settings"],
-            transfer=str(TransferReport.from_dict(metrics["transfer"])) if metrics["transfer"] else "",
-            histories={name: run["history"] for name, run in runs.items()},
-            seconds=metrics["seconds"],
-            versions=metrics["versions"],
+            settings=run.settings,
+            transfer=str(run.transfer or ""),
+            histories={name: [asdict(record) for record in one.history] for name, one in runs.items()},
+            seconds=seconds or {},
+            versions=versions(run),
             patches=patches,
         )
 

@@ -86,7 +86,7 @@ def write_results(
         "history": [asdict(record) for record in run.history],
         "frozen": list(run.frozen),
         "preprocessing": run.preprocessing.to_dict(),
-        "transfer": run.transfer,
+        "transfer": run.transfer.to_dict() if run.transfer else None,
         "seconds": dict(seconds),
         "versions": versions(run),
     }
@@ -98,23 +98,23 @@ def write_results(
         competition = "comp2" if run.transfer else "comp1"
         result.write_devkit(folder / "devkit", image_set=image_set, competition=competition)
     if run.history:
-        write_convergence(folder / "convergence.png", {"training": metrics["history"]})
+        write_convergence(folder / "convergence.png", {"training": run.history})
     return metrics
 
 
-def write_convergence(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path | None:
+def write_convergence(path: Path, histories: Mapping[str, Sequence[EpochRecord]]) -> Path | None:
     """Draw the training loss of one or more runs, and their mean AP where it was measured.
 
     Args:
         path: A picture file; its suffix tells the format.
-        histories: ``metrics["history"]`` of each run, under the name that the legend shall show.
+        histories: ``run.history`` of each run, under the name that the legend should show.
 
     Returns:
         ``path``, or ``None`` where matplotlib (the extra ``plots``) is not installed.
     """
-    loss = {name: [record["loss"] for record in history] for name, history in histories.items()}
+    loss = {name: [record.loss for record in history] for name, history in histories.items()}
     mean_ap = {
-        name: {record["epoch"]: record["mean_ap"] for record in history if record["mean_ap"] is not None}
+        name: {record.epoch: record.mean_ap for record in history if record.mean_ap is not None}
         for name, history in histories.items()
     }
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from transferkit.finetune.optimizer import AveragedWeights, build_optimizer, bui
 from transferkit.finetune.protocol import Optimization, Protocol
 from transferkit.heads import SINGLE_LABEL, ImageLoss, Objective
 from transferkit.preprocessing import Preprocessing
-from transferkit.transfer import WeightTransfer
+from transferkit.transfer import TransferReport, WeightTransfer
 
 FORMAT = "transferkit-run"
 
 VERSION = 1
+_RENAMED = {"levels": "pyramid_scales", "train_trunk": "train_backbone"}  # settings of earlier versions
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Run:
         preprocessing: What the network wants done to pixels.
         settings: Plain values that describe the run (protocol, data, flags), stored as they are.
         frozen: Names of the frozen layers.
-        transfer: ``TransferReport.to_dict()``: where the weights came from.
+        transfer: Where the weights came from; ``None`` for a run from scratch.
         epoch: Epochs finished.
         history: One record per finished epoch.
         sampler_state: ``MultiscaleSampler.state_dict()`` after the last finished epoch.
@@ -83,7 +85,7 @@ class Run:
     preprocessing: Preprocessing
     settings: dict[str, Any] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
-    transfer: dict[str, Any] | None = None
+    transfer: TransferReport | None = None
     epoch: int = 0
     history: list[EpochRecord] = field(default_factory=list)
     sampler_state: dict[str, Any] | None = None
@@ -112,7 +114,7 @@ class Run:
             "settings": self.settings,
             "preprocessing": self.preprocessing.to_dict(),
             "frozen": list(self.frozen),
-            "transfer": self.transfer,
+            "transfer": self.transfer.to_dict() if self.transfer else None,
             "sampler": self.sampler_state,
             "random": _random_state(self.device),
             "schedule": self.schedule.state_dict(),
@@ -168,7 +170,7 @@ class Run:
             self.average.load_state_dict(state["average"])
         self.epoch = state["epoch"]
         self.history = [EpochRecord(**record) for record in state["history"]]
-        self.transfer = state["transfer"]
+        self.transfer = report_of(state)
         self.sampler_state = state["sampler"]
         _set_random_state(state["random"], self.device)
 
@@ -197,7 +199,21 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} is a run checkpoint of version {state['version']}, this transferkit reads up to {VERSION}; "
             "update transferkit"
         )
-    return state
+    return {**state, "settings": _renamed(state["settings"], path)}
+
+
+def _renamed(settings: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return settings under the names that they have now."""
+    old = {name: new for name, new in _RENAMED.items() if name in settings}
+    if old:
+        changes = ", ".join(f"{name} is {new}" for name, new in old.items())
+        warnings.warn(f"settings of {path} have other names now: {changes}", DeprecationWarning, stacklevel=3)
+    return {old.get(name, name): value for name, value in settings.items()}
+
+
+def report_of(state: Mapping[str, Any]) -> TransferReport | None:
+    """Return the transfer's report that a saved run holds."""
+    return TransferReport.from_dict(state["transfer"]) if state["transfer"] else None
 
 
 def _keep_history(path: Path, epoch: int, keep: int) -> None:

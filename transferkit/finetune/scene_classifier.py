@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -33,6 +33,7 @@ from transferkit.finetune.run import Run, read_run
 from transferkit.finetune.settings import FeatureSettings, LoopSettings
 from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress
+from transferkit.sampler import MultiscaleSampler
 from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog, evaluate
 from transferkit.transfer import WeightTransfer, by_name, freeze
 
@@ -167,7 +168,7 @@ class SceneClassifier:
         photos: Any,
         *,
         run_file: str | os.PathLike[str] | None = None,
-        resume: bool = False,
+        resume: bool | str | os.PathLike[str] = False,
         save_every: int = 1,
         keep: int = 1,
         validation: Any = None,
@@ -183,7 +184,7 @@ class SceneClassifier:
                 :class:`~transferkit.datasets.VOCDataset` or a list of
                 :class:`~transferkit.sampler.AnnotatedImage`; or a view of features from :meth:`cache`.
             run_file: Where the run is saved after its epochs, so that a later call can go on.
-            resume: Go on with the run in ``run_file``, if there is one.
+            resume: ``True``: go on with the run in ``run_file``, if there is one. A path: go on with that run.
             save_every: Epochs between two saves; 0 saves never.
             keep: How many epochs of the run are kept, each in a file of its own if more than one.
             validation: Photos that are tested on along the way, which changes nothing but the history.
@@ -201,7 +202,8 @@ class SceneClassifier:
             DivergedError: The loss became infinite or NaN.
         """
         names = _agreed(self._names, photos)
-        saved = read_run(run_file) if run_file is not None and resume and Path(run_file).exists() else None
+        source = _resumed_from(run_file, resume)
+        saved = read_run(source) if source else None
         setup = self._setup(self._decided_in(saved), log, progress)
         truth = _usable(photos, names)
         if run_file is not None and is_first():
@@ -213,7 +215,7 @@ class SceneClassifier:
         setup.log(f"{trained:,} parameters to train: {prepared.optimization(setup.protocol)}")
         if saved:
             run.restore(saved)
-            setup.log(f"{run_file}: {run.epoch} epochs done")
+            setup.log(f"{source}: {run.epoch} epochs done")
         ended = run.epoch >= setup.protocol.epochs
         with nullcontext() if ended else steps.features_for(setup, run, photos) as on:
             if on and setup.protocol.choice and not saved:
@@ -234,6 +236,8 @@ class SceneClassifier:
 
             if not ended:
                 steps.train(setup, run, patches, on, after_epoch)
+                if self.loop.profile and is_first():
+                    setup.log((self.loop.profile / "profile.txt").read_text(encoding="utf-8"))
         self._keep(setup, run, names)
         return self
 
@@ -337,6 +341,10 @@ class SceneClassifier:
             log,
             data if maps else None,
         )
+
+    def sampler(self, photos: Any, mode: Literal["train", "test"] = "train") -> MultiscaleSampler:
+        """Return the recipe's stream of minibatches over photos, as :meth:`fit` (or ``"test"``) sees them."""
+        return self._setup(self._fitted.protocol if self._fitted else self.protocol).stream(photos, mode)
 
     def cache(self, photos: Any) -> FeatureCache:
         """Return where the features of frozen layers for all patches of the photos are kept, to fit on parts of them.
@@ -450,7 +458,12 @@ class SceneClassifier:
 
     def _decided_in(self, saved: Mapping[str, Any] | None) -> Protocol:
         chosen = (saved or {}).get("settings", {}).get("chosen")
-        return self.protocol.decided(*chosen) if chosen else self.protocol
+        if not chosen or self.protocol.choice is None:
+            return self.protocol
+        epochs, exponent = chosen
+        return self.protocol.decided(
+            epochs if self.protocol.choice.stopping else self.protocol.epochs, exponent
+        )
 
     def _setup(
         self, protocol: Protocol, log: steps.Log | None = None, progress: Progress = False
@@ -482,13 +495,9 @@ class SceneClassifier:
         settings: Mapping[str, Any] | None,
     ) -> Run:
         own = {"network": self.network_name, "protocol": self.protocol.name, "seed": self.seed}
-        decided = setup.protocol.choice is None and self.protocol.choice is not None
-        stored = {
-            **own,
-            **(settings or {}),
-            "class_names": list(names),
-            "chosen": [setup.protocol.epochs, setup.protocol.exponent] if decided else None,
-        }
+        stored = {**own, "chosen": None, **(settings or {}), "class_names": list(names)}
+        if setup.protocol.choice is None and self.protocol.choice is not None:
+            stored["chosen"] = [setup.protocol.epochs, setup.protocol.exponent]
         return steps.new_run(setup, prepared, minibatches, stored)
 
     def _keep(self, setup: steps.Setup, run: Run, names: tuple[str, ...]) -> None:
@@ -508,6 +517,15 @@ def _agreed(known: tuple[str, ...] | None, photos: Any) -> tuple[str, ...]:
             f"{', '.join(told)}; make a data set with the classifier's names, or a classifier with the data set's"
         )
     return known or told or ()
+
+
+def _resumed_from(
+    run_file: str | os.PathLike[str] | None, resume: bool | str | os.PathLike[str]
+) -> str | os.PathLike[str] | None:
+    """Return the file of the run to go on with."""
+    if not isinstance(resume, bool):
+        return resume
+    return run_file if resume and run_file is not None and Path(run_file).exists() else None
 
 
 def _as_scales(stored: Mapping[str, Any]) -> Any:

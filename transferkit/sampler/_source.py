@@ -44,6 +44,8 @@ def teller_of(dataset: Any, index: int, name: str) -> tuple[Any, int] | None:
             part = bisect_right(dataset.cumulative_sizes, index)
             index -= dataset.cumulative_sizes[part - 1] if part else 0
             dataset = dataset.datasets[part]
+        elif hasattr(dataset, "viewed"):  # image for image the same, such as features of them
+            dataset = dataset.viewed
         else:
             return None
     return dataset, index
