@@ -25,12 +25,10 @@ from torch.utils.data import Dataset, Subset
 from tests.benchmarks.parts import digest
 from tests.benchmarks.recipes import OnBackbone, Split, add_arguments, on_backbones, show_tables
 from tests.benchmarks.table import Table
-from transferkit.features import FeatureCache
 from transferkit.finetune import RECOMMENDED, Protocol
 from transferkit.labeling import OverlapRule
 from transferkit.optimization import EarlyStopping, HeldOutChoice, WarmupCosine
 from transferkit.sampler import PositivesFirst
-from transferkit.scorer import PatchLog
 
 FOLDS = 3
 EXPONENTS = (1.0, 2.0, 3.0, 5.0, 8.0)
@@ -66,7 +64,7 @@ class Mirrored:
     """
 
     def __init__(self, photos: Dataset[Any], rows: Sequence[int]) -> None:
-        self.photos = Subset(photos, rows)
+        self.photos, self.class_names = Subset(photos, rows), photos.class_names
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -102,23 +100,23 @@ def measured(on: OnBackbone, protocol: Protocol, number: int, mirrored: bool) ->
 def measure(on: OnBackbone, name: str, protocol: Protocol, number: int, mirrored: bool) -> dict[str, Any]:
     """Train on two folds and measure on the third, for the part of that name."""
     split = fold(on.photos.split(0).train, number, on.options.train)
-    cache, rest, _ = on.cached(protocol, seed=number)
+    classifier = on.classifier(protocol, seed=number)
+    cache, _ = on.filled(classifier)
     started = time.perf_counter()
-    run, protocol, earlier = on.trained(name, protocol, rest, cache, split.train, seed=number)
-    size = len(split.test), len(on.photos.class_names), protocol.exponent, protocol.reduction
-    log = on.filled(PatchLog(*size), run, protocol, Subset(cache, split.test), seed=number)
+    earlier = on.fitted(name, classifier, Subset(cache, split.train))
+    log = classifier.score(Subset(cache, split.test), keep_patches=True)
     scores = {exponent: log.compute(exponent) for exponent in EXPONENTS}
     found = {
         "mean_aps": [on.mean_ap(of, split.test) for of in scores.values()],
-        "epochs": protocol.epochs,
+        "epochs": classifier.decided.epochs,
         "seconds": earlier + time.perf_counter() - started,
     }
     if mirrored:
-        other = Mirrored(on.photos, split.test)
-        features, _ = on.features(protocol, seed=number)
-        mirror = FeatureCache(on.options.out / f"mirrored_{number}", features, other, grid=protocol.grid)
+        folder = on.options.out / f"mirrored_{number}"
+        other = on.classifier(protocol, number, features=replace(classifier.features, folder=folder))
+        mirror = other.cache(Mirrored(on.photos, split.test))
         mirror.fill(num_workers=on.options.workers, progress=True)
-        twice = on.filled(PatchLog(*size), run, protocol, mirror, seed=number)
+        twice = classifier.score(mirror, keep_patches=True)
         found["mirrored"] = [
             on.mean_ap(of + twice.compute(exponent), split.test) for exponent, of in scores.items()
         ]

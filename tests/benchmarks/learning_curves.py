@@ -16,7 +16,6 @@ import argparse
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,18 +25,8 @@ import transferkit as tk
 from tests.benchmarks.curves_plot import plot_curves
 from tests.benchmarks.parts import digest
 from tests.benchmarks.recipes import OnBackbone, Split, add_arguments, on_backbones, show_tables
-from tests.benchmarks.resumed import fit_resumed
 from tests.benchmarks.table import Table
-from transferkit.features import FeatureImages
-from transferkit.finetune import (
-    AS_THEY_ARE,
-    RECOMMENDED,
-    Protocol,
-    build_network,
-    build_run,
-    head_features,
-    score_images,
-)
+from transferkit.finetune import RECOMMENDED, FeatureSettings, Protocol, build_network
 
 ALEXNET = "alexnet-convolutions"
 CONVOLUTIONS = ("features.0", "features.3", "features.6", "features.8", "features.10")
@@ -89,39 +78,24 @@ def trained_on_pixels(
         What the part of that name holds.
     """
     started = time.perf_counter()
-    protocol = on_pixels(on.options, transferred)
-    torch.manual_seed(seed)
-    model, preprocessing = fresh(on, protocol, transferred)
-    if first:
-        tk.freeze(model, tk.by_name(*CONVOLUTIONS[:first]))
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    old = [parameter for layer in convolutions for parameter in layer.parameters()] if transferred else []
-    streaming: dict[str, Any] = {"seed": seed, "num_workers": on.options.workers, "device": on.device}
-    patches = protocol.sampler(Subset(on.photos, split.train), mode="train", **streaming)
-    run = build_run(
-        model,
-        protocol,
-        protocol.optimization(from_scratch=not transferred),
-        preprocessing=preprocessing,
-        steps_per_epoch=len(patches),
-        transferred=old,
+    classifier = tk.SceneClassifier(
+        ALEXNET if transferred else untrained(seed),
+        on_pixels(on.options, transferred),
+        weights=on.weights if transferred else None,
+        from_scratch=not transferred,
+        freeze=CONVOLUTIONS[first - 1] if first else None,
+        features=FeatureSettings(method="exact", cache=False),
+        seed=seed,
+        num_workers=on.options.workers,
+        device=on.device,
     )
-    earlier = fit_resumed(run, patches, protocol.epochs, on.parts.in_progress(name))
-    tested, data = run.tested_model, Subset(on.photos, split.test)
+    earlier = on.fitted(name, classifier, Subset(on.photos, split.train))
     if on.options.test_pyramid_scales:
-        features, tested = head_features(
-            tested,
-            preprocessing,
-            protocol,
-            method="shared",
-            pyramid_scales=tuple(on.options.test_pyramid_scales),
-        )
-        data, preprocessing = FeatureImages(data, features), AS_THEY_ARE
-    test = protocol.sampler(data, mode="test", **streaming)
-    scorer = protocol.scorer(len(split.test), len(on.photos.class_names), on.device)
-    scores = score_images(tested, test, scorer, preprocessing, objective=protocol.objective)
+        scales = tuple(on.options.test_pyramid_scales)
+        classifier.features = FeatureSettings(method="shared", pyramid_scales=scales)
+    scores = classifier.score(Subset(on.photos, split.test)).compute().cpu()
     seconds = earlier + time.perf_counter() - started
-    return {"mean_ap": on.mean_ap(scores.cpu(), split.test), "seconds": seconds}
+    return {"mean_ap": on.mean_ap(scores, split.test), "seconds": seconds}
 
 
 def on_pixels(options: argparse.Namespace, transferred: bool) -> Protocol:
@@ -136,19 +110,16 @@ def on_pixels(options: argparse.Namespace, transferred: bool) -> Protocol:
     return replace(protocol, features="exact", choice=None, train_backbone=True)
 
 
-def fresh(on: OnBackbone, protocol: Protocol, transferred: bool) -> tuple[nn.Module, Any]:
-    """Return the network with a new head, and what it wants done to pixels."""
-    if transferred:
-        model, preprocessing, _ = on.network()
-    else:
-        network = build_network(ALEXNET)
-        model, preprocessing = network.model, network.preprocessing.preprocessing
-        for layer in model.modules():
-            if isinstance(layer, nn.Conv2d):  # as a network without normalization needs it
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
-    tk.replace_head(model, lambda width: protocol.head(width, len(on.photos.class_names)))
-    return model.to(on.device), preprocessing
+def untrained(seed: int) -> nn.Module:
+    """Return the network with first weights as a network without normalization needs them."""
+    torch.manual_seed(seed)
+    network = build_network(ALEXNET)
+    network.model.preprocessing = network.preprocessing.preprocessing
+    for layer in network.model.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return network.model
 
 
 def main() -> None:

@@ -19,43 +19,37 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 import transferkit as tk
 from tests.benchmarks import ways
 from tests.benchmarks.parts import Parts, digest
-from tests.benchmarks.resumed import fit_resumed
 from tests.benchmarks.rounds import say
 from tests.benchmarks.shared_maps import fill_together
 from tests.benchmarks.table import Table, write_tables
 from transferkit.backbones import fold_batch_norms, truncate
 from transferkit.datasets import Presence, VOCDataset
 from transferkit.estimators import ImageFeatures, LinearProbe
-from transferkit.features import FeatureCache, PatchFeatures
+from transferkit.features import FeatureCache
 from transferkit.finetune import (
-    AS_THEY_ARE,
     NEON2016,
     OQUAB2014,
     RECOMMENDED,
+    FeatureSettings,
     Protocol,
-    Run,
     build_network,
-    build_run,
-    choose_on_held_out,
-    fill_scorer,
-    frozen_features,
+    read_run,
     use_huge_pages,
 )
 from transferkit.heads import find_head
-from transferkit.scorer import VOC2010, Scorer
+from transferkit.scorer import VOC2010
 
 BACKBONES = ("alexnet-convolutions", "efficientnet-lite0")
 BASELINE = "whole photo, linear"
-AnyScorer = TypeVar("AnyScorer", bound=Scorer)
 
 
 @dataclass(frozen=True)
@@ -64,14 +58,6 @@ class Split:
 
     train: list[int]
     test: list[int]
-
-
-class Trained(NamedTuple):
-    """A new head, the recipe with nothing left to choose, and the seconds of epochs that an earlier run had done."""
-
-    run: Run
-    protocol: Protocol
-    earlier: float
 
 
 class EveryPhoto(ConcatDataset[Any]):
@@ -114,23 +100,30 @@ class OnBackbone:
     def __init__(self, options: argparse.Namespace, photos: EveryPhoto, backbone: str) -> None:
         self.options, self.photos, self.backbone = options, photos, backbone
         self.device = torch.device(options.device)
-        on_gpu = (
-            self.device.type == "cuda"
-        )  # on the cpu a worker that reads features takes a core from the training
-        self.streaming = {"device": self.device, "num_workers": options.workers * on_gpu}
+        self.weights = options.weights if backbone.startswith("alexnet") else None
         self.truth = photos.presence()
         names = ("data_dir", "photos", "bfloat16", "device")
         self.parts = Parts(
             options.out, name="recipes", backbone=backbone, **{name: getattr(options, name) for name in names}
         )
 
-    def network(self) -> tuple[nn.Module, Any, str]:
-        """Return the network with its weights, what it wants done to pixels, and the name of its head."""
-        network = build_network(self.backbone)
-        weights = self.options.weights if self.backbone.startswith("alexnet") else None
-        head = find_head(network.model)
-        tk.WeightTransfer(network.checkpoint(weights), select=~tk.by_name(f"{head.name}*")).apply(network.model)
-        return network.model.eval().to(self.device), network.preprocessing.preprocessing, head.name
+    def classifier(self, protocol: Protocol, seed: int, **settings: Any) -> tk.SceneClassifier:
+        """Return a classifier whose backbone is frozen, with features read from maps and kept in ``--out``."""
+        features = FeatureSettings(
+            method="shared", amp=self.options.bfloat16, folder=self.options.out / "features"
+        )
+        on_gpu = (
+            self.device.type == "cuda"
+        )  # on the cpu a worker that reads features takes a core from the training
+        return tk.SceneClassifier(
+            self.backbone,
+            replace(protocol, train_backbone=False),
+            weights=self.weights,
+            seed=seed,
+            device=self.device,
+            num_workers=self.options.workers * on_gpu,
+            **{"features": features, **settings},
+        )
 
     def baseline(self, split: Split) -> dict[str, float]:
         """Return mean AP and seconds of a linear classifier over whole photos."""
@@ -153,109 +146,65 @@ class OnBackbone:
 
     def recipe(self, name: str, protocol: Protocol, split: Split, seed: int) -> dict[str, float]:
         """Return what one run of a recipe, the part of that name, comes to, and what it chose."""
-        cache, rest, seconds = self.cached(protocol, seed)
+        classifier = self.classifier(protocol, seed)
+        cache, seconds = self.filled(classifier)
         started = time.perf_counter()
-        run, protocol, earlier = self.trained(name, protocol, rest, cache, split.train, seed)
-        scorer = protocol.scorer(len(split.test), len(self.photos.class_names), self.device)
-        filled = self.filled(scorer, run, protocol, Subset(cache, split.test), seed)
+        earlier = self.fitted(name, classifier, Subset(cache, split.train))
+        scores = classifier.score(Subset(cache, split.test)).compute().cpu()
         return {
-            "mean_ap": self.mean_ap(filled.compute().cpu(), split.test),
+            "mean_ap": self.mean_ap(scores, split.test),
             "seconds": seconds + earlier + time.perf_counter() - started,
-            "epochs": protocol.epochs,
-            "exponent": protocol.exponent,
+            "epochs": classifier.decided.epochs,
+            "exponent": classifier.decided.exponent,
         }
 
-    def trained(
-        self, name: str, protocol: Protocol, rest: nn.Module, cache: FeatureCache, rows: list[int], seed: int
-    ) -> Trained:
-        """Train a new head on the features of some photos, for the part of that name."""
-        train = Subset(cache, rows)
-        if protocol.choice:
-            chosen = choose_on_held_out(
-                rest,
-                train,
-                protocol,
-                protocol.scratch,
-                seed=seed,
-                num_workers=self.streaming["num_workers"],
-                presence=Presence(self.truth.present[rows], self.truth.difficult_only[rows]),
-            )
-            say(str(chosen))
-            protocol = protocol.decided(chosen.epochs, chosen.exponent)
-        torch.manual_seed(seed)
-        patches = protocol.sampler(train, mode="train", seed=seed, **self.streaming)
-        run = build_run(
-            rest, protocol, protocol.scratch, preprocessing=AS_THEY_ARE, steps_per_epoch=len(patches)
-        )
-        return Trained(run, protocol, fit_resumed(run, patches, protocol.epochs, self.parts.in_progress(name)))
+    def fitted(self, name: str, classifier: tk.SceneClassifier, train: Dataset[Any]) -> float:
+        """Fit a classifier for the part of that name; return the seconds of epochs that an earlier run had done."""
+        saved = self.parts.in_progress(name)
+        earlier = sum(epoch["seconds"] for epoch in read_run(saved)["history"]) if saved.is_file() else 0.0
+        classifier.fit(train, run_file=saved, resume=True, log=say)
+        return earlier
 
-    def filled(
-        self, scorer: AnyScorer, run: Run, protocol: Protocol, features: Dataset[Any], seed: int
-    ) -> AnyScorer:
-        """Give a scorer the patches of some photos, whose features these are."""
-        patches = protocol.sampler(features, mode="test", seed=seed, **self.streaming)
-        return fill_scorer(run.tested_model, patches, scorer, AS_THEY_ARE, objective=protocol.objective)
-
-    def cached(self, protocol: Protocol, seed: int) -> tuple[FeatureCache, nn.Module, float]:
-        """Return the features of all photos for a recipe, its new head, and the seconds that the features took."""
-        features, rest = self.features(protocol, seed)
-        cache = self.cache(protocol, features)
-        return cache, rest, self.parts.figures(f"fill_{cache.key}", partial(self._fill, {features: cache}))
+    def filled(self, classifier: tk.SceneClassifier) -> tuple[FeatureCache, float]:
+        """Return the features of all photos for a classifier, and the seconds that they took."""
+        cache = classifier.cache(self.photos)
+        return cache, self.parts.figures(f"fill_{cache.key}", partial(self._fill, [cache]))
 
     def fill(self, protocols: list[Protocol]) -> None:
         """Compute the features of all photos for several recipes; the seconds for all are counted to each."""
-        every = [self.features(protocol, seed=0)[0] for protocol in protocols]
-        caches = {
-            features: self.cache(protocol, features)
-            for features, protocol in zip(every, protocols, strict=True)
-        }
-        together = digest(" ".join(sorted(cache.key for cache in caches.values())).encode())
+        caches = [self.classifier(protocol, seed=0).cache(self.photos) for protocol in protocols]
+        together = digest(" ".join(sorted(cache.key for cache in caches)).encode())
         seconds = self.parts.figures(f"fill_together_{together}", partial(self._fill, caches))
-        for cache in caches.values():
+        for cache in caches:
             self.parts.figures(f"fill_{cache.key}", lambda: seconds)
-
-    def features(self, protocol: Protocol, seed: int) -> tuple[PatchFeatures, nn.Module]:
-        """Return the frozen layers as a recipe runs them, and its new head."""
-        model, preprocessing, _ = self.network()
-        torch.manual_seed(seed)
-        head = tk.replace_head(model, lambda width: protocol.head(width, len(self.photos.class_names)))
-        tk.freeze(model, ~tk.by_name(f"{head.name}.*"))
-        run = build_run(model, protocol, protocol.scratch, preprocessing=preprocessing, steps_per_epoch=1)
-        return frozen_features(
-            run,
-            protocol,
-            method="shared",
-            pyramid_scales=protocol.pyramid_scales,
-            amp=self.options.bfloat16,
-            fold=True,
-        )
-
-    def cache(self, protocol: Protocol, features: PatchFeatures) -> FeatureCache:
-        """Return where a recipe's features are kept."""
-        return FeatureCache(self.options.out / "features", features, self.photos, grid=protocol.grid)
 
     def mean_ap(self, scores: Tensor, rows: list[int]) -> float:
         """Return the mean AP in percent, all-points, difficult objects ignored."""
         aps = VOC2010.average_precision(scores, self.truth.present[rows], self.truth.difficult_only[rows])
         return 100 * aps.nanmean().item()
 
-    def _fill(self, caches: dict[PatchFeatures, FeatureCache]) -> float:
-        for cache in caches.values():
+    def _fill(self, caches: list[FeatureCache]) -> float:
+        for cache in caches:
             say(str(cache.size()))
         started = time.perf_counter()
         fill_together(caches, self.options.workers)
         return time.perf_counter() - started
 
     def _whole_photos(self) -> dict[str, Any]:
-        model, preprocessing, head = self.network()
+        network = build_network(self.backbone)
+        head = find_head(network.model).name
+        source = network.checkpoint(self.weights)
+        tk.WeightTransfer(source, select=~tk.by_name(f"{head}*")).apply(network.model)
+        model = network.model.eval().to(self.device)
         started = time.perf_counter()
         if self.backbone.startswith("alexnet"):  # its map as it is, 6 x 6 cells
             backbone, pooling = truncate(model, "features"), "none"
         else:
             backbone, pooling = truncate(model, before=head), "average"
             backbone = fold_batch_norms(backbone, torch.rand(1, 3, 224, 224, device=self.device))
+        preprocessing, amp = network.preprocessing.preprocessing, self.options.bfloat16
         features = ImageFeatures(
-            backbone, pooling=pooling, image_size=224, preprocessing=preprocessing, amp=self.options.bfloat16
+            backbone, pooling=pooling, image_size=224, preprocessing=preprocessing, amp=amp
         )
         found = features.fit_transform(self.photos)
         return {"features": torch.from_numpy(found), "seconds": time.perf_counter() - started}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from transferkit.features import FeatureCache, PatchFeatures
+from transferkit.features import FeatureCache
 from transferkit.features.shared import Forward
 
 CHUNK = 20
@@ -35,14 +35,14 @@ class RememberingForward(Forward):
         return self.seen[key]
 
 
-def fill_together(caches: Mapping[PatchFeatures, FeatureCache], num_workers: int) -> None:
+def fill_together(caches: Sequence[FeatureCache], num_workers: int) -> None:
     """Fill caches of the same photos, whose features have the same backbone, preprocessing and precision."""
     seen: dict[tuple[Any, ...], Tensor] = {}
-    for features in caches:
-        features.forward = RememberingForward(**vars(features.forward), seen=seen)
-    photos = max(len(cache) for cache in caches.values())
+    for cache in caches:
+        cache.features.forward = RememberingForward(**vars(cache.features.forward), seen=seen)
+    photos = max(map(len, caches))
     chunks = -(-photos // CHUNK)
     for chunk in range(chunks):
-        for cache in caches.values():
+        for cache in caches:
             cache.fill(num_workers=num_workers, rank=chunk, world_size=chunks)
         seen.clear()

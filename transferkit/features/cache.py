@@ -205,6 +205,17 @@ class FeatureCache(Dataset[CachedImage]):
         return getattr(self._dataset, name)
 
     @property
+    def features(self) -> PatchFeatures:
+        """What computes the features.
+
+        Raises:
+            StateError: The cache was sent to another process, which only reads.
+        """
+        if self._features is None:
+            raise StateError("a cache that was sent to another process only reads; fill it where it was made")
+        return self._features
+
+    @property
     def viewed(self) -> Any:
         """The data set itself, which may be a view of others."""
         return self._dataset
@@ -314,10 +325,8 @@ class FeatureCache(Dataset[CachedImage]):
         if isinstance(found, str):
             self._shards.write_problem(index, found)
             return
-        if self._features is None:
-            raise StateError("a cache that was sent to another process only reads; fill it where it was made")
         item, patches = found
-        self._shards.write(index, patches, item, self._features(item.image, patches))
+        self._shards.write(index, patches, item, self.features(item.image, patches))
 
 
 class _Items(Dataset["tuple[Any, Tensor] | str"]):
