@@ -23,14 +23,6 @@ _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`~?([^`]+)`")
 class Roles(griffe.Extension):
     """Rewrites every docstring before it is parsed."""
 
-    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
-        """Let a public function stand for the module of its name, as the import that follows it does."""
-        for part in pkg.modules.values():
-            for name in part.exports or ():
-                module = part.members[str(name)]
-                if module.is_module and name in module.members:
-                    part.members[str(name)] = griffe.Alias(str(name), module.members[str(name)], parent=part)
-
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrite one object's docstring."""
         if obj.docstring is not None:
