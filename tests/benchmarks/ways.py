@@ -21,12 +21,9 @@ HALF = ", bfloat16"
 
 
 def shared_name(pyramid_scales: int) -> str:
-    """Return what a shared way is called; 0 pyramid_scales stand for one per scale."""
-    return (
-        f"shared, {pyramid_scales} level{'s' * (pyramid_scales > 1)}"
-        if pyramid_scales
-        else "shared, a level per scale"
-    )
+    """Return the name of a shared way; 0 pyramid scales stand for one per patch size."""
+    some = f"{pyramid_scales} scale{'s' * (pyramid_scales > 1)}"
+    return f"shared, {some}" if pyramid_scales else "shared, a scale per patch size"
 
 
 @cache
@@ -37,12 +34,12 @@ def exact(backbone: nn.Module, half: bool = False) -> Features:
 
 @cache
 def shared(backbone: nn.Module, pyramid_scales: int, half: bool = False) -> Features:
-    """Return the shared way with so many pyramid_scales; 0 for one per scale."""
+    """Return the shared way with so many pyramid scales; 0 for one per patch size."""
     return PatchFeatures(backbone, method="shared", pyramid_scales=pyramid_scales or None, amp=half)
 
 
 def feature_ways(backbone: nn.Module, pyramid_scales: Sequence[int], half: bool = False) -> dict[str, Features]:
-    """Return the ways by name: exact, and shared with so many pyramid_scales each; with ``half`` all in bfloat16."""
+    """Return the ways by name: exact, and shared with so many pyramid scales each; with ``half`` all in bfloat16."""
     found = {
         EXACT: exact(backbone, half),
         **{shared_name(n): shared(backbone, n, half) for n in pyramid_scales},
