@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 from transferkit.errors import ArgumentError
 
-__all__ = ["moved_names", "renamed_argument", "renamed_flag"]
+__all__ = ["moved_names", "renamed_argument", "renamed_fields", "renamed_flag"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Value = TypeVar("Value")
 
 
 def renamed_argument(old: str, new: str, *, until: str) -> Callable[[Function], Function]:
@@ -44,7 +45,7 @@ def renamed_argument(old: str, new: str, *, until: str) -> Callable[[Function], 
     """
 
     def decorate(function: Function) -> Function:
-        name = function.__name__
+        name = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
         @functools.wraps(function)
         def accept_both(*arguments: Any, **named: Any) -> Any:
@@ -88,6 +89,58 @@ def moved_names(module: str, moved: Mapping[str, str], *, until: str) -> Callabl
         return getattr(importlib.import_module(owner), new)
 
     return look_up
+
+
+def renamed_fields(*, until: str, **renamed: str) -> Callable[[type[Value]], type[Value]]:
+    """Let a frozen dataclass be made, changed and read under the old names of its fields.
+
+    ``dataclasses.replace`` passes every field under its present name; there an old name that is given wins.
+
+    Args:
+        until: The version in which the old names go.
+        renamed: The present name of each old one: ``train_trunk="train_backbone"``.
+
+    Example:
+        >>> from dataclasses import dataclass, replace
+        >>> @renamed_fields(width="size", until="0.4")
+        ... @dataclass(frozen=True)
+        ... class Patch:
+        ...     size: int = 224
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     replace(Patch(), width=64), Patch(64).width
+        (Patch(size=64), 64)
+        >>> print(caught[0].message)
+        Patch(width=...) is Patch(size=...) now; the old name goes in 0.4
+    """
+
+    def decorate(kind: type[Value]) -> type[Value]:
+        own = kind.__init__
+
+        @functools.wraps(own)
+        def accept_both(self: Any, *arguments: Any, **named: Any) -> None:
+            for old in renamed.keys() & named.keys():
+                new = renamed[old]
+                name = kind.__name__
+                message = f"{name}({old}=...) is {name}({new}=...) now; the old name goes in {until}"
+                warnings.warn(message, DeprecationWarning, stacklevel=3)
+                named[new] = named.pop(old)
+            own(self, *arguments, **named)
+
+        def read_as(old: str, new: str) -> property:
+            def read(self: Any) -> Any:
+                message = f"{kind.__name__}.{old} is {kind.__name__}.{new} now; the old name goes in {until}"
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                return getattr(self, new)
+
+            return property(read)
+
+        setattr(kind, "__init__", accept_both)  # noqa: B010 - a type checker minds the other way
+        for old, new in renamed.items():
+            setattr(kind, old, read_as(old, new))
+        return kind
+
+    return decorate
 
 
 def renamed_flag(old: str, new: str, *, until: str) -> type[argparse.Action]:

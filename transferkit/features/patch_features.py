@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transferkit.backbones.geometry import probe_geometry
 from transferkit.backbones.split import split_pooling
 from transferkit.boxes import as_boxes
+from transferkit.deprecation import renamed_argument
 from transferkit.errors import UnsharableError, require
 from transferkit.features.shared import (
     Forward,
@@ -84,6 +85,8 @@ class PatchFeatures:
         cells).
     """
 
+    @renamed_argument("trunk", "backbone", until="0.2")
+    @renamed_argument("levels", "pyramid_scales", until="0.2")
     def __init__(
         self,
         backbone: nn.Module,

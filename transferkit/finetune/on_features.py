@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.backbones import fold_batch_norms
+from transferkit.deprecation import renamed_argument
 from transferkit.errors import ArgumentError
 from transferkit.features import PatchFeatures, SplitModel, split_at_head, split_frozen
 from transferkit.features.patch_features import Method
@@ -37,6 +38,7 @@ AS_THEY_ARE = _AsTheyAre(mean=(0, 0, 0), std=(1, 1, 1), scale=1)
 """What features want done to them before the rest of a model sees them: nothing."""
 
 
+@renamed_argument("levels", "pyramid_scales", until="0.2")
 def frozen_features(
     run: Run,
     protocol: Protocol,
@@ -85,6 +87,7 @@ def features_of_frozen(
     return _features_of(parts, preprocessing, protocol, method, pyramid_scales, amp), parts.rest
 
 
+@renamed_argument("levels", "pyramid_scales", until="0.2")
 def head_features(
     model: nn.Module,
     preprocessing: Preprocessing,

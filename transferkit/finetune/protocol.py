@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from transferkit.deprecation import renamed_fields
 from transferkit.errors import ArgumentError, require
 from transferkit.heads import SINGLE_LABEL, ImageLoss, Objective, adaptation_head
 from transferkit.labeling import Rule
@@ -86,6 +87,7 @@ class Optimization:
 # A recipe as a frozen value: every number of it, and what they make.
 
 
+@renamed_fields(train_trunk="train_backbone", levels="pyramid_scales", until="0.2")
 @dataclass(frozen=True)
 class Protocol:
     """A recipe, from patches to average precision.
