@@ -130,6 +130,18 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return "; did you mean " + " or ".join(filter(None, [", ".join(near[:-1]), near[-1]])) + "?"
 
 
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Return the first ``most`` of ``names`` with commas between them, and how many are left out.
+
+    Example:
+        >>> listed(["conv1", "conv2", "fc"])
+        'conv1, conv2, fc'
+        >>> listed(["conv1", "conv2", "fc"], most=1)
+        'conv1 and 2 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 _SHOWN = 10  # problems that one error spells out
 
 

@@ -17,7 +17,7 @@ from transferkit.checkpoints._pickles import Call, Global, Pickle, read_pickle
 from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints.neon._reader import is_neon, neon_contents
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
-from transferkit.errors import CheckpointError
+from transferkit.errors import CheckpointError, listed
 
 _PLAIN_DTYPES = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"])
 
@@ -54,8 +54,7 @@ def refuse_unknown(pickle: Pickle, known: frozenset[Global]) -> None:
     """Refuse a pickle that would import what is not ``known``, naming all of it."""
     blocked = sorted(str(name) for name in pickle.globals - known)
     if blocked:
-        shown = ", ".join(blocked[:8]) + (f" and {len(blocked) - 8} more" if len(blocked) > 8 else "")
-        raise CheckpointError(f"refused: reading it the ordinary way would import {shown}")
+        raise CheckpointError(f"refused: reading it the ordinary way would import {listed(blocked)}")
 
 
 class _Reader:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from transferkit.checkpoints._optimizer_state import attach_states
 from transferkit.checkpoints.registry import Contents
-from transferkit.errors import CheckpointError, did_you_mean
+from transferkit.errors import CheckpointError, did_you_mean, listed
 from transferkit.layers import split_key
 
 WRAPPERS = frozenset(
@@ -105,8 +105,7 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
     """
     wrong = [f"{key} ({what})" for key, tensor in tensors.items() if (what := _obstacle(key, tensor))]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"not plain tensors: {', '.join(wrong[:3])}{more}. {_ADVICE}.")
+        raise CheckpointError(f"not plain tensors: {listed(wrong, 3)}. {_ADVICE}.")
 
 
 def _obstacle(key: str, tensor: Tensor) -> str:
@@ -273,7 +272,7 @@ def _choice_note(chosen: KeyPath, candidates: Mapping[KeyPath, object]) -> list[
 
 def _leftover_note(found: Mapping[str, Any]) -> list[str]:
     others = [name for name, value in found.items() if not isinstance(value, Tensor)]
-    return [f"left out what is no tensor: {_few(others)}"] if others else []
+    return [f"left out what is no tensor: {listed(others, 4)}"] if others else []
 
 
 def _prefix_note(renamed: Mapping[str, str]) -> list[str]:
@@ -289,7 +288,7 @@ def _parametrization_note(tensors: Mapping[str, Tensor]) -> list[str]:
     found = parametrized_layers(tensors)
     if not found:
         return []
-    layers = _few([f"{name} ({scheme})" for name, scheme in found.items()])
+    layers = listed([f"{name} ({scheme})" for name, scheme in found.items()], 4)
     return [
         f"weights stored in parts, which fit only a layer parametrized alike: {layers}. To have plain ones, "
         "undo it before saving (remove_parametrizations, remove_weight_norm, prune.remove and the like)"
@@ -323,7 +322,3 @@ def _plain_values(around: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta":
             plain[name] = value.item()
     return plain
-
-
-def _few(names: list[str], count: int = 4) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

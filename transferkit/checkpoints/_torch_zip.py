@@ -21,7 +21,7 @@ from transferkit.checkpoints._archives import open_zip, zip_names
 from transferkit.checkpoints._pickles import Call, Global, Persistent, Pickle, children_of, read_pickle
 from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
-from transferkit.errors import CheckpointError
+from transferkit.errors import CheckpointError, listed
 
 
 def check_torch_version(version: str | None = None) -> None:
@@ -92,9 +92,8 @@ _LARGEST_REPEAT = 1 << 22  # elements that a tensor may make of fewer by repeati
 
 def refusal_of(blocked: list[str]) -> str:
     """Return the words in which a pickle that imports what it should not is refused."""
-    shown = ", ".join(blocked[:8]) + (f" and {len(blocked) - 8} more" if len(blocked) > 8 else "")
     return (
-        f"refused, since reading it would import {shown}. Ask for a file with the plain state dict "
+        f"refused, since reading it would import {listed(blocked)}. Ask for a file with the plain state dict "
         "(torch.save(model.state_dict(), ...), or safetensors). Names that you know to be harmless, such as "
         "argparse.Namespace, can be allowed with torch.serialization.add_safe_globals. trusted=True reads this "
         "file all the same and lets it run any program as you: only for a file that you made yourself."

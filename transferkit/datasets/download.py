@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
 
-from transferkit.errors import ArgumentError, DataError, DownloadError, require
+from transferkit.errors import ArgumentError, DataError, DownloadError, listed, require
 from transferkit.files import home_folder, locked
 from transferkit.progress import Progress, track
 
@@ -66,8 +66,7 @@ def extract_tar(archive: Path, folder: Path, *, max_bytes: int = 16 * _GIB, prog
 def _check(members: Iterable[tarfile.TarInfo], archive: Path, max_bytes: int) -> None:
     reasons = [f"{member.name!r} {reason}" for member in members if (reason := _objection(member))]
     if reasons:
-        more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-        raise DataError(f"{archive} is refused, nothing was extracted: {', '.join(reasons[:5])}{more}")
+        raise DataError(f"{archive} is refused, nothing was extracted: {listed(reasons, 5)}")
     size = sum(member.size for member in members)
     if size > max_bytes:
         raise DataError(f"{archive} is refused, nothing was extracted: {size} bytes inside, over {max_bytes}")

@@ -20,7 +20,7 @@ from transferkit.datasets.voc_files import (
     read_annotation,
     read_image_set,
 )
-from transferkit.errors import DataError, did_you_mean, raise_problems, require
+from transferkit.errors import DataError, did_you_mean, listed, raise_problems, require
 from transferkit.progress import Progress, track
 
 Box = tuple[float, float, float, float]
@@ -159,7 +159,7 @@ def _box(thing: VOCObject, image_size: tuple[int, int], offset: Box, image_id: s
 
 
 def _unknown_class(name: str, ids: Sequence[str], class_names: Sequence[str]) -> str:
-    where = f"Annotations/{ids[0]}.xml" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "")
+    where = listed([f"Annotations/{image_id}.xml" for image_id in ids], 1)
     near = did_you_mean(name, class_names[1:])
     return f"class {name!r} in {where} is not one of {len(class_names) - 1} classes{near}"
 

@@ -12,6 +12,7 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from transferkit.errors import listed
 from transferkit.layers import split_key
 from transferkit.transfer._entry import BUCKETS, WRITTEN, Entry
 
@@ -285,9 +286,8 @@ def _unused(plan: Account) -> list[str]:
     names = list(dict.fromkeys(split_key(key)[0] for key in plan.unexpected))
     if not names:
         return []
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     layers = f"{len(names)} layer{'s' * (len(names) > 1)} of the source"
-    return [f"unexpected: {layers} that nothing uses, {', '.join(map(repr, names[:3]))}{more}"]
+    return [f"unexpected: {layers} that nothing uses, {listed([repr(name) for name in names], 3)}"]
 
 
 def _ways_to_name(plan: Account, missing: Sequence[Entry]) -> list[str]:

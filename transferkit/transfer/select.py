@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from transferkit.errors import ArgumentError, SelectionError, did_you_mean
+from transferkit.errors import ArgumentError, SelectionError, did_you_mean, listed
 from transferkit.layers import Layer
 
 
@@ -306,10 +306,5 @@ def _no_such_name(pattern: str | re.Pattern[str], names: Sequence[str]) -> str:
     held = sum(name.startswith(f"{pattern}.") for name in names)
     if held:
         return f"{pattern!r} is no layer but holds {held}; write '{pattern}.*'"
-    hint = did_you_mean(pattern.rstrip("*."), names) or f"; the layers are {_first_few(names)}"
+    hint = did_you_mean(pattern.rstrip("*."), names) or f"; the layers are {listed([repr(name) for name in names])}"
     return f"no layer named {pattern!r} among {len(names)}{hint}"
-
-
-def _first_few(names: Sequence[str], count: int = 8) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(map(repr, names[:count])) + more
