@@ -7,22 +7,29 @@ from typing import Any
 import pytest
 import torch
 
+from transferkit import registry as plug_ins
 from transferkit.checkpoints import Contents, read_checkpoint, register_reader, unregister_reader
-from transferkit.checkpoints import registry as registry_module
+from transferkit.checkpoints.registry import _FORMATS
 from transferkit.errors import ArgumentError, CheckpointError
 
 # What the entry point of another package leads to: importing it registers a reader.
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *entries: EntryPoint) -> None:
-    monkeypatch.setattr(registry_module, "entry_points", lambda group: entries)
-    registry_module._load_entry_points.cache_clear()
+    monkeypatch.setattr(plug_ins, "entry_points", lambda group: entries)
+    forget()
+
+
+def forget() -> None:
+    """Let the next look-up ask for entry points anew."""
+    for name in ("announced", "_all_loaded"):
+        vars(_FORMATS).pop(name, None)
 
 
 @pytest.fixture(autouse=True)
 def fresh_entry_points() -> Any:
     yield
-    registry_module._load_entry_points.cache_clear()
+    forget()
 
 
 def test_a_reader_of_another_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +41,7 @@ def test_a_reader_of_another_package_is_found(tmp_path: Path, monkeypatch: pytes
         "    return Contents({'fc.bias': torch.tensor(float(path.read_text()))})\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    install(monkeypatch, EntryPoint("one number", "one_number_plugin", registry_module.ENTRY_POINTS))
+    install(monkeypatch, EntryPoint("one number", "one_number_plugin", _FORMATS.group))
     (tmp_path / "x.num").write_text("2.5")
     try:
         assert read_checkpoint(tmp_path / "x.num")["fc"].tensors["bias"] == 2.5
@@ -45,7 +52,7 @@ def test_a_reader_of_another_package_is_found(tmp_path: Path, monkeypatch: pytes
 def test_a_broken_plug_in_is_reported_and_the_others_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, EntryPoint("broken", "no_such_module_at_all", registry_module.ENTRY_POINTS))
+    install(monkeypatch, EntryPoint("broken", "no_such_module_at_all", _FORMATS.group))
     torch.save({"fc.weight": torch.ones(1, 1)}, tmp_path / "x.pt")
     with pytest.warns(UserWarning, match=r"the reader 'broken' \(no_such_module_at_all\) could not be loaded"):
         assert read_checkpoint(tmp_path / "x.pt").names == ("fc",)

@@ -16,8 +16,9 @@ from torch import nn
 
 from transferkit.checkpoints import Checkpoint
 from transferkit.errors import ArgumentError
+from transferkit.text_tables import text_table
 from transferkit.transfer import TransferPlan, TransferReport, WeightTransfer, before, by_kind, by_name, freeze
-from transferkit.transfer._table import _ranges, columns, render_text, rows_of
+from transferkit.transfer._table import _ranges, render_text, rows_of
 
 
 def deep(blocks: int = 12, classes: int = 3) -> nn.Module:
@@ -75,7 +76,7 @@ def test_the_table_fits_the_terminal_and_is_colored_there_alone(report, monkeypa
     st.lists(st.tuples(st.text("ab", max_size=30), st.text("cd", max_size=30)), max_size=6), st.integers(30, 60)
 )
 def test_columns_keep_to_the_width(rows, width):
-    lines = columns(rows, width)
+    lines = text_table(rows, width)
     assert len(lines) == len(rows) and all(len(line) <= width for line in lines)
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
-from transferkit.errors import ArgumentError, CheckpointError, did_you_mean
+from transferkit.errors import ArgumentError, CheckpointError
+from transferkit.registry import Registry
 
 States = Mapping[str, Mapping[str, Tensor]]
 
@@ -115,8 +113,6 @@ ContentTest = Callable[[Path, bytes], bool]
 
 HEAD_BYTES = 4096
 
-ENTRY_POINTS = "transferkit.readers"
-
 
 @dataclass(frozen=True)
 class Format:
@@ -128,7 +124,7 @@ class Format:
     suffixes: tuple[str, ...]
 
 
-_FORMATS: dict[str, Format] = {}
+_FORMATS: Registry[Format] = Registry("reader")
 
 
 def register_reader(
@@ -153,13 +149,12 @@ def register_reader(
         ...     return Contents({"value": torch.tensor(float(path.read_text()))})
         >>> unregister_reader("one number")
     """
-    if name in _FORMATS:
-        raise ArgumentError(f"name must be one that no reader has yet, got {name!r}")
+    _FORMATS.require_free(name)
     if matches is None and not suffixes:
         raise ArgumentError(f"reader {name!r} needs matches or suffixes, or it would never be asked")
 
     def register(read: ReaderFunction) -> ReaderFunction:
-        _FORMATS[name] = Format(name, read, matches, tuple(suffix.lower() for suffix in suffixes))
+        _FORMATS.add(name, Format(name, read, matches, tuple(suffix.lower() for suffix in suffixes)))
         return read
 
     return register
@@ -171,8 +166,7 @@ def unregister_reader(name: str) -> None:
     Raises:
         ArgumentError: No reader has this name.
     """
-    if _FORMATS.pop(name, None) is None:
-        raise ArgumentError(f"no reader is called {name!r}{did_you_mean(name, _FORMATS)}")
+    _FORMATS.remove(name)
 
 
 def format_named(name: str) -> Format:
@@ -181,7 +175,7 @@ def format_named(name: str) -> Format:
     Raises:
         ArgumentError: No reader has this name.
     """
-    _load_entry_points()
+    _FORMATS.load_all()
     if name not in _FORMATS:
         raise ArgumentError(f"format must be one of {', '.join(_FORMATS)}, got {name!r}")
     return _FORMATS[name]
@@ -193,15 +187,15 @@ def find_format(path: Path) -> Format:
     Raises:
         CheckpointError: No format fits.
     """
-    _load_entry_points()
+    _FORMATS.load_all()
     head = b""
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-    for form in _FORMATS.values():
+    for form in map(_FORMATS.__getitem__, _FORMATS):
         if form.matches is not None and form.matches(path, head):
             return form
-    for form in _FORMATS.values():
+    for form in map(_FORMATS.__getitem__, _FORMATS):
         if path.name.lower().endswith(form.suffixes):
             return form
     raise CheckpointError(
@@ -209,15 +203,3 @@ def find_format(path: Path) -> Format:
         or f"no known format has such content (it begins with {head[:8]!r}). Known are: {', '.join(_FORMATS)}. "
         "transferkit.register_reader adds another"
     )
-
-
-@cache
-def _load_entry_points() -> None:
-    """Import every plug-in once; one that fails is reported and does not keep the others from working."""
-    for entry in entry_points(group=ENTRY_POINTS):
-        try:
-            entry.load()
-        except Exception as error:
-            warnings.warn(
-                f"the reader {entry.name!r} ({entry.value}) could not be loaded: {error}", stacklevel=2
-            )

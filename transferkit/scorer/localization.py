@@ -13,7 +13,8 @@ from torch import Tensor
 from transferkit.boxes import iou
 from transferkit.errors import require
 from transferkit.scorer.image_scorer import BACKGROUND
-from transferkit.scorer.result import markdown_table, number_or_none, percent, plain_table
+from transferkit.scorer.result import number_or_none, percent
+from transferkit.text_tables import markdown_table, summary_table
 
 # Pixels whose scores differ by less than this share of the maximum are equally high: the same patches were
 # summed in another order.
@@ -175,7 +176,7 @@ class LocalizationResult:
         return rows
 
     def __str__(self) -> str:
-        return plain_table(self.table())
+        return summary_table(self.table())
 
     def to_markdown(self) -> str:
         """Return the table as Markdown."""

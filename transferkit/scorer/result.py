@@ -20,32 +20,7 @@ from torch import Tensor
 from transferkit.errors import ArgumentError, DataError, MissingFileError, did_you_mean, require
 from transferkit.scorer.ap_rules import INTERPOLATIONS, APRule
 from transferkit.scorer.image_scorer import BACKGROUND
-
-Rows = Sequence[Sequence[str]]
-
-
-def plain_table(rows: Rows) -> str:
-    """Return a header, the rows and a last row for the mean, in columns; the first column is set left.
-
-    Example:
-        >>> print(plain_table([["class", "AP"], ["cat", "7.50"], ["mean", "7.50"]]))
-        class    AP
-        -----------
-        cat    7.50
-        -----------
-        mean   7.50
-    """
-    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
-
-
-def markdown_table(rows: Rows) -> str:
-    """Return a header and its rows as a Markdown table; the first column is set left."""
-    header, *body = rows
-    align = [":--", *["--:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, align, *body))
+from transferkit.text_tables import markdown_table, summary_table
 
 
 def percent(value: float) -> str:
@@ -283,7 +258,7 @@ class ClassificationResult:
         return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
-        return "\n".join([plain_table(self.table()), *self.notes()])
+        return "\n".join([summary_table(self.table()), *self.notes()])
 
     def to_markdown(self) -> str:
         """Return the table and its notes as Markdown."""

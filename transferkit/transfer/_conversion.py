@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -187,7 +188,8 @@ class Chooser:
             self._tried = {name: self._handlers[name] for name in names}
         self._must_run = tuple(self._handlers)
         if on_mismatch == "adapt":
-            self._tried = {**automatic_handlers(), **self._tried}
+            automatic = {n: h for n, h in automatic_handlers().items() if n not in self._tried}
+            self._tried = {**self._tried, **automatic}
 
     def join(self, sources: Sequence[Layer]) -> list[Layer]:
         """Return the source's layers, some joined to one by the handlers that do so."""
@@ -259,5 +261,7 @@ class Chooser:
             name, handler = getattr(named, "__name__", None) or repr(named), named
         else:
             raise ArgumentError(f"a handler must be a name or a callable (source, target), got {named!r}")
+        if self._handlers.get(name, handler) is not handler:  # another one of that name
+            name = next(f"{name} ({n})" for n in count(2) if f"{name} ({n})" not in self._handlers)
         self._handlers[name] = handler
         return name

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from transferkit.errors import listed
 from transferkit.layers import split_key
+from transferkit.text_tables import fit, text_table
 from transferkit.transfer._entry import BUCKETS, WRITTEN, Entry
 
 if TYPE_CHECKING:
@@ -127,8 +128,6 @@ _GREEN, _CYAN, _BLUE, _GRAY, _RED, _YELLOW = 32, 36, 34, 90, 31, 33
 
 _COLORS = dict(zip(BUCKETS, (_GREEN, _CYAN, _CYAN, _BLUE, _GRAY, _RED, _YELLOW, _YELLOW), strict=True))
 
-_MINIMUM = 12  # characters that a column keeps when the table is cut to the terminal's width
-
 
 def render_text(account: Account, *, width: int | None = None, color: bool | None = None) -> str:
     """Return an account as text.
@@ -143,7 +142,7 @@ def render_text(account: Account, *, width: int | None = None, color: bool | Non
     if width is None and terminal:
         width = shutil.get_terminal_size().columns
     cells = [_cells(row) for row in rows_of(account.entries)]
-    lines = [_fit(line, width) for line in (*_head(account), *columns(cells, width))]
+    lines = [fit(line, width) for line in (*_head(account), *text_table(cells, width))]
     if terminal and not os.environ.get("NO_COLOR") if color is None else color:
         lines = [colored(line) for line in lines]
     return "\n".join([*lines, *_tail(account)])
@@ -158,24 +157,6 @@ def render_html(account: Account) -> str:
     tail = "".join(f"<li>{escape(line)}</li>" for line in _tail(account))
     titles = "".join(f"<th>{title}</th>" for title in ("", "layer", "tensors", "from"))
     return f"<div><p>{head}</p><table><tr>{titles}</tr>{body}</table><ul>{tail}</ul></div>"
-
-
-def columns(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
-    """Return rows of cells as lines with aligned columns, the widest columns cut until the lines fit.
-
-    Example:
-        >>> columns([("copied", "features.0"), ("missing", "fc")])
-        ['copied   features.0', 'missing  fc']
-    """
-    if not rows:
-        return []
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    while width is not None and sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > _MINIMUM:
-        widths[widths.index(max(widths))] -= 1
-    return [
-        "  ".join(_fit(cell, room).ljust(room) for cell, room in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def colored(line: str) -> str:
@@ -209,10 +190,6 @@ def _tail(account: Account) -> list[str]:
 
 def _cells(row: Row) -> tuple[str, str, str, str]:
     return row.bucket, row.layer, row.tensors, "; ".join(filter(None, (row.source, row.why)))
-
-
-def _fit(text: str, width: int | None) -> str:
-    return text if width is None or len(text) <= width else f"{text[: max(width - 1, 0)]}…"
 
 
 # What a refused transfer says: all problems at once, both sides of each, and what to do next.
@@ -279,7 +256,7 @@ def _mismatch(entry: Entry) -> Row:
 def _table(rows: Sequence[Row]) -> list[str]:
     cells = [("", row.layer, row.tensors, "; ".join(filter(None, (row.source, row.why)))) for row in rows]
     more = [f"  ... and {len(rows) - _SHOWN} more"] if len(rows) > _SHOWN else []
-    return [*columns(cells[:_SHOWN]), *more]
+    return [*text_table(cells[:_SHOWN]), *more]
 
 
 def _unused(plan: Account) -> list[str]:

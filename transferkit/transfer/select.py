@@ -306,5 +306,8 @@ def _no_such_name(pattern: str | re.Pattern[str], names: Sequence[str]) -> str:
     held = sum(name.startswith(f"{pattern}.") for name in names)
     if held:
         return f"{pattern!r} is no layer but holds {held}; write '{pattern}.*'"
-    hint = did_you_mean(pattern.rstrip("*."), names) or f"; the layers are {listed([repr(name) for name in names])}"
+    hint = (
+        did_you_mean(pattern.rstrip("*."), names)
+        or f"; the layers are {listed([repr(name) for name in names])}"
+    )
     return f"no layer named {pattern!r} among {len(names)}{hint}"

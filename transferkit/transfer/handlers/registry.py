@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from torch import Tensor
 
 from transferkit.errors import ArgumentError, did_you_mean
 from transferkit.layers import Layer
+from transferkit.registry import Registry
 
 Handler = Callable[[Layer, Layer], Mapping[str, Tensor] | None]
 """What converts a source layer to fit a target layer: ``(source, target) -> tensors by short name, or None``."""
 
 SomeHandler = TypeVar("SomeHandler", bound=Handler | type[Handler])
 
-ENTRY_POINTS = "transferkit.handlers"
+_HANDLERS: Registry[Handler | type[Handler]] = Registry("handler")
 
-_HANDLERS: dict[str, Handler | type[Handler]] = {}
+# The order in which handlers are tried where nobody names one: what keeps every value before what makes some up, and
+# one dtype, kernel or layout before the next. Handlers of other packages come before the last, which fits most.
+_AUTOMATIC = (
+    "parametrizations",
+    "fold_batch_norm",
+    "cast",
+    "inflate_kernel",
+    "input_channels",
+    "resize_kernel",
+    "position_embeddings",
+)
+_LAST_RESORT = "slices"
 
 
 def register_handler(name: str) -> Callable[[SomeHandler], SomeHandler]:
@@ -55,11 +65,10 @@ def register_handler(name: str) -> Callable[[SomeHandler], SomeHandler]:
         True
         >>> unregister_handler("halve")
     """
-    if name in _HANDLERS:
-        raise ArgumentError(f"name must be one that no handler has yet, got {name!r}")
+    _HANDLERS.require_free(name)
 
     def register(handler: SomeHandler) -> SomeHandler:
-        _HANDLERS[name] = handler
+        _HANDLERS.add(name, handler)
         return handler
 
     return register
@@ -71,8 +80,7 @@ def unregister_handler(name: str) -> None:
     Raises:
         ArgumentError: There is none of that name.
     """
-    if _HANDLERS.pop(name, None) is None:
-        raise ArgumentError(f"no handler named {name!r} is registered{did_you_mean(name, _HANDLERS)}")
+    _HANDLERS.remove(name)
 
 
 def find_handler(name: str) -> Handler:
@@ -81,8 +89,8 @@ def find_handler(name: str) -> Handler:
     Raises:
         ArgumentError: There is none (the nearest names are offered), or it is a class that needs arguments.
     """
-    if name not in _HANDLERS and name in _entry_points():
-        _load(name)
+    if name not in _HANDLERS and name in _HANDLERS.announced:
+        _HANDLERS.load(name)
     if name not in _HANDLERS:
         raise ArgumentError(f"no handler named {name!r}{did_you_mean(name, handler_names())}")
     handler = _HANDLERS[name]
@@ -98,15 +106,16 @@ def find_handler(name: str) -> Handler:
 
 def handler_names() -> tuple[str, ...]:
     """Return the names of all handlers in the order of registration, then those of installed packages."""
-    return tuple(dict.fromkeys([*_HANDLERS, *_entry_points()]))
+    return _HANDLERS.names()
 
 
 def automatic_handlers() -> dict[str, Handler]:
-    """Return the handlers that work without arguments, ``"slices"`` last: it fits most and knows least."""
-    names = sorted(handler_names(), key=lambda name: name == "slices")
-    for name in names:
+    """Return the handlers that work without arguments, in the order in which they are tried."""
+    others = sorted(set(handler_names()) - {*_AUTOMATIC, _LAST_RESORT})
+    for name in others:
         if name not in _HANDLERS:
-            _load(name)
+            _HANDLERS.load(name)
+    names = (*_AUTOMATIC, *others, _LAST_RESORT)
     return {name: find_handler(name) for name in names if not _needed_arguments(_HANDLERS[name])}
 
 
@@ -115,19 +124,3 @@ def _needed_arguments(handler: Handler | type[Handler]) -> list[str]:
         return []
     parameters = inspect.signature(handler).parameters.values()
     return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
-
-
-@cache
-def _entry_points() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-
-
-def _load(name: str) -> None:
-    """Load an entry point; its module may register the handler itself, or it is the handler."""
-    try:
-        loaded = _entry_points()[name].load()
-    except Exception as error:
-        point = _entry_points()[name].value
-        raise ArgumentError(f"handler {name!r} ({point}) cannot be loaded: {error}") from error
-    if name not in _HANDLERS:
-        register_handler(name)(loaded)

@@ -1,0 +1,78 @@
+"""Rows of cells as text: aligned columns for a terminal, a table with its mean, and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Rows = Sequence[Sequence[str]]
+_GAP = "  "
+_LEAST = 12  # characters that a shrunken column keeps
+
+
+def text_table(
+    rows: Rows, width: int | None = None, *, shrink: Sequence[int] | None = None, right: Sequence[int] = ()
+) -> list[str]:
+    """Return rows as lines with aligned columns.
+
+    Args:
+        rows: Cells; all rows have the same number.
+        width: Columns of text to fit into; ``None`` for as many as it takes.
+        shrink: The columns that give way, in this order; ``None``: always the widest.
+        right: The columns that are aligned to the right.
+
+    Example:
+        >>> text_table([["#", "name"], ["10", "fc"]], right=[0])
+        [' #  name', '10  fc']
+    """
+    if not rows:
+        return []
+    sizes = _sizes([max(map(len, column)) for column in zip(*rows, strict=True)], width, shrink)
+    return [
+        _GAP.join(
+            fit(cell, size).rjust(size) if place in right else fit(cell, size).ljust(size)
+            for place, (cell, size) in enumerate(zip(row, sizes, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def summary_table(rows: Rows) -> str:
+    """Return a header, the rows and a last row for the mean, with rules between; numbers are set right.
+
+    Example:
+        >>> print(summary_table([["class", "AP"], ["cat", "7.50"], ["mean", "7.50"]]))
+        class    AP
+        -----------
+        cat    7.50
+        -----------
+        mean   7.50
+    """
+    lines = text_table(rows, right=range(1, len(rows[0])))
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def markdown_table(rows: Rows) -> str:
+    """Return a header and its rows as a Markdown table; numbers are set right."""
+    header, *body = rows
+    align = [":--", *["--:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, align, *body))
+
+
+def fit(text: str, width: int | None) -> str:
+    """Return text cut to a width, with an ellipsis where something is missing."""
+    return text if width is None or len(text) <= width else f"{text[: max(width - 1, 0)]}…"
+
+
+def _sizes(sizes: list[int], width: int | None, shrink: Sequence[int] | None) -> list[int]:
+    """Return the columns' sizes, made smaller until a line fits, but for what each column keeps."""
+    room = None if width is None else width - len(_GAP) * (len(sizes) - 1)
+    if room is None:
+        return sizes
+    if shrink is not None:
+        for column in shrink:
+            sizes[column] = min(sizes[column], max(_LEAST, sizes[column] - max(sum(sizes) - room, 0)))
+        return sizes
+    while sum(sizes) > room and max(sizes) > _LEAST:
+        sizes[sizes.index(max(sizes))] -= 1
+    return sizes
