@@ -1,4 +1,4 @@
-"""Which tensors share memory, and an optimizer's state given back to the parameters it belongs to.
+"""An optimizer's state, given back to the parameters it belongs to.
 
 torch numbers the parameters of a saved optimizer by their place in its groups and says nothing of their names.
 The numbers are turned into names only where that can be done in one way.
@@ -14,52 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transferkit.checkpoints.registry import States
-
-_Place = tuple[torch.device, int, tuple[int, ...], tuple[int, ...]]
-
-
-def place_of(tensor: Tensor) -> _Place | None:
-    """Return where a tensor lies and how it is laid out, or ``None`` if it has no memory of its own.
-
-    Reads no element: a tensor mapped from a file stays unread.
-    """
-    if tensor.is_meta or tensor.numel() == 0 or tensor.is_sparse:
-        return None
-    return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride())
-
-
-def shared_groups(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
-    """Return the groups of keys that name the same tensor, in order of first appearance.
-
-    Example:
-        >>> weight = torch.zeros(3, 2)
-        >>> shared_groups({"embed.weight": weight, "norm.weight": torch.ones(2), "head.weight": weight})
-        (('embed.weight', 'head.weight'),)
-    """
-    groups: dict[_Place, list[str]] = {}
-    for key, tensor in tensors.items():
-        place = place_of(tensor)
-        if place is not None:
-            groups.setdefault(place, []).append(key)
-    return tuple(tuple(keys) for keys in groups.values() if len(keys) > 1)
-
-
-def move(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
-    """Return the tensors on a device; those that shared memory share it there."""
-    moved: dict[_Place, Tensor] = {}
-    result = {}
-    for key, tensor in tensors.items():
-        place = place_of(tensor)
-        if place is None:
-            result[key] = tensor.to(device)
-        else:
-            if place not in moved:
-                moved[place] = tensor.to(device)
-            result[key] = moved[place]
-    return result
-
-
-# Give an optimizer's state back to the parameters it belongs to.
+from transferkit.memory import shared_groups
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -114,7 +69,7 @@ def _keys_by_order(tensors: Mapping[str, Tensor], shapes: Sequence[_Shape]) -> l
     Two orders are in use: definition order, and weights before biases and norms (the usual split for weight
     decay). Frozen parameters are absent, so the shapes may be found with gaps.
     """
-    aliases = {key for group in shared_groups(tensors) for key in group[1:]}
+    aliases = {key for group in shared_groups(tensors.items()) for key in group[1:]}
     keys = [key for key in tensors if not key.endswith(_BUFFERS) and key not in aliases]
     matrices = [key for key in keys if tensors[key].ndim > 1]
     vectors = [key for key in keys if tensors[key].ndim <= 1]

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from transferkit.checkpoints._optimizer_state import move, shared_groups, states_of_optimizer
+from transferkit.checkpoints._optimizer_state import states_of_optimizer
 from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints.registry import Contents
 from transferkit.errors import LayerNotFoundError, did_you_mean
 from transferkit.layers import Layer, layers_from_tensors, layers_of
+from transferkit.memory import move, shared_groups
 
 _CHUNK = 1 << 22
 
@@ -127,7 +128,7 @@ class Checkpoint(Sequence[Layer]):
     @cached_property
     def shared(self) -> tuple[tuple[str, ...], ...]:
         """Groups of state-dict keys whose tensors are one and the same memory (tied weights)."""
-        return shared_groups(self.state_dict())
+        return shared_groups(self.state_dict().items())
 
     @cached_property
     def sha256(self) -> str | None:

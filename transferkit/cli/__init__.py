@@ -1,6 +1,6 @@
 """The command line: look into a checkpoint, compare two of them, plan a transfer.
 
-One module a command. Exit status: 0, all is well (``diff``: nothing differs); 1, ``diff`` found a difference, or
+Exit status: 0, all is well (``diff``: nothing differs); 1, ``diff`` found a difference, or
 ``plan`` a reason to refuse; 2, it could not be done.
 """
 
@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 
 import transferkit
-from transferkit.cli import _completion as completion
-from transferkit.cli import _diff, _inspect, _plan
+from transferkit.cli._inspect import DIFF, INSPECT
+from transferkit.cli._plan import PLAN
+from transferkit.cli._terminal import script
 from transferkit.errors import TransferKitError
 
 OK, FAILED, INTERRUPTED = 0, 2, 130
@@ -60,16 +61,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"transferkit {transferkit.__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for command in (_inspect, _diff, _plan):
+    for command in (INSPECT, DIFF, PLAN):
         added = commands.add_parser(
-            command.__name__.rpartition("._")[2],
-            help=command.PURPOSE,
-            description=f"{command.PURPOSE[0].upper()}{command.PURPOSE[1:]}.",
-            epilog=command.EXAMPLES,
+            command.name,
+            help=command.purpose,
+            description=f"{command.purpose[0].upper()}{command.purpose[1:]}.",
+            epilog=command.examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(added)
         added.set_defaults(run=command.run)
     shell = commands.add_parser("completion", help="print what bash and zsh need to complete these commands")
-    shell.set_defaults(run=lambda _: print(completion.script(parser)) or OK)
+    shell.set_defaults(run=lambda _: print(script(parser)) or OK)
     return parser

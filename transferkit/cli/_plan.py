@@ -10,7 +10,7 @@ from functools import reduce
 from operator import and_
 
 from transferkit.checkpoints import read_checkpoint
-from transferkit.cli._terminal import as_json, color, harmless, width
+from transferkit.cli._terminal import Command, as_json, color, harmless, width
 from transferkit.errors import ArgumentError, TransferError
 from transferkit.layers import split_key
 from transferkit.transfer._model_factory import build_model
@@ -20,8 +20,8 @@ from transferkit.transfer.select import Rule, after, before, by_kind, by_name, e
 from transferkit.transfer.structure import ByStructure
 from transferkit.transfer.weight_transfer import MappingRule, WeightTransfer
 
-PURPOSE = "show what a transfer onto a model would do"
-EXAMPLES = """\
+_PURPOSE = "show what a transfer onto a model would do"
+_EXAMPLES = """\
 examples:
   transferkit plan alexnet.pth mynet:build                           all layers, by name
   transferkit plan alexnet.pth mynet:build --before classifier.6     all before the head
@@ -37,7 +37,7 @@ arguments. The model is built without memory and nothing is written. Importing t
 exit status: 0 the transfer would be done, 1 it would be refused, 2 it could not be planned"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("path", metavar="CHECKPOINT", help="a file of weights, or a folder of shards")
     parser.add_argument(
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace) -> int:
+def _plan(options: argparse.Namespace) -> int:
     """Print the plan and return the exit status."""
     plan = plan_of(options)
     if options.json:
@@ -124,3 +124,6 @@ def _mapping(options: argparse.Namespace) -> MappingRule:
         raise ArgumentError(f"--rename takes TARGET=SOURCE, got {wrong[0]!r}")
     names: dict[str | re.Pattern[str], str] = {target: source for target, _, source in pairs}
     return ByStructure(names) if options.mapping == "structure" else names
+
+
+PLAN = Command("plan", _PURPOSE, _EXAMPLES, _add_arguments, _plan)

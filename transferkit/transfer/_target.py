@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from transferkit.checkpoints._state_dicts import bare_names
 from transferkit.errors import ArgumentError
 from transferkit.layers import Layer, layers_of
+from transferkit.memory import shared_groups
 from transferkit.transfer._entry import MOVED, Entry
 
 
@@ -70,13 +71,6 @@ def _derived(layers: tuple[Layer, ...]) -> set[str]:
 # Tied weights: tensors of a model that are one piece of memory under several names.
 
 
-def same_memory(tensor: Tensor) -> Hashable:
-    """Return a key that two tensors share if they are the same elements in the same memory."""
-    if tensor.device.type == "meta" or tensor.numel() == 0:
-        return id(tensor)
-    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-
 def tie_groups(layers: Iterable[Layer]) -> tuple[tuple[str, ...], ...]:
     """Return the groups of two or more keys that are the same memory, each in definition order.
 
@@ -88,11 +82,9 @@ def tie_groups(layers: Iterable[Layer]) -> tuple[tuple[str, ...], ...]:
         >>> tie_groups(layers_of(net))
         (('embed.weight', 'out.weight'),)
     """
-    groups: dict[Hashable, list[str]] = {}
-    for layer in layers:
-        for short, tensor in layer.tensors.items():
-            groups.setdefault(same_memory(tensor), []).append(layer.key(short))
-    return tuple(tuple(keys) for keys in groups.values() if len(keys) > 1)
+    return shared_groups(
+        (layer.key(short), tensor) for layer in layers for short, tensor in layer.tensors.items()
+    )
 
 
 def settle_ties(entries: Sequence[Entry], groups: Iterable[Sequence[str]]) -> list[Entry]:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transferkit.errors import ArgumentError, TransferError
+from transferkit.memory import same_memory
 from transferkit.transfer._conversion import Conversion
 from transferkit.transfer._entry import MOVED, Entry
-from transferkit.transfer._target import Target, same_memory
+from transferkit.transfer._target import Target
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _check_sources(results: Mapping[str, Write], tied_to: Mapping[str, str]) -> 
             "(meta device); the model is bit for bit as it was. Next step: load the source's weights first"
         )
     for key, first in tied_to.items():
-        if key not in results or same_memory(results[key].value) == same_memory(results[first].value):
+        if key not in results or same_memory(results[key].value, results[first].value):
             continue
         if not torch.equal(results[key].value, results[first].value):
             raise TransferError(
@@ -231,7 +232,7 @@ def _without_overlap(writes: Sequence[Write]) -> list[Write]:
     return [
         Write(write.key, write.destination, write.value.clone())
         if write.value.untyped_storage().data_ptr() in storages
-        and same_memory(write.value) != same_memory(write.destination)
+        and not same_memory(write.value, write.destination)
         else write
         for write in writes
     ]
