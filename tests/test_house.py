@@ -21,7 +21,7 @@ FLOORS: list[set[str]] = [
     {"alexnet"},
     {"annotated", "layers", "boxes", "devices", "files", "optimization"},
     {"distributed", "preprocessing"},
-    {"deprecation", "memory", "progress", "registry", "text_tables"},
+    {"deprecation", "memory", "progress", "registry", "display"},
     {"errors"},
 ]
 MOVED = {"protocols"}  # old places of names, which import nothing

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transferkit.checkpoints import Checkpoint
 from transferkit.checkpoints import _describe as compare_module
 from transferkit.checkpoints._describe import compare, value_difference
-from transferkit.text_tables import text_table
+from transferkit.display import text_table
 
 FLOATS = st.floats(allow_subnormal=False, width=32)
 

@@ -10,7 +10,7 @@ import torch
 from tests.finetune import ranked
 from tests.finetune.launch import torchrun
 from transferkit.errors import ArgumentError
-from transferkit.finetune import distributed, fill_scorer
+from transferkit import distributed, fill_scorer
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch has no torch.distributed"

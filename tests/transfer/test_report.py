@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from transferkit.checkpoints import Checkpoint
+from transferkit.display import text_table
 from transferkit.errors import ArgumentError
-from transferkit.text_tables import text_table
 from transferkit.transfer import TransferPlan, TransferReport, WeightTransfer, before, by_kind, by_name, freeze
 from transferkit.transfer._table import _ranges, render_text, rows_of
 

@@ -1,7 +1,8 @@
 """Backbones: a trained network up to any of its layers, whoever wrote it, and what it wants for input."""
 
 from transferkit.backbones.fold import fold_batch_norms
-from transferkit.backbones.truncation import Truncated, features_of, logits_of, truncate
+from transferkit.backbones.surgery import features_of, logits_of
+from transferkit.backbones.truncation import Truncated, truncate
 from transferkit.preprocessing import FoundPreprocessing, find_preprocessing
 
 __all__ = [

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from transferkit.backbones.truncation import (
-    Truncated,
+from transferkit.backbones.surgery import (
     evaluating,
     features_of,
-    twin,
-    with_changes,
+    replace_submodules,
+    shallow_copy,
     with_hooks_of,
 )
+from transferkit.backbones.truncation import Truncated
 from transferkit.errors import ArgumentError
 
 _Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -124,7 +124,7 @@ def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
     weight, bias = fuse(
         layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias  # type: ignore[arg-type]
     )  # fmt: skip
-    fused = twin(layer)
+    fused = shallow_copy(layer)
     fused.__dict__["_parameters"] = {**layer._parameters, "weight": weight, "bias": bias}
     return fused
 
@@ -162,5 +162,5 @@ def _padded(convolution: nn.Module) -> nn.Conv2d:
 
 def _changed(model: nn.Module, changes: Mapping[str, nn.Module]) -> nn.Module:
     if isinstance(model, Truncated):
-        return Truncated(with_changes(model.whole, changes), model.layer, model.before)
-    return with_changes(model, changes)
+        return Truncated(replace_submodules(model.whole, changes), model.layer, model.before)
+    return replace_submodules(model, changes)

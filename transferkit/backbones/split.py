@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.backbones import truncate
-from transferkit.backbones.truncation import evaluating, logits_of, with_changes
+from transferkit.backbones.surgery import evaluating, logits_of, replace_submodules
 from transferkit.errors import ArgumentError
 
 POOLINGS = (
@@ -260,7 +260,7 @@ def _without(model: nn.Module, steps: list[Step], last: int) -> nn.Module:
     after = {step.name for step in steps[last + 1 :]}
     ended = {step.name for step in steps[: last + 1] if step.name not in after}
     outermost = [name for name in ended if not any(name.startswith(f"{other}.") for other in ended)]
-    return with_changes(model, {name: nn.Identity() for name in outermost})
+    return replace_submodules(model, {name: nn.Identity() for name in outermost})
 
 
 def _first_equal(

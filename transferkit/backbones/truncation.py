@@ -4,146 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from transferkit.backbones.surgery import evaluating, replace_submodules, shallow_copy
 from transferkit.errors import ArgumentError, LayerNotFoundError, did_you_mean
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put models into evaluation mode, without gradients; leave each of their modules as it was.
-
-    Example:
-        >>> net = nn.Sequential(nn.Dropout())
-        >>> with evaluating(net):
-        ...     print(net[0].training)
-        False
-        >>> net[0].training
-        True
-    """
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-# A module changed in some places without changing it: what is on the way is new, everything else is shared.
-
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
-
-
-def twin(module: nn.Module) -> nn.Module:
-    """Return the same module, its tensors and children shared, with lists of children and hooks of its own."""
-    same = with_hooks_of(module, copy.copy(module))
-    same.__dict__["_modules"] = copy.copy(module._modules)
-    return same
-
-
-def with_hooks_of(module: nn.Module, other: AnyModule) -> AnyModule:
-    """Give ``other``, which is to stand where ``module`` stands, the hooks that are called there; return it."""
-    for own, value in vars(module).items():
-        if own.endswith(("_hooks", "_hooks_with_kwargs")):
-            other.__dict__[own] = copy.copy(value)
-    return other
-
-
-def with_changes(module: nn.Module, changes: Mapping[str, nn.Module]) -> nn.Module:
-    """Return the module with others in the places named; the module itself is left as it was.
-
-    Args:
-        module: Any module.
-        changes: What stands there instead, by dotted name; none of the names inside another.
-
-    Example:
-        >>> net = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.ReLU())
-        >>> changed = with_changes(net, {"0.0": nn.Identity()})
-        >>> changed[0][0], net[0][0], changed[1] is net[1]
-        (Identity(), Linear(in_features=2, out_features=2, bias=True), True)
-    """
-    if "" in changes:
-        return changes[""]
-    below: dict[str, dict[str, nn.Module]] = {}
-    for name, other in changes.items():
-        child, _, rest = name.partition(".")
-        below.setdefault(child, {})[rest] = other
-    same = twin(module)
-    for child, inner in below.items():
-        same._modules[child] = with_changes(module.get_submodule(child), inner)
-    return same
-
-
-# The tensor in what a model returns: not every model returns just one.
-
-
-def logits_of(output: Any) -> Tensor:
-    """Return the logits in a model's output.
-
-    Args:
-        output: A tensor; an object, dict or named tuple with ``logits``, as Hugging Face's models return, and
-            torchvision's Inception and GoogLeNet in training; or something with one tensor in it.
-
-    Raises:
-        ArgumentError: There are several tensors and none is called logits, as with a distilled DeiT in training.
-
-    Example:
-        >>> import torch
-        >>> logits_of({"logits": torch.zeros(2, 21), "hidden_states": None}).shape
-        torch.Size([2, 21])
-    """
-    return _tensor_in(output, ("logits",))
-
-
-def features_of(output: Any) -> Tensor:
-    """Return the features in the output of a model without a head, or of a layer: pooled ones before maps.
-
-    Args:
-        output: A tensor, or an object or dict with ``pooler_output`` or ``last_hidden_state``, as Hugging Face's
-            models return.
-
-    Raises:
-        ArgumentError: There are several tensors, and none has one of these names.
-
-    Example:
-        >>> import torch
-        >>> features_of({"last_hidden_state": torch.zeros(2, 512, 7, 7), "pooler_output": None}).shape
-        torch.Size([2, 512, 7, 7])
-    """
-    return _tensor_in(output, ("pooler_output", "last_hidden_state"))
-
-
-def _tensor_in(output: Any, names: tuple[str, ...]) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    for name in names:
-        value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-        if isinstance(value, Tensor):
-            return value
-    values = list(output.values() if isinstance(output, Mapping) else output) if _holds_many(output) else []
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if len(tensors) == 1:
-        return tensors[0]
-    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors) or "none"
-    raise ArgumentError(
-        f"the model must return one tensor or one called {' or '.join(names)}, got a {type(output).__name__} with "
-        f"tensors of shapes: {shapes}; a model with several heads needs to be told which one to use"
-    )
-
-
-def _holds_many(output: Any) -> bool:
-    return isinstance(output, Mapping | tuple | list)
-
 
 # Which modules take part in a forward, and a model without the others.
 
@@ -217,7 +86,7 @@ def leave_out(model: nn.Module, keep: Collection[str]) -> nn.Module:
         >>> list(leave_out(net, {"0"}).state_dict())
         ['0.weight', '0.bias']
     """
-    return with_changes(model, {name: LeftOut() for name in _outermost_without(model, "", keep)})
+    return replace_submodules(model, {name: LeftOut() for name in _outermost_without(model, "", keep)})
 
 
 def _outermost_without(module: nn.Module, name: str, keep: Collection[str]) -> list[str]:
@@ -235,9 +104,6 @@ def _outermost_without(module: nn.Module, name: str, keep: Collection[str]) -> l
 def _own(module: nn.Module) -> list[Tensor]:
     """Return the tensors that a module owns itself."""
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-
-
-# Half a network: what a model computes up to one of its layers, and nothing after it.
 
 
 def truncate(
@@ -293,7 +159,7 @@ def truncate(
     if all(_is_chain(parent) for parent in parents):
         return _prefix(model, path, keep=before is None)
     stop = _stop_after if before is None else _Stop
-    whole = with_changes(model, {name: stop(modules[name])})
+    whole = replace_submodules(model, {name: stop(modules[name])})
     if example is not None:
         whole = leave_out(whole, reached_by(Truncated(whole, name, before is not None), example))
     return Truncated(whole, name, before is not None)
@@ -373,7 +239,7 @@ class _Stop(nn.Module):
 
 
 def _stop_after(layer: nn.Module) -> nn.Module:
-    layer = twin(layer)
+    layer = shallow_copy(layer)
     layer.register_forward_hook(_raise_output)
     return layer
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from transferkit.checkpoints.checkpoint import Checkpoint
+from transferkit.display import text_table
 from transferkit.layers import Layer
 from transferkit.progress import Progress, track
-from transferkit.text_tables import text_table
 
 # What differs between two checkpoints, by tensor name.
 

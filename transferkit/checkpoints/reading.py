@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from transferkit.checkpoints import (  # noqa: F401  importing a reader registers its format
-    _npz,
+    _archives,
     _pickle_file,
     _safetensors,
     _sharded,

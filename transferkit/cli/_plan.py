@@ -13,8 +13,8 @@ from transferkit.checkpoints import read_checkpoint
 from transferkit.cli._terminal import Command, as_json, color, harmless, width
 from transferkit.errors import ArgumentError, TransferError
 from transferkit.layers import split_key
-from transferkit.transfer._model_factory import build_model
 from transferkit.transfer._table import colored, render_text
+from transferkit.transfer._target import build_model
 from transferkit.transfer.account import TransferPlan
 from transferkit.transfer.select import Rule, after, before, by_kind, by_name, every
 from transferkit.transfer.structure import ByStructure

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 from transferkit.backbones.geometry import MapGeometry, map_coordinates
-from transferkit.backbones.truncation import evaluating
+from transferkit.backbones.surgery import evaluating
 from transferkit.devices import mixed_precision
 from transferkit.errors import ArgumentError, require
 from transferkit.preprocessing import Preprocessing

@@ -17,7 +17,7 @@ from transferkit.checkpoints import Checkpoint, read_checkpoint
 from transferkit.datasets import fetch_alexnet_weights
 from transferkit.errors import ArgumentError, MissingExtraError, did_you_mean
 from transferkit.preprocessing import IMAGENET
-from transferkit.transfer._model_factory import build_model
+from transferkit.transfer._target import build_model
 
 _TORCHVISION = FoundPreprocessing(IMAGENET, (224, 224), "as torchvision's weights want")
 

@@ -24,12 +24,6 @@ class Taps:
     weight: NDArray[np.float64]
     needed: NDArray[np.int64]
 
-    def __getitem__(self, some: slice | NDArray[np.int64]) -> Taps:
-        """Return the taps of some of the intervals, no more than they need."""
-        needed = self.needed[some]
-        most = int(needed.max())
-        return Taps(self.index[some][..., :most], self.weight[some][..., :most], needed)
-
 
 def bilinear_taps(
     intervals: NDArray[np.float64],

@@ -8,12 +8,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from transferkit.display import OKABE_ITO
 from transferkit.errors import require
 from transferkit.labeling import BACKGROUND, IGNORE
 from transferkit.sampler.crop import crop_and_resize
 
-# Okabe and Ito's palette, safe for the color-blind.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GRAY, _INK, _PAPER = "#999999", "#222222", "#FFFFFF"
 _GAP = 8
 _TEXT = 13
@@ -130,7 +129,7 @@ def _colors(labels: Tensor) -> dict[int, str]:
     """Return the color of each label that occurs, in the order of :func:`_by_interest`."""
     others = {BACKGROUND: _GRAY, IGNORE: _INK}
     return {
-        label: others.get(label, _COLORS[place % len(_COLORS)])
+        label: others.get(label, OKABE_ITO[place % len(OKABE_ITO)])
         for place, label in enumerate(_by_interest(labels))
     }
 

@@ -23,7 +23,7 @@ from transferkit.sampler._source import (
 from transferkit.sampler.balance import Balance, PositivesFirst, RandomSubset
 from transferkit.sampler.grid import PatchGrid
 from transferkit.sampler.patch_transforms import PatchTransform
-from transferkit.sampler.stream import Cutter, PatchBatch, PatchStream, ahead
+from transferkit.sampler.stream import Cutter, PatchBatch, PatchStream, prefetched
 
 
 class MultiscaleSampler:
@@ -58,7 +58,7 @@ class MultiscaleSampler:
         dtype: Of the pixels; floats keep the range 0..255.
         seed: Of all random choices.
         num_workers: Processes that decode and label; 0 for none.
-        prefetch: How many images each of them works ahead.
+        prefetch: How many images each of them prefetches.
         device: Where patches are cut and stay; ``None`` for the cpu.
         on_bad_image: What to do when an image cannot be read: raise an ``"error"``, or ``"skip"`` it; then
             ``bad_images`` tells which and why, and a warning at the end of the epoch how many.
@@ -184,7 +184,9 @@ class MultiscaleSampler:
             self._epoch, self._batch = self._epoch + (self.mode == "train"), 0
         self._waiting = False
         known = len(self.bad_images)
-        for place, batch in ahead(self._stream.batches(self._epoch, self._batch), self._stream.cutter.device):
+        for place, batch in prefetched(
+            self._stream.batches(self._epoch, self._batch), self._stream.cutter.device
+        ):
             self._batch = place + 1
             yield batch
         self._batch = len(self)

@@ -150,17 +150,17 @@ class Cutter:
         return self.source.blank(0, self.device) if made is None else made
 
 
-# Prepare the next minibatches while the device works on this one.
+# Prefetch: prepare the next minibatches while the device works on this one.
 
 Placed = tuple[int, PatchBatch]
 
 """A minibatch with its place in the epoch."""
 
-_AHEAD = 2  # minibatches that are ready at most, besides the one in work
+_PREFETCHED = 2  # minibatches that are ready at most, besides the one in work
 
 
-def ahead(batches: Iterator[Placed], device: torch.device) -> Iterator[Placed]:
-    """Yield ``batches``, on cuda made by a thread and on a stream of their own.
+def prefetched(batches: Iterator[Placed], device: torch.device) -> Iterator[Placed]:
+    """Yield ``batches``; on cuda, prefetch them in a thread and on a stream of their own.
 
     To plan, upload and cut a photo's patches keeps the host busy about as long as to launch the model's work on them:
     with one thread for both a GPU idled for a third of the time. The model's stream waits for a minibatch only if it
@@ -186,13 +186,13 @@ class _Maker:
     """Makes minibatches in a thread, each with an event that comes when it is ready on the device."""
 
     def __init__(self, batches: Iterator[Placed], device: torch.device) -> None:
-        self._batches, self._device = batches, device
+        self._batches = batches
         self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._made: Queue[tuple[Placed, torch.cuda.Event] | BaseException | None] = Queue(_AHEAD)
+        self._made: Queue[tuple[Placed, torch.cuda.Event] | BaseException | None] = Queue(_PREFETCHED)
         self._stopped = Event()
         # The first is made by the caller, so that workers are started from its thread, as they should be.
         self._first = self._launch()
-        self._thread = Thread(target=self._work, name="transferkit-ahead", daemon=True)
+        self._thread = Thread(target=self._work, name="transferkit-prefetch", daemon=True)
 
     def __iter__(self) -> Iterator[tuple[Placed, torch.cuda.Event]]:
         if self._first is None:
@@ -246,7 +246,7 @@ class PatchStream:
         rank: This process, ``0..world_size - 1``.
         world_size: Processes that share the images.
         num_workers: Processes that decode.
-        prefetch: Images that each works ahead.
+        prefetch: Images that each worker prefetches.
         bad_images: What was wrong with each image that was passed over.
     """
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from transferkit.boxes import iou
+from transferkit.display import markdown_table, summary_table
 from transferkit.errors import require
 from transferkit.scorer.image_scorer import BACKGROUND
 from transferkit.scorer.result import number_or_none, percent
-from transferkit.text_tables import markdown_table, summary_table
 
 # Pixels whose scores differ by less than this share of the maximum are equally high: the same patches were
 # summed in another order.

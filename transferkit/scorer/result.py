@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transferkit.display import markdown_table, summary_table
 from transferkit.errors import ArgumentError, DataError, MissingFileError, did_you_mean, require
 from transferkit.scorer.ap_rules import INTERPOLATIONS, APRule
 from transferkit.scorer.image_scorer import BACKGROUND
-from transferkit.text_tables import markdown_table, summary_table
 
 
 def percent(value: float) -> str:

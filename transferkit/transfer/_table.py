@@ -12,9 +12,9 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from transferkit.display import fit, text_table
 from transferkit.errors import listed
 from transferkit.layers import split_key
-from transferkit.text_tables import fit, text_table
 from transferkit.transfer._entry import BUCKETS, WRITTEN, Entry
 
 if TYPE_CHECKING:

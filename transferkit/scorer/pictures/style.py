@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from transferkit.display import OKABE_ITO
 from transferkit.errors import ArgumentError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -17,10 +18,8 @@ if TYPE_CHECKING:
 
 TEXT_SIZE = 9
 SMALL_TEXT = 7.5
-GRAY = "0.45"
 
-# Okabe and Ito's palette, safe for the color-blind; dash and marker carry the same information in gray.
-_COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_COLORS = ("#000000", *OKABE_ITO[:5])  # dash and marker carry the same information in gray
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "x")
 

@@ -1,8 +1,11 @@
-"""Rows of cells as text: aligned columns for a terminal, a table with its mean, and Markdown."""
+"""What people are shown: tables as aligned text and as Markdown, and the colors of pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+# Okabe and Ito's palette, which the color-blind can tell apart: blue, vermilion, green, purple, orange, sky blue.
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 Rows = Sequence[Sequence[str]]
 _GAP = "  "
