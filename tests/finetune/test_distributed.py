@@ -9,8 +9,9 @@ import torch
 
 from tests.finetune import ranked
 from tests.finetune.launch import torchrun
+from transferkit import distributed
 from transferkit.errors import ArgumentError
-from transferkit import distributed, fill_scorer
+from transferkit.finetune import fill_scorer
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch has no torch.distributed"

@@ -65,9 +65,8 @@ def frozen_features(
         UnsplittableError: Nothing is frozen before what is trained, or the model cannot be taken apart there.
         UnsharableError: ``method="shared"`` for a backbone that cannot be.
     """
-    return features_of_frozen(
-        run.model, run.preprocessing, protocol, method=method, pyramid_scales=pyramid_scales, amp=amp, fold=fold
-    )
+    parts = _parts(split_frozen, run.model, protocol, fold)
+    return _features_of(parts, run.preprocessing, protocol, method, pyramid_scales, amp), parts.rest
 
 
 def features_of_frozen(
@@ -81,9 +80,7 @@ def features_of_frozen(
     fold: bool = False,
 ) -> tuple[PatchFeatures, nn.Module]:
     """Return the same for a model that is in no run; see :func:`frozen_features`."""
-    example = _example(model, protocol)
-    parts = split_frozen(model, example)
-    parts = _folded(parts, example) if fold else parts
+    parts = _parts(split_frozen, model, protocol, fold)
     return _features_of(parts, preprocessing, protocol, method, pyramid_scales, amp), parts.rest
 
 
@@ -114,9 +111,7 @@ def head_features(
         UnsplittableError: It has no map, or cannot be taken apart behind it.
         UnsharableError: ``method="shared"`` for a backbone that cannot be.
     """
-    example = _example(model, protocol)
-    parts = split_at_head(model, example)
-    parts = _folded(parts, example) if fold else parts
+    parts = _parts(split_at_head, model, protocol, fold)
     return _features_of(parts, preprocessing, protocol, method, pyramid_scales, amp), parts.rest
 
 
@@ -168,12 +163,21 @@ def fit_on_features(
     return run.history
 
 
-def _folded(parts: SplitModel, example: Tensor) -> SplitModel:
-    """Fold the batch norms of the backbone; leave it, and say so, where a layer's output goes elsewhere too."""
+def _parts(
+    split: Callable[[nn.Module, Tensor], SplitModel], model: nn.Module, protocol: Protocol, fold: bool
+) -> SplitModel:
+    """Split a model, and fold the backbone's batch norms; warn where a layer's output goes elsewhere too."""
+    example = _example(model, protocol)
+    parts = split(model, example)
+    if not fold:
+        return parts
     try:
         return replace(parts, backbone=fold_batch_norms(parts.backbone, example))
     except ArgumentError as error:
-        warnings.warn(f"the frozen layers are run as they are, which is slower: {error}", stacklevel=3)
+        message = f"the frozen layers are run as they are, which is slower: {error}"
+        warnings.warn(
+            message, stacklevel=4
+        )  # below the public function, and what lets it take its old arguments
         return parts
 
 
