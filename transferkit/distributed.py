@@ -74,8 +74,8 @@ def process_group(device: torch.device) -> Iterator[None]:
                     f"that one or torchrun says, and go on from the last saved epoch ({error})"
                 ) from error
             raise
-    # A DistributedDataParallel lies in a reference cycle. One that outlives its group has threads still to join when the
-    # interpreter ends, which then aborts in a quarter of all runs (torch 2.13, gloo).
+    # A DistributedDataParallel lies in a reference cycle. One that outlives its group still has threads to join when
+    # the interpreter ends, which then aborts in a quarter of all runs (torch 2.13, gloo).
     gc.collect()
     # Not after an error, when the others may not answer any more; the process then ends anyway.
     distributed.destroy_process_group()

@@ -176,3 +176,16 @@ def test_tied_parameters_stand_in_one_group_once():
         [id(model["embed"].weight)],
         [id(model["mid"].weight), id(model["mid"].bias)],
     ]
+
+
+def test_a_report_keeps_the_rule_as_it_was_written():
+    """Counts of the simple rules alone read the same for a rule and its opposite."""
+    source, both = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4))), []
+    for rule in (before("2") & ~by_name("0"), before("2") | by_name("0")):
+        report = WeightTransfer(source, select=rule).apply(nn.Sequential(*(nn.Linear(2, 2) for _ in range(4))))
+        both.append(report)
+        written = str(rule)[1:-1]
+        assert report.rules[0] == (written, len(report.copied) // 2)
+        assert f"{written} matches {len(report.copied) // 2} layer" in str(report)
+        assert TransferReport.from_dict(json.loads(json.dumps(report.to_dict()))).rules == report.rules
+    assert both[0].rules[1:] == both[1].rules[1:] and both[0].rules[0] != both[1].rules[0]

@@ -96,9 +96,10 @@ def test_what_is_no_rule(wrong):
         by_kind("convv")
 
 
-def test_counts_are_per_simple_rule():
+def test_counts_are_of_the_rule_as_written_and_of_its_parts():
     counts = select_layers(by_kind("conv") & ~by_index(0), LAYERS).counts
-    assert counts == (("by_kind('conv')", 2), ("by_index(0)", 1))
+    assert counts == (("by_kind('conv') & ~by_index(0)", 1), ("by_kind('conv')", 2), ("by_index(0)", 1))
+    assert select_layers(by_kind("conv"), LAYERS).counts == (("by_kind('conv')", 2),)
 
 
 rules = st.recursive(

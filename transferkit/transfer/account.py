@@ -38,7 +38,7 @@ class Account:
 
     Attributes:
         entries: One per target tensor in definition order, then one per source tensor that nothing uses.
-        rules: How many layers each selection rule matches.
+        rules: The selection as it was written and how many layers it matches; then each simple rule in it.
         mapping: How source layers were found for target layers.
         origin: Where the source's tensors come from.
         target: Type of the target model.

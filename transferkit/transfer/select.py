@@ -64,7 +64,7 @@ class Selection:
 
     Attributes:
         indices: Positions of the selected layers, ascending.
-        counts: How many layers each simple rule in it matches, in the order written.
+        counts: How many layers the rule as written selects, then each simple rule in it if there are several.
     """
 
     indices: tuple[int, ...]
@@ -82,8 +82,11 @@ def select_layers(predicate: Predicate, layers: Sequence[Layer]) -> Selection:
         >>> from transferkit.layers import layers_of
         >>> from transferkit.transfer.select import by_kind, by_name
         >>> layers = layers_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Linear(8, 2)))
-        >>> select_layers(by_kind("conv") | by_name("2"), layers)
-        Selection(indices=(0, 1), counts=(("by_kind('conv')", 1), ("by_name('2')", 1)))
+        >>> for text, count in select_layers(by_kind("conv") | by_name("2"), layers).counts:
+        ...     print(count, text)
+        2 by_kind('conv') | by_name('2')
+        1 by_kind('conv')
+        1 by_name('2')
     """
     rule = as_rule(predicate)
     counts, problems = [], []
@@ -98,7 +101,9 @@ def select_layers(predicate: Predicate, layers: Sequence[Layer]) -> Selection:
     if not indices:
         matched = ", ".join(f"{text} matches {count}" for text, count in counts)
         raise SelectionError(f"{rule} selects none of {len(layers)} layers: {matched}")
-    return Selection(indices, tuple(counts))
+    written = rule.text[1:-1] if rule.text.startswith("(") else rule.text  # the outermost parentheses say nothing
+    whole = [(written, len(indices))] if rule.parts else []
+    return Selection(indices, (*whole, *counts))
 
 
 def as_rule(predicate: Predicate) -> Rule:
