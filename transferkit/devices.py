@@ -1,4 +1,4 @@
-"""Which device a process works on, in which precision, and its large pages of memory."""
+"""The device of a process, mixed precision, and huge pages."""
 
 from __future__ import annotations
 
@@ -10,30 +10,20 @@ import torch
 from transferkit.distributed import local_rank
 from transferkit.errors import ArgumentError
 
-
-def half_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16, or float16 for a GPU that would only emulate it."""
-    emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.float16 if emulated else torch.bfloat16
-
-
-def mixed_precision(device: torch.device, enabled: bool | None = None) -> AbstractContextManager[None]:
-    """Return the autocast context for a device: on by default on cuda (bfloat16 where it has it), else off."""
-    if not (device.type == "cuda" if enabled is None else enabled):
-        return nullcontext()
-    return torch.autocast(device.type, dtype=half_dtype(device))
-
-
-# Which device a process works on.
+SWITCH = "THP_MEM_ALLOC_ENABLE"
+"""Environment variable that asks PyTorch 2.2 and later for huge pages; earlier versions ignore it."""
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """Return the device for neon's words (cpu, gpu) and torch's (cuda:1); the fastest there is unless given.
+    """Return a device by neon's names (cpu, gpu) or torch's (cuda:1).
 
     Each of the processes that ``torchrun`` starts on a machine gets a GPU of its own.
 
+    Args:
+        name: ``None`` chooses cuda where torch sees a GPU, else the CPU.
+
     Raises:
-        ArgumentError: No such device here.
+        ArgumentError: There is no such device on this machine.
 
     Example:
         >>> choose_device("cpu")
@@ -60,21 +50,27 @@ def choose_device(name: str | None = None) -> torch.device:
     return device if index is None else torch.device("cuda", index)
 
 
-# Large tensors on huge pages.
+def half_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16, or float16 for a GPU that only emulates bfloat16."""
+    emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float16 if emulated else torch.bfloat16
 
-SWITCH = "THP_MEM_ALLOC_ENABLE"
 
-"""The environment variable by which PyTorch 2.2 and later is asked for them; earlier ones do not know it."""
+def mixed_precision(device: torch.device, enabled: bool | None = None) -> AbstractContextManager[None]:
+    """Return the autocast context for a device; by default it is on with cuda and off elsewhere."""
+    if not (device.type == "cuda" if enabled is None else enabled):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=half_dtype(device))
 
 
 def use_huge_pages() -> None:
     """Ask torch to keep tensors of 2 MB and more on huge pages, in this process and in those that it starts.
 
-    On Linux, where the system leaves the choice to programs, memory otherwise comes in pages of 4 kB, and a map of
-    100 MB begins with 25,000 interruptions. EfficientNet-Lite0 on whole photos became 1.5 times as fast, AlexNet's
-    convolutions no faster (``tests.benchmarks.whole_photos``). Elsewhere it changes nothing.
+    It matters on Linux, where the system leaves the choice to programs: in pages of 4 kB a map of 100 MB causes
+    25,000 page faults. EfficientNet-Lite0 on whole photos became 1.5 times as fast, AlexNet's convolutions no faster
+    (``tests.benchmarks.whole_photos``). Elsewhere it changes nothing.
 
-    Call it first: torch looks when it makes the first tensor. A setting of ``THP_MEM_ALLOC_ENABLE`` that is there
-    already is kept.
+    Call it before the first tensor is made, which is when torch reads the setting. An environment variable
+    ``THP_MEM_ALLOC_ENABLE`` that is already set is kept.
     """
     os.environ.setdefault(SWITCH, "1")

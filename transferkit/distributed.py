@@ -1,6 +1,6 @@
-"""Many devices: one process each, started by ``torchrun``, that train one model together.
+"""Training on several devices, with one process each, started by ``torchrun``.
 
-Every function here does the natural thing in a process of its own too, so that a loop is written once.
+Every function also works in a process that runs alone, so a loop is written once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from transferkit.errors import LostRankError, require
 
-# torch 2.13 has a new name for it, and warns of the old one.
+# torch 2.13 renamed this argument of DistributedDataParallel and warns about the old name.
 _SYNC_BUFFERS = (
     "forward_sync_buffers"
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
@@ -37,26 +37,37 @@ def world_size() -> int:
     return distributed.get_world_size() if in_process_group() else 1
 
 
+def place_among_ranks(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
+    """Return ``(rank, world_size)``: as given, else those of ``torch.distributed``, else ``(0, 1)``."""
+    ready = in_process_group()
+    if world_size is None:
+        world_size = distributed.get_world_size() if ready else 1
+    if rank is None:
+        rank = distributed.get_rank() if ready else 0
+    require(0 <= rank < world_size, "rank", f"from 0 to world_size - 1 = {world_size - 1}", rank)
+    return rank, world_size
+
+
 def is_first() -> bool:
-    """Return whether this is the one process that writes files."""
+    """Tell whether this is rank 0, the process that writes files; ``True`` for a process that runs alone."""
     return not in_process_group() or distributed.get_rank() == 0
 
 
 def local_rank() -> int | None:
-    """Return this process's place among those that ``torchrun`` started on this machine; ``None`` without it."""
+    """Return this process's rank among those that ``torchrun`` started on this machine; ``None`` without it."""
     place = os.environ.get("LOCAL_RANK")
     return None if place is None else int(place)
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that ``torchrun`` started, if it started this one; only the first of them prints.
+    """Join the process group that ``torchrun`` started, if it started this process; only rank 0 prints.
 
     Args:
-        device: What this process works on: they talk over nccl on cuda and over gloo elsewhere.
+        device: The device of this process. The backend is nccl on cuda and gloo elsewhere.
 
     Raises:
-        LostRankError: Another process died or failed. What this one was at is lost; what was saved is not.
+        LostRankError: Another process died or failed. The epoch in progress is lost; saved epochs are not.
     """
     if local_rank() is None or not distributed.is_available():
         yield
@@ -70,14 +81,14 @@ def process_group(device: torch.device) -> Iterator[None]:
         except RuntimeError as error:
             if _tells_of_lost_rank(error):
                 raise LostRankError(
-                    f"rank {distributed.get_rank()} lost touch with another of the {world_size()} ranks; see what "
-                    f"that one or torchrun says, and go on from the last saved epoch ({error})"
+                    f"rank {distributed.get_rank()} lost touch with another of the {world_size()} ranks; see that "
+                    f"rank's or torchrun's error, and resume from the last saved epoch ({error})"
                 ) from error
             raise
     # A DistributedDataParallel lies in a reference cycle. One that outlives its group still has threads to join when
     # the interpreter ends, which then aborts in a quarter of all runs (torch 2.13, gloo).
     gc.collect()
-    # Not after an error, when the others may not answer any more; the process then ends anyway.
+    # Only without an error: after one the other ranks may no longer answer, and the process ends anyway.
     distributed.destroy_process_group()
 
 
@@ -86,21 +97,18 @@ def _tells_of_lost_rank(error: RuntimeError) -> bool:
 
 
 def parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return ``network`` so that backward averages the gradients of all ranks; it starts as the first rank's.
-
-    Statistics of norm layers are not exchanged at each step; :func:`average_statistics` does so once an epoch.
-    """
+    """Wrap ``network`` in DistributedDataParallel, so that backward averages the gradients of all ranks."""
     if not in_process_group():
         return network
     devices = [device] if device.type == "cuda" else None
-    settings: dict[str, Any] = {_SYNC_BUFFERS: False}
+    settings: dict[str, Any] = {_SYNC_BUFFERS: False}  # average_statistics does that once per epoch
     return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True, **settings)
 
 
-def without_exchange(network: nn.Module) -> AbstractContextManager[Any]:
-    """Return the context in which backward only adds to this rank's gradients: all of a step but its last."""
-    exchanging: Any = network
-    return exchanging.no_sync() if in_process_group() else nullcontext()
+def no_sync(network: nn.Module) -> AbstractContextManager[Any]:
+    """Return DistributedDataParallel's ``no_sync``: backward accumulates gradients without exchange."""
+    wrapped: Any = network
+    return wrapped.no_sync() if in_process_group() else nullcontext()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -113,7 +121,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_statistics(model: nn.Module) -> None:
-    """Give every rank the mean of what the ranks' norm layers have seen; frozen ones stay as they are."""
+    """Average the running statistics of norm layers in training mode over all ranks."""
     if not in_process_group():
         return
     norms = [m for m in model.modules() if m.training and getattr(m, "running_mean", None) is not None]
@@ -125,13 +133,11 @@ def average_statistics(model: nn.Module) -> None:
             distributed.broadcast(buffer, src=0)
 
 
-def spread_randomness(device: torch.device) -> None:
-    """Let the ranks draw unlike random numbers, as dropout shall, all following from the first rank's generator.
-
-    That one is saved with a run, so a resumed run draws what it would have drawn.
-    """
+def seed_ranks_differently(device: torch.device) -> None:
+    """Seed each rank differently so that dropout masks differ."""
     if not in_process_group():
         return
+    # All seeds follow from rank 0's generator. A run saves that one, so a resumed run draws the same masks.
     seed = torch.randint(2**62, (1,)).to(device)
     distributed.broadcast(seed, src=0)
     torch.manual_seed(int(seed) + distributed.get_rank())
@@ -139,10 +145,10 @@ def spread_randomness(device: torch.device) -> None:
 
 @contextmanager
 def first_on_machine() -> Iterator[bool]:
-    """Let the first process on each machine go through a block, then the others.
+    """Run a block in the first process on each machine, and then in the other processes.
 
     Yields:
-        Whether this is the first, which makes what the others find.
+        Whether this is the first process, which should make the files that the others find.
     """
     first = not in_process_group() or local_rank() == 0
     if not first:
@@ -150,25 +156,3 @@ def first_on_machine() -> Iterator[bool]:
     yield first
     if first and in_process_group():
         distributed.barrier()
-
-
-# This process's place among those that share the work.
-
-
-def place_among_ranks(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
-    """Return ``(rank, world_size)``: what is given, else that of ``torch.distributed``, else of a process alone.
-
-    Raises:
-        ArgumentError: A rank outside the world.
-
-    Example:
-        >>> place_among_ranks()
-        (0, 1)
-    """
-    ready = in_process_group()
-    if world_size is None:
-        world_size = torch.distributed.get_world_size() if ready else 1
-    if rank is None:
-        rank = torch.distributed.get_rank() if ready else 0
-    require(0 <= rank < world_size, "rank", f"from 0 to world_size - 1 = {world_size - 1}", rank)
-    return rank, world_size

@@ -1,4 +1,4 @@
-"""How training is steered, as frozen values that a recipe holds: rates, averages of weights, when to stop."""
+"""Frozen settings of training that a recipe holds: learning rate schedule, EMA, early stopping, held-out photos."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["EarlyStopping", "HeldOut", "HeldOutChoice", "WarmupCosine", "WeightA
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """A linear rise over the first epochs, then half a cosine down to the end.
+    """Linear warm-up over the first epochs, then cosine decay.
 
     Attributes:
-        epochs: When the end is reached, the rise included; from there on the rate stays.
-        warmup: Epochs of the rise; a fraction of one will often do. Steps of a new head are large and point nowhere
-            at first, and momentum and transferred layers would be thrown by them.
-        final: The rate at the end, as a multiple of the highest.
+        epochs: Length of the schedule, warm-up included; afterwards the rate stays constant.
+        warmup: Epochs of warm-up, often less than one. The first gradients of a new head are large and random; at the
+            full rate they would damage transferred layers and fill the momentum buffers.
+        final: The last rate, as a multiple of the highest.
 
     Example:
         >>> schedule = WarmupCosine(epochs=10, warmup=2)
@@ -49,7 +49,7 @@ class WarmupCosine:
         """Return the rate as a multiple of the highest.
 
         Args:
-            epoch: Epochs that have passed, with their fraction: 1.5 is the middle of the second.
+            epoch: Epochs done, as a real number: 1.5 is the middle of the second epoch.
         """
         if epoch < self.warmup:
             return epoch / self.warmup
@@ -57,7 +57,7 @@ class WarmupCosine:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * passed)) / 2
 
     def over(self, epochs: float) -> WarmupCosine:
-        """Return the same course over another number of epochs; the rise keeps its share."""
+        """Return the same schedule over another number of epochs; warm-up keeps its share of them."""
         return WarmupCosine(epochs, self.warmup * epochs / self.epochs, self.final)
 
     def __str__(self) -> str:
@@ -65,20 +65,16 @@ class WarmupCosine:
         return f"{rise}cosine to x{self.final:g} after {self.epochs:g} epochs"
 
 
-# An average of the weights that training passes through, which is often better than the last of them.
-
-
 @dataclass(frozen=True)
 class WeightAverage:
-    """Which weights are averaged, and how much each counts.
+    """Exponential moving average (EMA) of a model's weights, or their plain average (SWA).
 
     Attributes:
-        decay: What the average keeps of itself each time, in (0, 1): an exponential moving average, that forgets
-            about ``1 / (1 - decay)`` times back. Early on it is held at ``(1 + n) / (10 + n)`` for the n-th time,
-            so that the first weights do not weigh on a short run. ``None``: all count alike (stochastic weight
-            averaging).
-        start: Epochs that pass before the first time, with their fraction.
-        every: ``"step"`` of the optimizer, or ``"epoch"``.
+        decay: Decay of the EMA, in (0, 1): each update keeps this share of the average, which spans about
+            ``1 / (1 - decay)`` updates. Update n uses at most ``(1 + n) / (10 + n)``, so that the initial weights do
+            not dominate a short run. ``None``: all weights count equally (stochastic weight averaging, SWA).
+        start: Epochs before the first update, as a real number.
+        every: Update after each ``"step"`` of the optimizer, or after each ``"epoch"``.
 
     Example:
         >>> ema, swa = WeightAverage(decay=0.999), WeightAverage(decay=None, start=7, every="epoch")
@@ -100,19 +96,19 @@ class WeightAverage:
         require(self.every in ("step", "epoch"), "every", "'step' or 'epoch'", self.every)
 
     def due(self, steps: int, steps_per_epoch: int) -> bool:
-        """Tell whether the weights after so many steps of the optimizer are averaged."""
+        """Tell whether to update the average after ``steps`` steps of the optimizer."""
         started = steps > self.start * steps_per_epoch
         return started and (self.every == "step" or steps % steps_per_epoch == 0)
 
     def keep(self, count: int) -> float:
-        """Return what an average of ``count`` weights keeps of itself when the next come in."""
+        """Return the share that an average of ``count`` updates keeps at the next one."""
         return count / (count + 1) if self.decay is None else min(self.decay, (1 + count) / (10 + count))
 
     def of(self, model: nn.Module) -> AveragedModel:
-        """Return torch's averaged model: a copy of ``model`` whose ``update_parameters`` takes in its weights.
+        """Return torch's averaged model: a copy of ``model`` that ``update_parameters(model)`` updates.
 
-        Buffers are copied as they are. After an average with equal weights the statistics of batch norms that are
-        trained are those of the last weights: refresh them with :func:`torch.optim.swa_utils.update_bn`.
+        Buffers are copied from ``model`` as it is. After SWA the running statistics of trained batch norms therefore
+        belong to the last weights: refresh them with :func:`torch.optim.swa_utils.update_bn`.
         """
         averaged = AveragedModel(model, multi_avg_fn=self._mix)
         averaged.requires_grad_(False)
@@ -128,16 +124,13 @@ class WeightAverage:
         return f"weights averaged {how} after every {self.every}{start}"
 
 
-# When to stop: what a held-out part of the data says about going on.
-
-
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stop once so many epochs in a row were no better than the best before them.
+    """Stop training after ``patience`` epochs in a row without a new best.
 
     Attributes:
-        patience: How many.
-        min_gain: By how much an epoch must be above the best before it to count as better, in the measure's unit.
+        patience: Number of epochs.
+        min_gain: How far an epoch must exceed the best before it to count as better, in the measure's unit.
 
     Example:
         >>> rule = EarlyStopping(patience=2)
@@ -156,13 +149,13 @@ class EarlyStopping:
         require(self.min_gain >= 0, "min_gain", "zero or positive", self.min_gain)
 
     def best(self, measures: Sequence[float]) -> int:
-        """Return the 0-based epoch to take: the last that was better than all before it by more than ``min_gain``.
+        """Return the best epoch, 0-based: the last that beat the best before it by more than ``min_gain``.
 
         Args:
-            measures: One per epoch on the held-out part, larger is better. NaN is never better.
+            measures: One per epoch, on held-out data; larger is better. NaN is never better.
 
         Raises:
-            ArgumentError: There is none.
+            ArgumentError: ``measures`` is empty.
         """
         require(len(measures) > 0, "measures", "one per epoch, at least one", list(measures))
         best = 0
@@ -179,18 +172,15 @@ class EarlyStopping:
         return f"stopped after {self.patience} epochs without gain"
 
 
-# What a recipe leaves open, to be chosen on a part of the user's own training photos.
-
-
 @dataclass(frozen=True)
 class HeldOutChoice:
-    """How the number of epochs and the exponent of the score are chosen.
+    """How held-out photos choose the exponent of the score and the number of epochs.
 
     Attributes:
-        fraction: Of the training photos, held out for it.
-        exponents: To choose from.
-        stopping: When more epochs are of no use; the best of those before it is chosen. ``None`` leaves the number
-            of epochs to the recipe, as one should whose learning rate falls toward the last.
+        fraction: Fraction of the training photos that is held out.
+        exponents: Candidates for the exponent.
+        stopping: Rule that ends the trial training; its best epoch gives the number of epochs. ``None`` leaves that
+            number to the recipe, which suits a learning rate that decays until the last epoch.
 
     Example:
         >>> print(HeldOutChoice())
@@ -212,34 +202,36 @@ class HeldOutChoice:
         return f"epochs and {text}, {self.stopping}" if self.stopping else text
 
 
-# A part of the training photos kept for choosing settings, with every class in both parts.
-
-
 class HeldOut(NamedTuple):
-    """Indices of the photos to train on and of those kept, ascending, int64."""
+    """Two parts of a data set.
+
+    Attributes:
+        train: Indices of the photos to train on, ascending, int64.
+        held: Indices of the held-out photos, ascending, int64.
+    """
 
     train: Tensor
     held: Tensor
 
 
 def hold_out(presence: Tensor, fraction: float = 0.2, seed: int = 0) -> HeldOut:
-    """Split photos so that each class has its share in both parts.
+    """Split photos so that both parts have their share of every class.
 
-    Photos show several classes, so they cannot be split class by class. The rarest class among those not yet dealt
-    out comes first, and each of its photos goes where most of that class is still wanted; a plain random split may
-    leave a rare class out of one part altogether.
+    A photo shows several classes, so the split cannot be made class by class, and a random split may leave a rare
+    class out of one part. Here the rarest class is assigned first, and each of its photos goes to the part that lacks
+    most photos of that class.
 
     Args:
         presence: (N, K) bool or 0/1, which classes each photo shows.
-        fraction: Of the photos, for the held-out part, in (0, 1).
-        seed: Of the order in which photos of a class are dealt out.
+        fraction: Fraction of the photos that is held out, in (0, 1).
+        seed: Seed of the order in which the photos of a class are assigned.
 
     Returns:
-        The two parts, about ``N * fraction`` photos and about that share of every class in the held-out one; a class
-        with less than ``1 / fraction`` photos may be wholly in the other.
+        The two parts. The held-out one has about ``N * fraction`` photos and about that share of every class; a class
+        with fewer than ``1 / fraction`` photos may have none there.
 
     Raises:
-        ArgumentError: A wrong shape or fraction, or fewer than two photos.
+        ArgumentError: The shape or the fraction is wrong, or there are fewer than two photos.
 
     Example:
         >>> presence = torch.eye(2, dtype=torch.bool).repeat_interleave(torch.tensor([10, 90]), dim=0)
@@ -261,19 +253,18 @@ def hold_out(presence: Tensor, fraction: float = 0.2, seed: int = 0) -> HeldOut:
 
 
 def _deal(shows: Tensor, shares: Tensor) -> Tensor:
-    """Return the part of each photo, (N,) int64: the part that wants most of the photo's rarest class."""
-    wanted = shares[:, None] * shows.sum(dim=0)  # (2, K), of each class
-    room = shares * len(shows)  # (2,), of photos
+    """Return the part of each photo, (N,) int64: the one that lacks most photos of the rarest class left."""
+    wanted = shares[:, None] * shows.sum(dim=0)  # (2, K), photos of each class that a part still lacks
+    room = shares * len(shows)  # (2,), photos that a part still lacks
     part = torch.full((len(shows),), -1)
     while (part < 0).any():
-        left = (shows & (part < 0)[:, None]).sum(dim=0)  # (K,)
-        if left.sum() == 0:
-            photos, wish = part < 0, room
-            chosen = int(photos.nonzero()[0])
+        left = (shows & (part < 0)[:, None]).sum(dim=0)  # (K,), unassigned photos of each class
+        if left.sum() == 0:  # only photos without a class are left: fill the parts
+            chosen, wish = int((part < 0).nonzero()[0]), room
         else:
             rarest = int(left.where(left > 0, len(shows) + 1).argmin())
             chosen, wish = int((shows[:, rarest] & (part < 0)).nonzero()[0]), wanted[:, rarest]
-        best = wish == wish.max()
+        best = wish == wish.max()  # of equally good parts, the one with more room
         goes = int(room.where(best, -torch.inf).argmax())
         part[chosen] = goes
         wanted[goes] -= shows[chosen].double()

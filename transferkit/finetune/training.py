@@ -65,7 +65,7 @@ class Stepper:
         totals = torch.zeros(3, dtype=torch.float64, device=device)
         optimizer.zero_grad(set_to_none=True)
         for batch in minibatches[:-1]:
-            with distributed.without_exchange(self._shared):
+            with distributed.no_sync(self._shared):
                 totals += self._add_gradient(batch, divisors)
         totals += self._add_gradient(minibatches[-1], divisors)
         with record_function("optimizer"):
@@ -182,7 +182,7 @@ def train_epoch(
     started = time.perf_counter()
     learning_rate = run.optimizer.param_groups[0]["lr"]
     stepper = Stepper(run, loop) if stepper is None else stepper
-    distributed.spread_randomness(run.device)
+    distributed.seed_ranks_differently(run.device)
     run.model.train()
     sampler.set_epoch(run.epoch)
     batches = track(sampler, progress, description=f"epoch {run.epoch + 1}", unit="batch")
