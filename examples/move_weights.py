@@ -8,6 +8,7 @@ names the candidates, never a guess. The program ends by comparing what the two 
     theirs.pth -> Sequential, mapped by structure
     moved 42 of 42 tensors (100.0%), 29,015 of 29,015 elements (100.0%)
     42 copied, 2 skipped, 2 unexpected
+    ~by_name('3') matches 14 layers
     by_name('3') matches 1 layer
     copied      0.0.0             weight [16, 3, 7, 7]         conv1
     copied      0.0.1             weight [16], bias [16], ...  bn1

@@ -93,7 +93,7 @@ def rgb_picture() -> np.ndarray:
 def test_color_images_of_any_kind(make: Callable[[np.ndarray], Any], tolerance: int | None) -> None:
     picture = rgb_picture()
     image = make(picture)
-    pixels = as_pixels(image)
+    pixels = as_pixels(image, float_range=(0, 1))
     assert pixels.dtype == torch.uint8
     assert pixels.shape == (3, HEIGHT, WIDTH)
     expected = np.array(image.convert("RGB")) if tolerance is None else picture
@@ -129,13 +129,34 @@ def test_what_is_transparent_is_white() -> None:
         np.zeros((4, 4, 2), np.uint8),
         np.zeros(4, np.uint8),
         np.zeros((4, 4), np.int64),
-        np.full((4, 4), 2.0),
         torch.zeros(0, 4, 4),
     ],
 )
 def test_what_is_no_image_is_refused(image: Any) -> None:
     with pytest.raises(DataError, match="an image array must be"):
         as_pixels(image)
+
+
+def test_floats_are_what_they_are_said_to_be_or_refused() -> None:
+    """An image of 0..1 whose brightest pixel is 1 may as well be one of 0..255 that is black."""
+    dark, full = np.array([[0.0, 0.5, 1.0]]), np.array([[0.0, 128.0, 255.0]])
+    assert as_pixels(dark, float_range=(0, 1))[0].tolist() == [[0, 128, 255]]
+    assert as_pixels(dark, float_range=(0, 255))[0].tolist() == [[0, 0, 1]]
+    assert as_pixels(full, float_range=(0, 255))[0].tolist() == [[0, 128, 255]]
+    for image in (dark, full, torch.zeros(3, 2, 2), Image.fromarray(dark.astype(np.float32))):
+        with pytest.raises(
+            DataError, match=r"say float_range=\(0, 1\) if 1 is white, or float_range=\(0, 255\) if"
+        ):
+            as_pixels(image)
+    for image in (full, np.array([[np.nan]]), np.array([[-0.1]])):
+        with pytest.raises(DataError, match=r"must lie in float_range=\(0, 1\)"):
+            as_pixels(image, float_range=(0, 1))
+    with pytest.raises(DataError, match="low below high"):
+        as_pixels(dark, float_range=(1, 0))
+    data = ImageListDataset([dark, full.astype(np.uint8)], float_range=(0, 1))
+    assert torch.equal(data[0].image[0], torch.tensor([[0, 128, 255]], dtype=torch.uint8))
+    with pytest.raises(DataError, match="float_range"):
+        _ = ImageListDataset([dark])[0]
 
 
 def test_lists_are_checked_all_at_once(tmp_path: Path) -> None:
@@ -246,7 +267,8 @@ def test_torchvision_style_targets() -> None:
         "image_id": torch.tensor([42]),
     }
     data = TargetDictDataset(
-        [(torch.from_numpy(rgb_picture()).permute(2, 0, 1) / 255, target), (marked(), target)]
+        [(torch.from_numpy(rgb_picture()).permute(2, 0, 1) / 255, target), (marked(), target)],
+        float_range=(0, 1),
     )
     item = data[0]
     assert item.boxes.tolist() == [list(map(float, BOX)), [0, 0, 9, 9]]

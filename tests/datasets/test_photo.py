@@ -55,13 +55,19 @@ def test_sixteen_bits_in_any_order(mode: str) -> None:
     assert rgb(image)[:, :, 0].tolist() == [[0, 1, 255]]
 
 
-def test_floats_lie_in_0_to_1(tmp_path: Path) -> None:
+def test_floats_need_their_range(tmp_path: Path) -> None:
     levels = np.array([[0, 0.5, 1]], dtype=np.float32)
     Image.fromarray(levels).save(tmp_path / "gray.tif")
-    assert read_photo(tmp_path / "gray.tif")[0].tolist() == [[0, 128, 255]]
-    Image.fromarray(levels * 300).save(tmp_path / "gray.tif")
-    with pytest.raises(DataError, match=r"gray\.tif .* must lie in 0..1, got 0 to 300"):
+    assert read_photo(tmp_path / "gray.tif", float_range=(0, 1))[0].tolist() == [[0, 128, 255]]
+    with pytest.raises(
+        DataError, match=r"gray\.tif: floating pixels need their range, got float32 from 0 to 1"
+    ):
         read_photo(tmp_path / "gray.tif")
+    Image.fromarray(levels * 300).save(tmp_path / "gray.tif")
+    with pytest.raises(
+        DataError, match=r"gray\.tif: .* must lie in float_range=\(0, 1\), got float32 from 0 to 300"
+    ):
+        read_photo(tmp_path / "gray.tif", float_range=(0, 1))
 
 
 def test_whatever_happens_to_a_file_it_is_read_or_named(tmp_path: Path, colors: Image.Image) -> None:

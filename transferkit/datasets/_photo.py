@@ -95,13 +95,14 @@ def stored_size(path: Path) -> tuple[tuple[int, int], int]:
             raise DataError(f"{path} is damaged: {error}") from error
 
 
-def read_photo(path: Path, upright: bool = False) -> Tensor:
+def read_photo(path: Path, upright: bool = False, float_range: FloatRange | None = None) -> Tensor:
     """Return a photo as an RGB tensor.
 
     Args:
         path: JPEG, PNG, or anything else that Pillow reads.
         upright: Turn it the way its EXIF orientation asks. Off by default, since boxes may refer to the pixels
             as stored.
+        float_range: See :func:`as_pixels`.
 
     Returns:
         (3, H, W) uint8 on the cpu.
@@ -111,7 +112,9 @@ def read_photo(path: Path, upright: bool = False) -> Tensor:
     """
     with _opened(path) as image:
         try:
-            pixels = rgb(ImageOps.exif_transpose(image) if upright else image)
+            pixels = rgb(ImageOps.exif_transpose(image) if upright else image, float_range)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
         except _DAMAGE as error:
             raise DataError(f"{path} is damaged: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
@@ -126,20 +129,14 @@ def _opened(path: Path) -> Image.Image:
         raise DataError(f"{path} is not a readable image: {error}") from error
 
 
-def rgb(image: Image.Image) -> np.ndarray:
-    """Return an image of any mode as (H, W, 3) uint8.
-
-    16 bits are scaled to 8, floats are taken to lie in 0..1, what is transparent is laid on white.
-
-    Raises:
-        DataError: Floats outside 0..1.
-    """
+def rgb(image: Image.Image, float_range: FloatRange | None = None) -> NDArray[np.uint8]:
+    """Return an image of any mode as (H, W, 3) uint8; see :func:`as_pixels`."""
     if image.mode.startswith(("I", "F")):  # Pillow's own conversion would clip at 255
-        levels = np.asarray(image, dtype=np.float64)
-        if image.mode == "F" and not 0 <= levels.min() <= levels.max() <= 1:
-            raise DataError(f"floating pixels must lie in 0..1, got {levels.min():g} to {levels.max():g}")
-        levels = levels * 255 if image.mode == "F" else levels / 257
-        image = Image.fromarray(levels.clip(0, 255).round().astype(np.uint8))
+        levels = np.asarray(image)
+        if image.mode == "F":
+            image = Image.fromarray(_of_floats(levels, float_range))
+        else:
+            image = Image.fromarray((levels.astype(np.float64) / 257).clip(0, 255).round().astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         backdrop = Image.new("RGBA", image.size, "white")
@@ -149,19 +146,22 @@ def rgb(image: Image.Image) -> np.ndarray:
 
 # Images of any common kind as RGB tensors: files, PIL images, arrays, tensors.
 
+FloatRange = tuple[float, float]
 AnyImage = str | Path | Image.Image | NDArray[Any] | Tensor
 
 """A file, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (H, W)."""
 
 
-def as_pixels(image: AnyImage) -> Tensor:
+def as_pixels(image: AnyImage, float_range: FloatRange | None = None) -> Tensor:
     """Return an image as an RGB tensor.
 
     Files are turned the way their EXIF orientation asks. Gray becomes three equal channels, what is transparent is
-    laid on white, 16 bits are scaled to 8, and floats are taken to lie in 0..1.
+    laid on white, and 16 bits are scaled to 8. uint8 stays as it is.
 
     Args:
         image: See :data:`AnyImage`.
+        float_range: The values that floats span, ``(0, 1)`` or ``(0, 255)``: from black to white. Their range cannot
+            be told from the values of one image, so floats are refused without it.
 
     Returns:
         (3, H, W) uint8.
@@ -170,13 +170,16 @@ def as_pixels(image: AnyImage) -> Tensor:
         DataError: A file that cannot be read, or an array of another shape, type or range.
     """
     if isinstance(image, (str, Path)):
-        return read_photo(Path(image), upright=True)
+        return read_photo(Path(image), upright=True, float_range=float_range)
     if isinstance(image, Image.Image):
-        return torch.from_numpy(rgb(image)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(rgb(image, float_range)).permute(2, 0, 1).contiguous()
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
-    levels = _eight_bits(np.asarray(image))
+    elif not isinstance(image, np.ndarray):
+        kind = type(image).__name__
+        raise DataError(f"an image must be a path, a PIL image, an array or a tensor, got {kind}")
+    levels = _eight_bits(np.asarray(image), float_range)
     if levels.ndim == 3 and levels.shape[2] == 1:
         levels = levels[:, :, 0]
     channels = levels.shape[2] if levels.ndim == 3 else 1
@@ -199,17 +202,33 @@ def size_of(image: AnyImage) -> tuple[int, int]:
     return int(image.shape[0]), int(image.shape[1])
 
 
-def _eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
+def _eight_bits(levels: NDArray[Any], float_range: FloatRange | None) -> NDArray[np.uint8]:
     if levels.dtype == np.uint8:
         return np.ascontiguousarray(levels)
     if levels.dtype == np.bool_:
         return levels.astype(np.uint8) * np.uint8(255)
     if levels.dtype == np.uint16:
         return (levels / 257).round().astype(np.uint8)
-    if np.issubdtype(levels.dtype, np.floating) and levels.size and 0 <= levels.min() <= levels.max() <= 1:
-        return (levels * 255).round().astype(np.uint8)
-    found = f"{levels.dtype}" + (f" from {levels.min():g} to {levels.max():g}" if levels.size else "")
-    raise DataError(f"an image array must be uint8, uint16, bool, or floating from 0 to 1, got {found}")
+    if np.issubdtype(levels.dtype, np.floating) and levels.size:
+        return _of_floats(levels, float_range)
+    raise DataError(f"an image array must be uint8, uint16, bool, or floating, got {levels.dtype}")
+
+
+def _of_floats(levels: NDArray[Any], float_range: FloatRange | None) -> NDArray[np.uint8]:
+    """Return floats of a range that was told as uint8."""
+    found = f"{levels.dtype} from {levels.min():g} to {levels.max():g}"
+    if float_range is None:
+        raise DataError(
+            f"floating pixels need their range, got {found}: say float_range=(0, 1) if 1 is white, or "
+            "float_range=(0, 255) if 255 is"
+        )
+    low, high = float_range
+    if not low < high:
+        raise DataError(f"float_range must be (low, high) with low below high, got {float_range}")
+    if not low <= levels.min() <= levels.max() <= high:  # also true for NaN
+        raise DataError(f"floating pixels must lie in float_range={float_range}, got {found}")
+    scaled = (levels.astype(np.float64) - low) * (255 / (high - low))
+    return scaled.round().astype(np.uint8)
 
 
 # Whether an image is still the one that it was.

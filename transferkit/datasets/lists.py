@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from transferkit.annotated import AnnotatedImage, Presence, presence_of
 from transferkit.boxes import as_boxes
-from transferkit.datasets._photo import AnyImage, as_pixels, size_of, stored_size, turn_boxes
+from transferkit.datasets._photo import AnyImage, FloatRange, as_pixels, size_of, stored_size, turn_boxes
 from transferkit.errors import DataError, TransferKitError, raise_problems, require
 
 
@@ -30,6 +30,7 @@ class ImageListDataset(Dataset[AnnotatedImage]):
         class_names: (K,) names, ``"background"`` first; by default ``class 1`` and so on up to the largest.
         ids: N names; by default a file's name without its folder and ending, or the image's place.
         boxes_on: Whether boxes refer to a file's pixels as they are ``"stored"`` or as they are ``"shown"``.
+        float_range: The values that floating images span, ``(0, 1)`` or ``(0, 255)``; needed where there are such.
 
     Attributes:
         ids: (N,) names of the images.
@@ -58,6 +59,7 @@ class ImageListDataset(Dataset[AnnotatedImage]):
         class_names: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
         boxes_on: Literal["stored", "shown"] = "stored",
+        float_range: FloatRange | None = None,
     ) -> None:
         require(len(images) > 0, "images", "at least one image", images)
         require(boxes_on in ("stored", "shown"), "boxes_on", "'stored' or 'shown'", boxes_on)
@@ -73,7 +75,7 @@ class ImageListDataset(Dataset[AnnotatedImage]):
             fits = column is None or len(column) == len(images)
             require(fits, name, f"a list of {len(images)}, one for each image", column)
         self._images = list(images)
-        self._boxes_on = boxes_on
+        self._boxes_on, self._float_range = boxes_on, float_range
         self.ids = tuple(map(_name, range(len(images)), images)) if ids is None else tuple(ids)
         self._objects = self._checked(boxes, classes, difficult, truncated)
         most = max((int(objects[1].max()) for objects in self._objects if len(objects[1])), default=0)
@@ -94,7 +96,9 @@ class ImageListDataset(Dataset[AnnotatedImage]):
         image = self._images[index]
         if isinstance(image, (str, Path)) and self._boxes_on == "stored" and len(boxes):
             boxes = turn_boxes(boxes, *stored_size(Path(image)))
-        return AnnotatedImage(as_pixels(image), boxes, classes, difficult, truncated, self.ids[index])
+        return AnnotatedImage(
+            as_pixels(image, self._float_range), boxes, classes, difficult, truncated, self.ids[index]
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} images, {len(self.class_names) - 1} classes)"
@@ -152,22 +156,30 @@ def _name(place: int, image: AnyImage) -> str:
 class TargetDictDataset(Dataset[AnnotatedImage]):
     """A view of a data set whose items are ``(image, target)``.
 
-    Images may be PIL images, arrays or tensors, uint8 or floating in 0..1. Targets have ``boxes`` (n, 4) xyxy and
+    Images may be PIL images, arrays or tensors, uint8 or floating. Targets have ``boxes`` (n, 4) xyxy and
     ``labels`` (n,) from 1. They may have ``difficult`` or ``iscrowd``, which both count as difficult, ``truncated``,
     and ``image_id``.
 
     Args:
         dataset: ``len`` and items as above.
         class_names: (K,) names, ``"background"`` first; the data set's own by default, if it has any.
+        float_range: The values that floating images span: ``(0, 1)`` as torchvision's ``ToTensor`` makes them, or
+            ``(0, 255)``; needed where there are such.
 
     Example:
         >>> target = {"boxes": torch.tensor([[5, 5, 20, 30]]), "labels": torch.tensor([1])}
-        >>> TargetDictDataset([(torch.zeros(3, 40, 60), target)])[0].classes
+        >>> TargetDictDataset([(torch.zeros(3, 40, 60), target)], float_range=(0, 1))[0].classes
         tensor([1])
     """
 
-    def __init__(self, dataset: Any, class_names: Sequence[str] | None = None) -> None:
-        self._dataset = dataset
+    def __init__(
+        self,
+        dataset: Any,
+        class_names: Sequence[str] | None = None,
+        *,
+        float_range: FloatRange | None = None,
+    ) -> None:
+        self._dataset, self._float_range = dataset, float_range
         names = class_names or getattr(dataset, "class_names", None)
         if names is not None:
             self.class_names = tuple(names)
@@ -198,7 +210,7 @@ class TargetDictDataset(Dataset[AnnotatedImage]):
             raise DataError(f"the boxes of item {index} must be XYXY, got {form}; convert them in the data set")
         boxes = as_boxes(torch.as_tensor(target["boxes"])).double().cpu()
         return AnnotatedImage(
-            image=as_pixels(image),
+            image=as_pixels(image, self._float_range),
             boxes=boxes,
             classes=_column(target["labels"], len(boxes), "labels", index).long(),
             difficult=_flags(target, ("difficult", "iscrowd"), len(boxes), index),

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, repeat
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from transferkit.backbones import features_of, find_preprocessing
-from transferkit.datasets._photo import read_photo, rgb
+from transferkit.datasets._photo import FloatRange, as_pixels
 from transferkit.errors import ArgumentError, require
 from transferkit.features import PatchFeatures, split_pooling
 from transferkit.features.patch_features import Method
@@ -27,45 +24,8 @@ from transferkit.preprocessing import Preprocessing
 from transferkit.sampler import PatchGrid, crop_and_resize
 
 
-def as_image(image: Any) -> Tensor:
-    """Return an image as (3, H, W) uint8 or floating, 0..255.
-
-    Args:
-        image: A path; a PIL image; an array or tensor, (H, W), (H, W, 3) or (3, H, W), uint8 or floating in 0..255;
-            or an item of a data set with such an ``image``. Gray becomes three equal channels.
-
-    Raises:
-        ArgumentError: Another type or shape.
-        DataError: A file that is not an image.
-
-    Example:
-        >>> as_image(np.zeros((4, 5, 3), np.uint8)).shape, as_image(torch.zeros(4, 5)).shape
-        (torch.Size([3, 4, 5]), torch.Size([3, 4, 5]))
-    """
-    image = getattr(image, "image", image)
-    if isinstance(image, str | os.PathLike):
-        return read_photo(Path(image), upright=True)
-    if isinstance(image, Image.Image):
-        return torch.from_numpy(rgb(image)).permute(2, 0, 1)
-    if not isinstance(image, np.ndarray | Tensor):
-        raise ArgumentError(
-            f"an image must be a path, a PIL image, an array or a tensor, got {type(image).__name__}"
-        )
-    # Of an array that cannot be written, or runs backwards, torch needs a copy.
-    pixels = (
-        image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, requirements=["C", "W"]))
-    )
-    if pixels.ndim == 2:
-        return pixels.expand(3, *pixels.shape)
-    if pixels.ndim == 3 and pixels.shape[0] == 3:
-        return pixels
-    if pixels.ndim == 3 and pixels.shape[2] == 3:
-        return pixels.permute(2, 0, 1)
-    raise ArgumentError(f"an image must be (H, W), (H, W, 3) or (3, H, W), got {tuple(pixels.shape)}")
-
-
-def images_of(X: Any) -> Iterator[Tensor]:
-    """Yield each image of a list, an array (N, ...) or a data set.
+def images_of(X: Any, float_range: FloatRange | None = None) -> Iterator[Tensor]:
+    """Yield each image of a list, an array (N, ...) or a data set as (3, H, W) uint8.
 
     Raises:
         ArgumentError: It has no length, or is a table.
@@ -75,7 +35,8 @@ def images_of(X: Any) -> Iterator[Tensor]:
     table = isinstance(X, np.ndarray | Tensor) and X.ndim < 3 and X.dtype is not np.dtype(object)
     if table:
         raise ArgumentError(f"X must be a sequence of images, got an array of shape {tuple(X.shape)}")
-    return (as_image(X[index]) for index in range(len(X)))
+    images = (X[index] for index in range(len(X)))
+    return (as_pixels(getattr(image, "image", image), float_range) for image in images)
 
 
 # Whole images to features by a backbone, as a scikit-learn transformer.
@@ -102,6 +63,7 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             ``"exact"``, ``"shared"``, or ``"auto"`` for shared where the backbone can be.
         flips: Whether features are averaged over the image and its mirror image, at twice the time.
         batch_size: Images, or patches, at a time.
+        float_range: The values that floating images span, ``(0, 1)`` or ``(0, 255)``; needed where there are such.
         amp: Whether the backbone computes in half precision; ``None`` for on with cuda and off elsewhere.
         device: To compute on; where the backbone is unless given.
 
@@ -130,6 +92,7 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         method: Method = "auto",
         flips: bool = False,
         batch_size: int = 32,
+        float_range: FloatRange | None = None,
         amp: bool | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -141,6 +104,7 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self.method = method
         self.flips = flips
         self.batch_size = batch_size
+        self.float_range = float_range
         self.amp = amp
         self.device = device
 
@@ -171,15 +135,17 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """Return the images' features.
 
         Args:
-            X: A sequence of N images, of any sizes: paths, PIL images, arrays or tensors (H, W, 3) or (3, H, W) in
-                0..255; an array (N, ...) of them; or a data set whose items have an ``image``.
+            X: A sequence of N images, of any sizes: paths, PIL images, arrays (H, W) or (H, W, 3), tensors (H, W) or
+                (3, H, W); an array (N, ...) of them; or a data set whose items have an ``image``.
 
         Returns:
             (N, D) float32.
         """
         check_is_fitted(self)
         rows = [np.zeros((0, self._n_features_out), np.float32)]
-        rows += [self._features(images).numpy() for images in chunks(images_of(X), self.batch_size)]
+        rows += [
+            self._features(images).numpy() for images in chunks(images_of(X, self.float_range), self.batch_size)
+        ]
         return np.concatenate(rows)
 
     def _features(self, images: list[Tensor]) -> Tensor:

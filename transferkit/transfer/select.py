@@ -101,7 +101,9 @@ def select_layers(predicate: Predicate, layers: Sequence[Layer]) -> Selection:
     if not indices:
         matched = ", ".join(f"{text} matches {count}" for text, count in counts)
         raise SelectionError(f"{rule} selects none of {len(layers)} layers: {matched}")
-    written = rule.text[1:-1] if rule.text.startswith("(") else rule.text  # the outermost parentheses say nothing
+    written = (
+        rule.text[1:-1] if rule.text.startswith("(") else rule.text
+    )  # the outermost parentheses say nothing
     whole = [(written, len(indices))] if rule.parts else []
     return Selection(indices, (*whole, *counts))
 
