@@ -27,7 +27,7 @@ def test_what_steers_training_is_in_the_table() -> None:
     for part in (
         "learning rate 0.05 (warm-up over 1 epochs, cosine to x0 after 10 epochs)",
         "a sigmoid and binary cross-entropy per class",
-        "weights averaged with decay 0.99 after every step",
+        "EMA with decay 0.99 of the weights, updated after every step",
     ):
         assert part in text
     assert "softmax and cross-entropy" in str(NEON2016)
@@ -47,7 +47,7 @@ def test_the_recommended_recipe_says_all_that_is_new_in_it() -> None:
     for part in (
         "AdamW, learning rate 0.001 (warm-up over 0.8 epochs, cosine to x0 after 8 epochs)",
         "softmax and cross-entropy and 1 x binary cross-entropy of images' scores with exponent 2",
-        "weights averaged with decay 0.99",
+        "EMA with decay 0.99",
         "exponent (1, 2, 3, 5, 8, inf) by mean AP on 20% of the training photos",
     ):
         assert part in text

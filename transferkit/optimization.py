@@ -119,9 +119,9 @@ class WeightAverage:
         torch._foreach_lerp_(list(averages), list(weights), 1 - self.keep(int(count)))
 
     def __str__(self) -> str:
-        how = "equally" if self.decay is None else f"with decay {self.decay:g}"
+        kind = "plain average (SWA)" if self.decay is None else f"EMA with decay {self.decay:g}"
         start = f" from epoch {self.start:g} on" if self.start else ""
-        return f"weights averaged {how} after every {self.every}{start}"
+        return f"{kind} of the weights, updated after every {self.every}{start}"
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def test_transferred_layers_that_the_recommended_recipe_trains_have_a_rate_of_th
     outcome = call("--protocol", "recommended", "--freeze", "features.6", "-e", 1)
     assert outcome.status == 0, outcome.err
     assert outcome.out.count("parameters to train") == 1
-    assert "of transferred layers 0.1 of it" in outcome.out
+    assert "transferred layers at x0.1" in outcome.out
     groups = read_run(tmp_path / "results" / "run.pt")["optimizer"]["param_groups"]
     assert [len(group["params"]) for group in groups] == [4, 8]  # the head; two convolutions, two linear layers
 

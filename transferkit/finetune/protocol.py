@@ -1,4 +1,4 @@
-"""A recipe as a frozen value: every number of it, and what they make."""
+"""A training recipe as a frozen value: its numbers, and the head, sampler, scorer and optimizer they define."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from transferkit.scorer import APRule, ImageScorer
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the optimizer is set up.
+    """Settings of the optimizer and its schedule.
 
     Attributes:
-        learning_rate: At the start.
-        momentum: Of the gradient; Adam's first beta.
+        learning_rate: Initial learning rate; with ``schedule`` its highest value.
+        momentum: Momentum of SGD, or Adam's first beta.
         weight_decay: L2 penalty on every trained parameter; decoupled from the gradient in AdamW.
         steps: Epochs (0-based) at which the learning rate changes.
-        factors: What the learning rate is from each of ``steps`` on, as a multiple of the first.
-        schedule: A rate that never rests, instead of ``steps``; ``learning_rate`` is its highest.
-        method: ``"sgd"``, stochastic gradient descent, or ``"adamw"``.
+        factors: Learning rate from each of ``steps`` on, as a multiple of ``learning_rate``.
+        schedule: A learning rate that changes after every optimizer step, instead of ``steps``.
+        method: ``"sgd"`` (stochastic gradient descent) or ``"adamw"``.
         transferred: Learning rate of the transferred layers, as a multiple of that of the new ones.
 
     Example:
@@ -59,14 +59,14 @@ class Optimization:
         require(not (self.steps and self.schedule), "steps", f"empty beside {self.schedule}", self.steps)
 
     def factor(self, epoch: float) -> float:
-        """Return the learning rate, as a multiple of ``learning_rate``, after so many epochs and their fraction."""
+        """Return the learning rate after ``epoch`` epochs, a real number, as a multiple of ``learning_rate``."""
         if self.schedule is not None:
             return self.schedule.factor(epoch)
         reached = [factor for step, factor in zip(self.steps, self.factors, strict=True) if step <= epoch]
         return reached[-1] if reached else 1.0
 
     def adjusted(self, learning_rate: float | None = None, epochs: int | None = None) -> Optimization:
-        """Return the same with another learning rate, or a schedule that ends after other many epochs."""
+        """Return a copy with another learning rate, or with its schedule scaled to another number of epochs."""
         changes: dict[str, Any] = {} if learning_rate is None else {"learning_rate": learning_rate}
         if epochs and self.schedule is not None:
             changes["schedule"] = self.schedule.over(epochs)
@@ -77,14 +77,11 @@ class Optimization:
             f"x{factor:g} after {step} epochs" for step, factor in zip(self.steps, self.factors, strict=True)
         ) or str(self.schedule or "")
         method = {"sgd": "SGD", "adamw": "AdamW"}[self.method]
-        slower = f", of transferred layers {self.transferred:g} of it" if self.transferred != 1 else ""
+        slower = f", transferred layers at x{self.transferred:g}" if self.transferred != 1 else ""
         return (
             f"{method}, learning rate {self.learning_rate:g}{f' ({changes})' if changes else ''}{slower}, "
             f"momentum {self.momentum:g}, weight decay {self.weight_decay:g}"
         )
-
-
-# A recipe as a frozen value: every number of it, and what they make.
 
 
 @renamed_fields(train_trunk="train_backbone", levels="pyramid_scales", until="0.2")
@@ -93,38 +90,38 @@ class Protocol:
     """A recipe, from patches to average precision.
 
     Attributes:
-        name: What it is called on a command line.
-        grid: The patches of an image.
-        subtract_one: From which of an XML box's numbers one is subtracted: ``"starts"``, or ``"all"`` as neon did.
-        rule: The labels of the patches.
-        train_balance: Which patches are trained on.
-        test_balance: Which patches are scored.
-        patches_per_image: How many patches a balance is asked for.
-        batch_size: B.
-        mix_images: From how many images at a time a minibatch is drawn.
+        name: Name of the recipe on a command line.
+        grid: Patches of an image.
+        subtract_one: Which numbers of an XML box have one subtracted: ``"starts"``, or ``"all"`` as neon did.
+        rule: Labels of the patches.
+        train_balance: Sampling quota of the patches that are trained on.
+        test_balance: Sampling quota of the patches that are scored.
+        patches_per_image: Number of patches per image that a balance is asked for.
+        batch_size: B, patches per minibatch.
+        mix_images: Number of images that the patches of a training minibatch come from.
         patch_size: S, the side in pixels that patches are resized to.
-        whole_pixels: Whether a patch's box is truncated to whole pixels before it is cut.
-        antialias: Whether shrinking filters out what the result cannot show.
+        whole_pixels: Truncate the box of a patch to whole pixels before cropping.
+        antialias: Low-pass filter patches before they are downsampled.
         hidden: Widths of the adaptation layers.
-        hidden_std: Standard deviation of their first Gaussian weights.
-        hidden_bias: Start of their biases.
-        drop_rate: Dropout after each of them.
-        head_std: Standard deviation of the last layer's first weights, whose biases start at 0.
-        train_backbone: Whether the transferred layers are trained too.
-        pretrained: Optimization where transferred layers are trained on.
-        scratch: Optimization where all that is trained starts from nothing.
-        epochs: How many.
+        hidden_std: Standard deviation of their initial Gaussian weights.
+        hidden_bias: Initial value of their biases.
+        drop_rate: Dropout after each adaptation layer.
+        head_std: Standard deviation of the last layer's initial weights; its biases start at 0.
+        train_backbone: Train the transferred layers too.
+        pretrained: Optimization used when transferred layers are trained.
+        scratch: Optimization used when every trained layer is newly initialized.
+        epochs: Number of epochs; with ``choice.stopping`` the maximum.
         exponent: p in the score, the sum or mean over patches of probability^p.
-        reduction: Which of the two.
-        ap_rule: The average precision that the recipe reports.
-        objective: The loss, and the probabilities that go with it.
-        image_loss: A second loss, of whole images.
-        average: The average of the weights that is tested instead of the last ones.
-        features: Whether patches go through the frozen layers one by one (``"exact"``), or are read from maps of
-            the whole image (``"shared"``); see :class:`~transferkit.features.PatchFeatures`.
-        pyramid_scales: At which sizes an image is shown to them when shared.
-        choice: What is chosen on held-out training images, where layers are frozen: instead of ``exponent``, and
-            with ``epochs`` as the most.
+        reduction: ``"sum"`` or ``"mean"`` over patches.
+        ap_rule: Average precision that the recipe reports.
+        objective: Loss of the patches, and the probabilities that belong to it.
+        image_loss: Additional loss on the scores of whole images.
+        average: EMA or plain average of the weights, which is tested instead of the last weights.
+        features: ``"exact"``: each patch goes through the frozen layers alone. ``"shared"``: patches are read from
+            feature maps of the whole image. See :class:`~transferkit.features.PatchFeatures`.
+        pyramid_scales: Image pyramid scales used when ``features="shared"``: the scales, or how many.
+        choice: Choice of ``exponent``, and with ``choice.stopping`` of ``epochs``, on held-out training images; made
+            where layers are frozen.
     """
 
     name: str
@@ -167,7 +164,7 @@ class Protocol:
             near = " or ".join(str(n) for n in (whole, whole + self.batch_size) if n)
             raise ArgumentError(
                 f"patches_per_image must be a multiple of batch_size {self.batch_size} in {self.name}, whose "
-                f"minibatches are each drawn from one image, got {self.patches_per_image}; the nearest: {near}"
+                f"minibatches hold patches of one image each, got {self.patches_per_image}; the nearest: {near}"
             )
 
     def adjusted(
@@ -177,7 +174,7 @@ class Protocol:
         learning_rate: float | None = None,
         epochs: int | None = None,
     ) -> Protocol:
-        """Return the recipe with those numbers changed that are given; the learning rate in both regimes.
+        """Return a copy with the given numbers; the learning rate applies to ``pretrained`` and ``scratch``.
 
         Example:
             >>> from transferkit.finetune import NEON2016
@@ -191,11 +188,11 @@ class Protocol:
         return replace(self, **changes)
 
     def decided(self, epochs: int, exponent: float) -> Protocol:
-        """Return the recipe with what was chosen on held-out images, and nothing left to choose."""
+        """Return a copy with the epochs and exponent chosen on held-out images, and no ``choice``."""
         return replace(self.adjusted(epochs=epochs), exponent=exponent, choice=None)
 
     def head(self, in_features: int, num_classes: int) -> nn.Sequential:
-        """Build the adaptation layers, (B, in_features) -> (B, num_classes) logits."""
+        """Build the head: (B, in_features) -> (B, num_classes) logits."""
         return adaptation_head(
             in_features,
             num_classes,
@@ -210,10 +207,10 @@ class Protocol:
         """Return the recipe's stream of minibatches over a data set.
 
         Args:
-            dataset: Of :class:`~transferkit.sampler.AnnotatedImage` or anything like it.
+            dataset: A data set of :class:`~transferkit.sampler.AnnotatedImage` or similar items.
             mode: ``"train"`` or ``"test"``.
-            settings: What a recipe leaves open: ``seed``, ``num_workers``, ``device`` and whatever else
-                :class:`~transferkit.sampler.MultiscaleSampler` takes.
+            settings: Further arguments of :class:`~transferkit.sampler.MultiscaleSampler`, such as ``seed``,
+                ``num_workers`` and ``device``; they override the recipe.
         """
         recipe: dict[str, Any] = {
             "grid": self.grid,
@@ -235,20 +232,20 @@ class Protocol:
         device: torch.device | str | None = None,
         validate: bool = True,
     ) -> ImageScorer:
-        """Return the recipe's scorer of N images and K classes."""
+        """Return the recipe's scorer for N images and K classes."""
         return ImageScorer(num_images, num_classes, self.exponent, self.reduction, device, validate)
 
     def optimization(self, *, from_scratch: bool) -> Optimization:
-        """Return how to train: on from transferred layers, or from scratch."""
+        """Return ``scratch`` or ``pretrained``."""
         return self.scratch if from_scratch else self.pretrained
 
     def __str__(self) -> str:
-        """Return every number of the recipe as a table for people."""
+        """Return the numbers of the recipe as a table."""
         dropout = f", dropout {self.drop_rate:g}" if self.drop_rate else ""
         rows = [
             (
                 "trained",
-                "all layers" if self.train_backbone else "the adaptation layers; the others are frozen",
+                "all layers" if self.train_backbone else "the adaptation layers; the backbone is frozen",
             ),
             ("pretrained", self.pretrained),
             ("from scratch", self.scratch),

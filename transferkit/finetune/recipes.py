@@ -1,4 +1,4 @@
-"""The two published recipes, and the one to start with."""
+"""The recommended recipe, and the two published ones."""
 
 from __future__ import annotations
 
@@ -18,83 +18,7 @@ from transferkit.sampler import (
 )
 from transferkit.scorer import NEON, VOC2007, VOC2010
 
-NEON2016 = Protocol(
-    name="neon2016",
-    grid=PatchGrid(),
-    subtract_one="all",
-    rule=OverlapRule(patch_fraction=0.2, object_fraction=0.6, several="background"),
-    train_balance=PositivesFirst(),
-    test_balance=RandomSubset(),
-    patches_per_image=448,
-    batch_size=64,
-    mix_images=1,
-    patch_size=224,
-    whole_pixels=True,
-    antialias=True,
-    hidden=(4096,),
-    hidden_std=0.005,
-    hidden_bias=0.1,
-    drop_rate=0.5,
-    head_std=0.01,
-    train_backbone=True,
-    pretrained=Optimization(1e-4, momentum=0.9, weight_decay=5e-4, steps=(15, 20), factors=(0.5, 0.1)),
-    scratch=Optimization(
-        1e-2, momentum=0.1, weight_decay=5e-4, steps=(8, 14, 18, 20), factors=(0.5, 0.1, 0.05, 0.01)
-    ),
-    epochs=21,
-    exponent=5,
-    reduction="sum",
-    ap_rule=NEON,
-)
-
-"""The recipe as Nervana's neon example built it in 2016 (mAP 74.67 on VOC2007 with AlexNet).
-
-Not known, and chosen here: the number of epochs (21, one past the last change of the learning rate), and that
-shrinking filters, as PIL's bilinear resize does.
-"""
-
-OQUAB2014 = Protocol(
-    name="oquab2014",
-    grid=PatchGrid(min_overlap=0.5, target=500),
-    subtract_one="starts",
-    rule=OverlapRule(patch_fraction=0.2, object_fraction=0.6, several="background", max_other_fraction=0.0),
-    train_balance=BackgroundFraction(0.1),
-    test_balance=AllPatches(),
-    patches_per_image=500,
-    batch_size=64,
-    mix_images=16,
-    patch_size=224,
-    whole_pixels=False,
-    antialias=True,
-    hidden=(2048,),
-    hidden_std=0.005,
-    hidden_bias=0.1,
-    drop_rate=0.0,
-    head_std=0.01,
-    train_backbone=False,
-    pretrained=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, steps=(10, 15), factors=(0.1, 0.01)),
-    scratch=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, steps=(10, 15), factors=(0.1, 0.01)),
-    epochs=20,
-    exponent=5,
-    reduction="mean",
-    ap_rule=VOC2007,
-)
-
-"""The paper's recipe: Oquab et al., CVPR 2014, sections 3 and 4.
-
-From memory of the paper, so less certain: that the grid stops at about 500 patches, that any second object in a
-patch makes it background (``max_other_fraction=0``), the 10 % of background, no dropout between the adaptation
-layers, and the mean over patches. The second of these costs eight points of mean AP or more (docs/experiments.md),
-so the paper may have ruled out a second matching object only. Not known, and chosen here: the minibatch (64 patches
-of 16 images), the head's first weights (NEON2016's), and all of ``Optimization``, which is Krizhevsky's usual
-setting with a step schedule.
-"""
-
-
-# The recipe to start with.
-
-_SCALES = (1, 1.4, 2, 2.8, 4)
-
+_SCALES = (1, 1.4, 2, 2.8, 4)  # of the patches and of the image pyramid
 _ADAMW = Optimization(
     1e-3, momentum=0.9, weight_decay=1e-2, schedule=WarmupCosine(epochs=8, warmup=0.8), method="adamw"
 )
@@ -130,14 +54,84 @@ RECOMMENDED = Protocol(
     pyramid_scales=_SCALES,
     choice=HeldOutChoice(),
 )
+"""The recommended recipe: what worked best on held-out training photos in docs/experiments.md.
 
-"""What worked best in docs/experiments.md, on photos held out of the training ones: start here.
+The backbone is frozen, and its features are read from maps of the whole photo at five pyramid scales. The head is
+trained with a loss of patches and a loss of whole photos (:class:`~transferkit.heads.ImageLoss`). The exponent of the
+score is chosen on a fifth of the training photos. If transferred layers are trained, their learning rate is a tenth
+of the head's.
+"""
 
-Over a frozen backbone, whose features are read from maps of the whole photo at five sizes, a head is trained with two
-losses: that each patch be right, and that each photo be (:class:`~transferkit.heads.ImageLoss`). The exponent of
-the score is chosen on a fifth of the training photos. Transferred layers that are not frozen are trained at a tenth
-of the head's rate.
+NEON2016 = Protocol(
+    name="neon2016",
+    grid=PatchGrid(),
+    subtract_one="all",
+    rule=OverlapRule(patch_fraction=0.2, object_fraction=0.6, several="background"),
+    train_balance=PositivesFirst(),
+    test_balance=RandomSubset(),
+    patches_per_image=448,
+    batch_size=64,
+    mix_images=1,
+    patch_size=224,
+    whole_pixels=True,
+    antialias=True,
+    hidden=(4096,),
+    hidden_std=0.005,
+    hidden_bias=0.1,
+    drop_rate=0.5,
+    head_std=0.01,
+    train_backbone=True,
+    pretrained=Optimization(1e-4, momentum=0.9, weight_decay=5e-4, steps=(15, 20), factors=(0.5, 0.1)),
+    scratch=Optimization(
+        1e-2, momentum=0.1, weight_decay=5e-4, steps=(8, 14, 18, 20), factors=(0.5, 0.1, 0.05, 0.01)
+    ),
+    epochs=21,
+    exponent=5,
+    reduction="sum",
+    ap_rule=NEON,
+)
+"""The recipe of Nervana's neon example of 2016 (mAP 74.67 on VOC2007 with AlexNet).
+
+Two numbers are not known and were chosen here: 21 epochs, one past the last change of the learning rate, and
+antialiasing, as PIL's bilinear resize does it.
+"""
+
+OQUAB2014 = Protocol(
+    name="oquab2014",
+    grid=PatchGrid(min_overlap=0.5, target=500),
+    subtract_one="starts",
+    rule=OverlapRule(patch_fraction=0.2, object_fraction=0.6, several="background", max_other_fraction=0.0),
+    train_balance=BackgroundFraction(0.1),
+    test_balance=AllPatches(),
+    patches_per_image=500,
+    batch_size=64,
+    mix_images=16,
+    patch_size=224,
+    whole_pixels=False,
+    antialias=True,
+    hidden=(2048,),
+    hidden_std=0.005,
+    hidden_bias=0.1,
+    drop_rate=0.0,
+    head_std=0.01,
+    train_backbone=False,
+    pretrained=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, steps=(10, 15), factors=(0.1, 0.01)),
+    scratch=Optimization(1e-2, momentum=0.9, weight_decay=5e-4, steps=(10, 15), factors=(0.1, 0.01)),
+    epochs=20,
+    exponent=5,
+    reduction="mean",
+    ap_rule=VOC2007,
+)
+"""The recipe of the paper: Oquab et al., CVPR 2014, sections 3 and 4.
+
+Less certain, since from memory of the paper: the grid stops at about 500 patches; any second object in a patch makes
+it background (``max_other_fraction=0``); 10 % of the background is used; no dropout between the adaptation layers;
+the score is the mean over patches. The second point costs eight points of mean AP or more (docs/experiments.md), so
+the paper may have excluded only a second matching object.
+
+Not known, and chosen here: the minibatch (64 patches of 16 images), the head's initial weights (those of
+``NEON2016``), and all of ``Optimization``, which is Krizhevsky's usual setting with a step schedule.
 """
 
 PROTOCOLS = {protocol.name: protocol for protocol in (NEON2016, OQUAB2014, RECOMMENDED)}
-"""The recipes by name."""
+"""Recipes by name."""
