@@ -81,7 +81,7 @@ def test_a_run_with_other_rates_for_transferred_layers_is_not_gone_on_with(tmp_p
     run.optimizer = build_optimizer(run.model.parameters(), slower, transferred=run.model[0].parameters())
     run.schedule = build_schedule(run.optimizer, slower, steps_per_epoch=5)
     fit(run, Stream(), 1)
-    with pytest.raises(StateError, match="optimizer does not fit.*rates of their own for transferred"):
+    with pytest.raises(StateError, match="optimizer does not fit.*separate learning rates for transferred"):
         steered().restore(read_run(run.save(tmp_path / "run.pt")))
 
 

@@ -1,4 +1,4 @@
-"""The optimizer, its schedule and the average of weights from a protocol's settings."""
+"""The optimizer, learning rate schedule and average of weights that a protocol's settings describe."""
 
 from __future__ import annotations
 
@@ -15,94 +15,22 @@ from transferkit.optimization import WeightAverage
 from transferkit.transfer import TransferReport
 
 
-class AveragedWeights:
-    """Takes in a model's weights after the optimizer's steps, as a :class:`WeightAverage` says.
-
-    It listens to the optimizer, so the loop need not know of it: a step that a gradient scaler skips is not counted.
-
-    Args:
-        model: The model in training.
-        optimizer: Of the model.
-        settings: Which weights, and how much each counts.
-        steps_per_epoch: Of the optimizer.
-
-    Example:
-        >>> import torch
-        >>> model = nn.Linear(1, 1, bias=False)
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=1)
-        >>> averaged = AveragedWeights(model, optimizer, WeightAverage(decay=None), steps_per_epoch=4)
-        >>> for value in (1.0, 2.0, 6.0):
-        ...     _ = nn.init.constant_(model.weight, value)
-        ...     optimizer.step()
-        >>> averaged.model.weight
-        Parameter containing:
-        tensor([[3.]])
-    """
-
-    def __init__(
-        self, model: nn.Module, optimizer: Optimizer, settings: WeightAverage, *, steps_per_epoch: int
-    ) -> None:
-        require(steps_per_epoch >= 1, "steps_per_epoch", "at least 1", steps_per_epoch)
-        self.settings, self.steps_per_epoch, self.steps = settings, steps_per_epoch, 0
-        self._source, self._average = model, settings.of(model)
-        self._listening = optimizer.register_step_post_hook(self._after_step)
-
-    @property
-    def model(self) -> nn.Module:
-        """The model with the averaged weights; as it began, as long as nothing was averaged."""
-        averaged: nn.Module = self._average.module
-        return averaged
-
-    @property
-    def count(self) -> int:
-        """How many weights are in the average."""
-        return int(self._average.n_averaged)
-
-    def stop(self) -> None:
-        """Listen no more."""
-        self._listening.remove()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a run checkpoint stores: steps, weights taken in, and the average, as it is: not a copy."""
-        return {"steps": self.steps, "average": self._average.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state.
-
-        Raises:
-            StateError: It is of another model.
-        """
-        try:
-            self._average.load_state_dict(state["average"])
-        except (KeyError, RuntimeError) as error:
-            raise StateError(f"the saved average of weights is of another model: {error}") from error
-        self.steps = state["steps"]
-
-    def _after_step(self, *_: object) -> None:
-        self.steps += 1
-        if self.settings.due(self.steps, self.steps_per_epoch):
-            self._average.update_parameters(self._source)
-
-
-# The optimizer and its schedule from a protocol's settings, and which of the settings apply.
-
-
 def build_optimizer(
     parameters: Iterable[nn.Parameter],
     settings: Optimization,
     *,
     transferred: Iterable[nn.Parameter] = (),
 ) -> Optimizer:
-    """Return the optimizer of those of ``parameters`` that require a gradient.
+    """Return the optimizer of the parameters that require a gradient.
 
     Args:
-        parameters: A model's.
-        settings: The recipe's.
-        transferred: Which of them were transferred, from :func:`transferred_parameters`. Where ``settings`` give
-            those a rate of their own they are the last parameter group.
+        parameters: Parameters of a model; frozen ones are left out.
+        settings: Settings of the recipe.
+        transferred: Transferred parameters, from :func:`transferred_parameters`. If ``settings`` give them a separate
+            learning rate, they are the last parameter group.
 
     Raises:
-        ArgumentError: Every parameter is frozen, so training would change nothing.
+        ArgumentError: Every parameter is frozen.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     if not trainable:
@@ -127,32 +55,33 @@ def build_optimizer(
 
 
 def _is_worth_fusing(parameters: Sequence[nn.Parameter]) -> bool:
-    """Tell whether to update all parameters in one pass, which equals the plain loop up to rounding.
-
-    On two cores a step on 25 million parameters took 0.08 s, by the plain loop 0.35 s. Small networks gain nothing.
-    """
+    """Tell whether to use the fused optimizer, which equals the plain loop up to rounding."""
+    # On two cores a step on 25 million parameters took 0.08 s, against 0.35 s unfused. Small networks gain nothing.
     large = sum(parameter.numel() for parameter in parameters) >= 1_000_000
     cpu = large and all(parameter.device.type == "cpu" for parameter in parameters)
     return cpu or all(parameter.is_cuda for parameter in parameters)
 
 
 class PerStep(LambdaLR):
-    """A schedule that the loop steps after every step of the optimizer, where others are stepped once per epoch."""
+    """A schedule that the loop steps after every optimizer step; others are stepped once per epoch."""
 
 
 def build_schedule(
     optimizer: Optimizer, settings: Optimization, *, steps_per_epoch: int | None = None
 ) -> LambdaLR:
-    """Return the schedule, which the loop steps: once per epoch, or :class:`PerStep` where the rate never rests.
+    """Return the learning rate schedule, which the training loop steps.
 
     Args:
-        optimizer: Whose rate it sets.
-        settings: The recipe's.
-        steps_per_epoch: Of the optimizer; needed where ``settings.schedule`` is given. Each step has the rate of
-            its middle, so that not even the first one is taken at zero.
+        optimizer: The optimizer whose learning rates it sets.
+        settings: Settings of the recipe.
+        steps_per_epoch: Number of optimizer steps per epoch; required with ``settings.schedule``. A step has the rate
+            of its middle, so that the first one is not taken at rate zero.
+
+    Returns:
+        A schedule to step once per epoch, or after every optimizer step if ``settings.schedule`` is given.
 
     Raises:
-        ArgumentError: It is needed and not given.
+        ArgumentError: ``steps_per_epoch`` is required and not given.
     """
     if settings.schedule is None:
         return LambdaLR(optimizer, settings.factor)
@@ -165,11 +94,11 @@ def build_schedule(
 def transferred_parameters(
     model: nn.Module, transfer: TransferReport | Mapping[str, Any] | None
 ) -> list[nn.Parameter]:
-    """Return the parameters that are trained and were transferred.
+    """Return the transferred parameters that are trained.
 
     Args:
-        model: With its frozen layers frozen.
-        transfer: The report, or its ``to_dict()``; ``None`` where nothing was transferred.
+        model: The network, its frozen layers already frozen.
+        transfer: Report of the transfer, or its ``to_dict()``; ``None`` if nothing was transferred.
     """
     if transfer is None:
         return []
@@ -181,9 +110,84 @@ def transferred_parameters(
 
 
 def trains_transferred(model: nn.Module, transfer: TransferReport | Mapping[str, Any] | None) -> bool:
-    """Tell whether there are any :func:`transferred_parameters`.
+    """Tell whether any :func:`transferred_parameters` exist.
 
-    Only then is there something for the low learning rates of a pretrained regime to protect; new layers over
-    frozen ones start from nothing, and train like a network from scratch.
+    Only these need the low learning rates of :attr:`Protocol.pretrained`. New layers over frozen ones are newly
+    initialized, and train like a network from scratch.
+
+    Args:
+        model: As for :func:`transferred_parameters`.
+        transfer: As for :func:`transferred_parameters`.
     """
     return bool(transferred_parameters(model, transfer))
+
+
+class AveragedWeights:
+    """EMA or plain average of a model's weights, updated by a hook on the optimizer's steps.
+
+    The training loop needs no call for it. A step that a gradient scaler skips is not counted.
+
+    Args:
+        model: The model in training.
+        optimizer: The model's optimizer.
+        settings: Kind of average, and when it is updated.
+        steps_per_epoch: Number of optimizer steps per epoch.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=1)
+        >>> averaged = AveragedWeights(model, optimizer, WeightAverage(decay=None), steps_per_epoch=4)
+        >>> for value in (1.0, 2.0, 6.0):
+        ...     _ = nn.init.constant_(model.weight, value)
+        ...     optimizer.step()
+        >>> averaged.model.weight
+        Parameter containing:
+        tensor([[3.]])
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, settings: WeightAverage, *, steps_per_epoch: int
+    ) -> None:
+        require(steps_per_epoch >= 1, "steps_per_epoch", "at least 1", steps_per_epoch)
+        self.settings, self.steps_per_epoch, self.steps = settings, steps_per_epoch, 0
+        self._source, self._average = model, settings.of(model)
+        self._listening = optimizer.register_step_post_hook(self._after_step)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model with the averaged weights; before the first update, with the initial ones."""
+        averaged: nn.Module = self._average.module
+        return averaged
+
+    @property
+    def count(self) -> int:
+        """Number of updates so far."""
+        return int(self._average.n_averaged)
+
+    def stop(self) -> None:
+        """Remove the hook, which ends the updates."""
+        self._listening.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of steps and the average's state, whose tensors are not copied."""
+        return {"steps": self.steps, "average": self._average.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load a saved state.
+
+        Raises:
+            StateError: The state belongs to another model.
+        """
+        try:
+            self._average.load_state_dict(state["average"])
+        except (KeyError, RuntimeError) as error:
+            raise StateError(
+                f"the saved average of weights is of another model: {error}; build the model that it was saved with"
+            ) from error
+        self.steps = state["steps"]
+
+    def _after_step(self, *_: object) -> None:
+        self.steps += 1
+        if self.settings.due(self.steps, self.steps_per_epoch):
+            self._average.update_parameters(self._source)

@@ -1,4 +1,4 @@
-"""A run: everything that a later process needs to go on as if nothing had happened."""
+"""A training run, and its checkpoint on disk, from which a later process resumes exactly."""
 
 from __future__ import annotations
 
@@ -24,23 +24,22 @@ from transferkit.preprocessing import Preprocessing
 from transferkit.transfer import TransferReport, WeightTransfer
 
 FORMAT = "transferkit-run"
-
 VERSION = 1
-_RENAMED = {"levels": "pyramid_scales", "train_trunk": "train_backbone"}  # settings of earlier versions
+_RENAMED = {"levels": "pyramid_scales", "train_trunk": "train_backbone"}  # earlier names of settings
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch of training came to.
+    """Figures of one epoch of training.
 
     Attributes:
-        epoch: 1-based.
-        loss: Mean cross-entropy over the epoch's patches, nats.
+        epoch: Number of the epoch, 1-based.
+        loss: Mean loss over the epoch's patches, nats.
         accuracy: Fraction of patches classified as labeled, in training mode.
-        patches: How many patches were trained on.
-        learning_rate: Of the first parameter group.
+        patches: Number of patches that counted.
+        learning_rate: Learning rate of the first parameter group when the epoch began.
         seconds: Wall time.
-        mean_ap: On the test set after the epoch, in 0..1, where it was measured.
+        mean_ap: Mean AP on validation photos after the epoch, in 0..1; ``None`` if not measured.
     """
 
     epoch: int
@@ -61,22 +60,22 @@ class EpochRecord:
 
 @dataclass
 class Run:
-    """A model in training with all that belongs to it.
+    """A model in training, with its optimizer, schedule, history and everything else needed to resume.
 
     Attributes:
         model: The network; frozen layers have ``requires_grad`` off.
-        optimizer: Over the trainable parameters.
-        schedule: Stepped once per epoch; after every step of the optimizer, if it is a ``PerStep``.
-        preprocessing: What the network wants done to pixels.
+        optimizer: Optimizer of the trainable parameters.
+        schedule: Stepped once per epoch, or after every optimizer step if :func:`build_schedule` made it so.
+        preprocessing: Preprocessing that the model expects.
         settings: Plain values that describe the run (protocol, data, flags), stored as they are.
         frozen: Names of the frozen layers.
-        transfer: Where the weights came from; ``None`` for a run from scratch.
-        epoch: Epochs finished.
+        transfer: Report of the weight transfer; ``None`` for a run from scratch.
+        epoch: Number of finished epochs.
         history: One record per finished epoch.
         sampler_state: ``MultiscaleSampler.state_dict()`` after the last finished epoch.
-        objective: The loss, and the probabilities that go with it.
-        image_loss: A second loss, of whole images.
-        average: An average of the model's weights, taken while it is trained.
+        objective: Loss of the patches, and the probabilities that belong to it.
+        image_loss: Additional loss on the scores of whole images.
+        average: EMA or plain average of the model's weights, updated during training.
     """
 
     model: nn.Module
@@ -95,12 +94,12 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return next(self.model.parameters()).device
 
     @property
     def tested_model(self) -> nn.Module:
-        """The network to test and to keep: with averaged weights, once there are any."""
+        """The network to test and keep: the one with averaged weights after the average's first update."""
         return self.average.model if self.average is not None and self.average.count else self.model
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,9 +126,9 @@ class Run:
         """Write the run to ``path``, atomically.
 
         Args:
-            path: The newest checkpoint always has this name.
-            keep: How many epochs to keep. Above 1, each is also named ``{stem}_{epoch}{suffix}`` and those older
-                than the last ``keep`` are deleted.
+            path: File of the newest checkpoint.
+            keep: Number of epochs to keep. Above 1, each checkpoint is also saved as ``{stem}_{epoch}{suffix}``, and
+                those older than the last ``keep`` are deleted.
 
         Returns:
             ``path``.
@@ -142,14 +141,15 @@ class Run:
         return path
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state: model, optimizer, schedule, random numbers, history; all or nothing.
+        """Load a saved state: model, optimizer, schedule, random number generators and history.
 
         Args:
-            state: What :func:`read_run` returned.
+            state: Return value of :func:`read_run`.
 
         Raises:
-            TransferError: The model is of another architecture; the message is the difference, layer by layer.
-            StateError: The optimizer's parameters differ, as when other layers are frozen.
+            TransferError: The model has another architecture; the message compares both layer by layer.
+            StateError: The run was saved with other frozen layers, other parameter groups, or differs in whether the
+                weights are averaged.
         """
         frozen = tuple(state["frozen"])
         if frozen != self.frozen:
@@ -157,12 +157,15 @@ class Run:
             raise StateError(
                 "the run was saved with other frozen layers: "
                 f"only now {sorted(only_here) or 'none'}, only then {sorted(only_there) or 'none'}; "
-                "freeze the same layers to go on"
+                "freeze the same layers to resume it"
             )
         average = state.get("average")
         if (average is None) != (self.average is None):
             was, now = ("with", "without") if self.average is None else ("without", "with")
-            raise StateError(f"the run was saved {was} an average of its weights, and is restored {now} one")
+            raise StateError(
+                f"the run was saved {was} an average of its weights, and is restored {now} one; "
+                "give the protocol that it was trained with"
+            )
         WeightTransfer(Checkpoint.from_state_dict(state["model"])).apply(self.model)
         _load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -173,95 +176,6 @@ class Run:
         self.transfer = report_of(state)
         self.sampler_state = state["sampler"]
         _set_random_state(state["random"], self.device)
-
-
-def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a run checkpoint to the CPU, running no code from it.
-
-    Raises:
-        MissingFileError: There is no such file.
-        CheckpointError: It is not a run checkpoint, or damaged, or of a newer version.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"no run checkpoint at {path}; give the --save_path of an earlier run")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a run checkpoint: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is not a run checkpoint (no format {FORMAT!r} in it); "
-            "pretrained weights go to --weights, runs to --model_file"
-        )
-    if state["version"] > VERSION:
-        raise CheckpointError(
-            f"{path} is a run checkpoint of version {state['version']}, this transferkit reads up to {VERSION}; "
-            "update transferkit"
-        )
-    return {**state, "settings": _renamed(state["settings"], path)}
-
-
-def _renamed(settings: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return settings under the names that they have now."""
-    old = {name: new for name, new in _RENAMED.items() if name in settings}
-    if old:
-        changes = ", ".join(f"{name} is {new}" for name, new in old.items())
-        warnings.warn(f"settings of {path} have other names now: {changes}", DeprecationWarning, stacklevel=3)
-    return {old.get(name, name): value for name, value in settings.items()}
-
-
-def report_of(state: Mapping[str, Any]) -> TransferReport | None:
-    """Return the transfer's report that a saved run holds."""
-    return TransferReport.from_dict(state["transfer"]) if state["transfer"] else None
-
-
-def _keep_history(path: Path, epoch: int, keep: int) -> None:
-    """Name the file just written after its epoch too, and drop the epochs that fell out of the last ``keep``."""
-
-    def named(number: int) -> Path:
-        return path.with_name(f"{path.stem}_{number}{path.suffix}")
-
-    write_atomically(named(epoch), lambda file: file.write(path.read_bytes()))
-    kept = sorted(
-        (int(number), other)
-        for other in path.parent.glob(f"{path.stem}_*{path.suffix}")
-        if (number := other.stem[len(path.stem) + 1 :]).isdigit() and int(number) <= epoch
-    )
-    for _, old in kept[:-keep]:
-        old.unlink()
-
-
-def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load what the optimizer knows, but not how it computed on the device that it was saved on."""
-    ways: list[dict[str, Any]] = [
-        {name: group[name] for name in ("fused", "foreach") if name in group}
-        for group in optimizer.param_groups
-    ]
-    try:
-        optimizer.load_state_dict(state)
-    except ValueError as error:
-        raise StateError(
-            f"the run's optimizer does not fit: {error}; train the same parameters, with the same rates of their "
-            "own for transferred ones, to go on"
-        ) from error
-    for group, way in zip(optimizer.param_groups, ways, strict=True):
-        group.update(way)
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    """Return the state of the generators that dropout draws from: the cpu's and the device's own."""
-    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"][0], device)
-
-
-# Put a model together with all that trains it.
 
 
 def build_run(
@@ -277,14 +191,14 @@ def build_run(
     """Return a run of a recipe, ready to train.
 
     Args:
-        model: With frozen layers frozen.
-        protocol: Gives the losses, and the average of weights.
-        optimization: Of the regime it is trained in, from :meth:`Protocol.optimization`.
-        preprocessing: What the model wants done to pixels.
-        steps_per_epoch: Of the optimizer.
-        transferred: Those of the model's parameters that were transferred, from
-            :func:`~transferkit.finetune.transferred_parameters`, for a rate of their own.
-        known: What else the :class:`Run` should know: ``settings``, ``frozen``, ``transfer``.
+        model: The network, its frozen layers already frozen.
+        protocol: Recipe that gives the losses and the average of weights.
+        optimization: Settings of the optimizer, from :meth:`Protocol.optimization`.
+        preprocessing: Preprocessing that the model expects.
+        steps_per_epoch: Number of optimizer steps per epoch.
+        transferred: Transferred parameters, from :func:`~transferkit.finetune.transferred_parameters`, which may get
+            a separate learning rate.
+        known: Further attributes of :class:`Run`: ``settings``, ``frozen``, ``transfer``.
 
     Raises:
         ArgumentError: Every parameter is frozen.
@@ -305,3 +219,97 @@ def build_run(
     if protocol.average:
         run.average = AveragedWeights(model, optimizer, protocol.average, steps_per_epoch=steps_per_epoch)
     return run
+
+
+def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a run checkpoint to the CPU, running no code from it.
+
+    Args:
+        path: File written by :meth:`Run.save`.
+
+    Returns:
+        The state for :meth:`Run.restore`.
+
+    Raises:
+        MissingFileError: There is no such file.
+        CheckpointError: The file is not a run checkpoint, is damaged, or was written by a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(
+            f"no run checkpoint at {path}; give the run_file (--save_path) of an earlier run"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as a run checkpoint: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is not a run checkpoint (no format {FORMAT!r} in it); "
+            "pretrained weights go to weights (--weights), only runs are resumed (--model_file)"
+        )
+    if state["version"] > VERSION:
+        raise CheckpointError(
+            f"{path} is a run checkpoint of version {state['version']}, this transferkit reads up to {VERSION}; "
+            "update transferkit"
+        )
+    return {**state, "settings": _renamed(state["settings"], path)}
+
+
+def _renamed(settings: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return settings under their current names."""
+    old = {name: new for name, new in _RENAMED.items() if name in settings}
+    if old:
+        changes = ", ".join(f"{name} is {new}" for name, new in old.items())
+        warnings.warn(f"settings of {path} were renamed: {changes}", DeprecationWarning, stacklevel=3)
+    return {old.get(name, name): value for name, value in settings.items()}
+
+
+def report_of(state: Mapping[str, Any]) -> TransferReport | None:
+    """Return the transfer report of a saved run."""
+    return TransferReport.from_dict(state["transfer"]) if state["transfer"] else None
+
+
+def _keep_history(path: Path, epoch: int, keep: int) -> None:
+    """Copy the file just written to one named after its epoch; delete all but the last ``keep`` of these."""
+
+    def named(number: int) -> Path:
+        return path.with_name(f"{path.stem}_{number}{path.suffix}")
+
+    write_atomically(named(epoch), lambda file: file.write(path.read_bytes()))
+    kept = sorted(
+        (int(number), other)
+        for other in path.parent.glob(f"{path.stem}_*{path.suffix}")
+        if (number := other.stem[len(path.stem) + 1 :]).isdigit() and int(number) <= epoch
+    )
+    for _, old in kept[:-keep]:
+        old.unlink()
+
+
+def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load the optimizer's state, but keep ``fused`` and ``foreach``, which depend on this device."""
+    ways: list[dict[str, Any]] = [
+        {name: group[name] for name in ("fused", "foreach") if name in group}
+        for group in optimizer.param_groups
+    ]
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise StateError(
+            f"the run's optimizer does not fit: {error}; train the same parameters, with the same separate learning "
+            "rates for transferred ones, to resume it"
+        ) from error
+    for group, way in zip(optimizer.param_groups, ways, strict=True):
+        group.update(way)
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of the generators that dropout draws from: the CPU's and the device's own."""
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"][0], device)

@@ -1,4 +1,4 @@
-"""Run a model over the patches of a test set and collect the images' scores."""
+"""Run a model over the patches of photos and collect the photos' scores."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from transferkit.sampler import MultiscaleSampler, PatchBatch
 from transferkit.scorer import Scorer
 
 AnyScorer = TypeVar("AnyScorer", bound=Scorer)
-Scored = tuple[Tensor, Tensor, Tensor]
-"""Probabilities (B, K), the images (B,) and the boxes (B, 4) of a minibatch."""
+Scored = tuple[Tensor, Tensor, Tensor]  # of a minibatch: probabilities (B, K), image index (B,), boxes (B, 4)
 
 
 def score_images(
@@ -33,7 +32,9 @@ def score_images(
     loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
     progress: Progress = False,
 ) -> Tensor:
-    """Score every image of ``sampler``; see :func:`fill_scorer`.
+    """Return the score of every image of ``sampler``.
+
+    Arguments and errors are those of :func:`fill_scorer`.
 
     Returns:
         (N, K) float64 scores, background included.
@@ -57,25 +58,27 @@ def fill_scorer(
     """Give the probabilities of all patches of ``sampler`` to ``scorer``.
 
     Args:
-        model: Maps normalized patches (B, 3, S, S) to logits (B, K). Put into evaluation mode and back.
-        sampler: In test mode.
-        scorer: Collects probabilities, and where the patches lie; its N is the number of images. The values of a
-            minibatch need no check of its own (``validate=False``): they are checked here, once for all.
-        preprocessing: What the model wants done to pixels.
-        objective: What the model was trained for: gives the probabilities.
-        loop: Precision and layout.
+        model: Maps normalized patches (B, 3, S, S) to logits (B, K). It runs in evaluation mode and is put back
+            into its own mode afterwards.
+        sampler: Sampler in test mode.
+        scorer: Collects the probabilities and boxes of the patches; its N is the number of images. Make it with
+            ``validate=False``: the values are checked here, once for all minibatches.
+        preprocessing: Preprocessing that the model expects.
+        objective: Turns logits into probabilities; the one that the model was trained with.
+        loop: Precision and memory layout.
         progress: See :func:`transferkit.progress.track`.
 
     Returns:
-        ``scorer``; where several processes share the images, one with the patches of them all, on each of them.
+        ``scorer``. If several ranks share the images, each rank gets a scorer with the patches of all ranks.
 
     Raises:
         DivergedError: The model gives infinite or NaN logits.
-        ArgumentError: Several processes share the images, and ``scorer`` has no ``across_ranks``.
+        ArgumentError: Several ranks share the images, and ``scorer`` has no ``across_ranks``.
     """
     if in_process_group() and not hasattr(scorer, "across_ranks"):
         raise ArgumentError(
-            f"scorer must have across_ranks() where several processes share the images, got {type(scorer).__name__}"
+            f"scorer must have across_ranks() where several ranks share the images, got {type(scorer).__name__}; "
+            "ImageScorer and PatchLog have it"
         )
     device = next(model.parameters()).device
     was_training = model.training
@@ -99,13 +102,13 @@ def fill_scorer(
     finally:
         model.train(was_training)
     if not finite:
-        raise DivergedError("the network gives infinite or NaN logits; go back to an earlier epoch")
+        raise DivergedError("the network gives infinite or NaN logits; restore an earlier epoch")
     whole: AnyScorer = scorer.across_ranks() if hasattr(scorer, "across_ranks") else scorer
     return whole
 
 
 def joined(minibatches: Iterable[Scored], count: int = 64) -> Iterator[Scored]:
-    """Join each ``count`` minibatches to one, since a scorer reads back from the device each time it is called."""
+    """Concatenate each ``count`` minibatches, since a scorer reads back from the device on every call."""
     waiting: list[Scored] = []
     for minibatch in minibatches:
         waiting.append(minibatch)

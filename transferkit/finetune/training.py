@@ -1,4 +1,4 @@
-"""The training loop: one step, one epoch, and as many as are asked for."""
+"""The training loop: all epochs, one epoch, one optimizer step."""
 
 from __future__ import annotations
 
@@ -24,100 +24,6 @@ from transferkit.progress import Progress, track
 from transferkit.sampler import MultiscaleSampler, PatchBatch
 
 
-class Stepper:
-    """Takes steps with a run's optimizer, and reads nothing back from the device.
-
-    A step follows the gradient of the mean loss over all patches that count, of all its minibatches on all ranks: the
-    same step, up to rounding, as on one minibatch of them all. A loss of images is the mean over all their images; of
-    one whose patches are spread over several minibatches, each of these makes an image of its own.
-
-    Args:
-        run: Whose model is trained; its weights are laid out as the device wants them.
-        loop: Precision and layout.
-    """
-
-    def __init__(self, run: Run, loop: LoopSettings) -> None:
-        loop.lay_out_weights(run.model)
-        self.run, self.loop = run, loop
-        self._shared = distributed.parallel(run.model, run.device)
-        self._network = loop.compiled(self._shared)
-        self._scaler = loop.gradient_scaler(run.device)
-
-    def step(self, minibatches: Sequence[PatchBatch]) -> Tensor:
-        """Take one step.
-
-        Args:
-            minibatches: As many on every rank.
-
-        Returns:
-            Of this rank's patches, the summed loss, how many were right, and how many counted; (3,) float64.
-        """
-        device, optimizer = self.run.device, self.run.optimizer
-        patches = torch.stack([self.run.objective.counted(batch.labels).sum() for batch in minibatches]).sum()
-        # Filled on the device: to copy a number there would wait for all that it has to do.
-        images = torch.full_like(patches, sum(map(_count_images, minibatches)), device=device)
-        here = torch.stack([patches.to(device, non_blocking=True), images])
-        # At least one: where all patches are ignored, 0 / 0 would be NaN.
-        counted = distributed.sum_over_ranks(here).clamp(min=1)
-        divisors = (
-            counted / distributed.world_size()
-        )  # the exchange of gradients divides by the number of ranks
-        totals = torch.zeros(3, dtype=torch.float64, device=device)
-        optimizer.zero_grad(set_to_none=True)
-        for batch in minibatches[:-1]:
-            with distributed.no_sync(self._shared):
-                totals += self._add_gradient(batch, divisors)
-        totals += self._add_gradient(minibatches[-1], divisors)
-        with record_function("optimizer"):
-            self._scaler.step(optimizer)
-            self._scaler.update()
-        if isinstance(self.run.schedule, PerStep):
-            self.run.schedule.step()
-        return totals
-
-    def _add_gradient(self, batch: PatchBatch, divisors: Tensor) -> Tensor:
-        """Add the gradient of a minibatch's losses; return its part of what a step returns.
-
-        Args:
-            batch: The minibatch.
-            divisors: (2,), of the summed losses of patches and of images.
-        """
-        run, loop = self.run, self.loop
-        pixels, labels = (tensor.to(run.device, non_blocking=True) for tensor in (batch.pixels, batch.labels))
-        # A filler, known by its image index on the cpu, keeps step with other ranks and has no say in statistics.
-        filler = bool((batch.image_index < 0).all())
-        with record_function("forward"), _evaluation(run.model) if filler else nullcontext():
-            with loop.mixed_precision(run.device):
-                logits = logits_of(self._network(loop.lay_out(run.preprocessing(pixels)))).float()
-            losses = run.objective.losses(logits, labels).sum()
-            loss = losses / divisors[0]
-            if run.image_loss is not None:
-                which, images = torch.unique(batch.image_index, return_inverse=True)
-                images = images.to(run.device, non_blocking=True)
-                of_images = run.image_loss.losses(run.objective.log_probs(logits), labels, images, len(which))
-                loss = loss + run.image_loss.weight * of_images.sum() / divisors[1]
-        with record_function("backward"):
-            torch.autograd.backward(self._scaler.scale(loss))
-        counted, right = run.objective.counted(labels), run.objective.right(logits.detach(), labels)
-        return torch.stack([losses.detach().double(), right.sum().double(), counted.sum().double()])
-
-
-def _count_images(batch: PatchBatch) -> int:
-    """Return how many images a minibatch has patches of; a filler has none."""
-    return len({*batch.image_index.tolist()} - {-1})
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a model in training into evaluation mode for a while."""
-    model.eval()
-    yield
-    model.train()
-
-
-# The training loop: one epoch, and as many as are asked for.
-
-
 def fit(
     run: Run,
     sampler: MultiscaleSampler,
@@ -128,16 +34,16 @@ def fit(
     stop: Callable[[Run], bool] | None = None,
     progress: Progress = False,
 ) -> list[EpochRecord]:
-    """Train until ``run.epoch`` is ``epochs``, or ``stop`` says so.
+    """Train until ``run.epoch`` is ``epochs``, or ``stop`` ends it earlier.
 
     Args:
-        run: Where to start; a restored run goes on where it was.
-        sampler: In training mode.
-        epochs: Total number of epochs, those already done included.
-        loop: Precision, layout, minibatches per step.
-        after_epoch: Called with the run after each epoch, to save or report it.
-        stop: Asked after that whether to go no further, such as :class:`~transferkit.finetune.StopEarly`. Of
-            several processes, all must answer alike.
+        run: The run to train; a restored run continues where it was saved.
+        sampler: Sampler in training mode.
+        epochs: Total number of epochs, including those already done.
+        loop: Precision, memory layout, minibatches per optimizer step.
+        after_epoch: Called with the run after each epoch, for example to save or report it.
+        stop: Called with the run after ``after_epoch``; training ends when it returns ``True``. An example is
+            :class:`~transferkit.finetune.StopEarly`. All ranks must return the same.
         progress: See :func:`transferkit.progress.track`.
 
     Returns:
@@ -168,16 +74,16 @@ def train_epoch(
 
     Args:
         run: Changed in place: model, optimizer, schedule, epoch, history, sampler state.
-        sampler: In training mode; its epoch is set to ``run.epoch``.
-        loop: Precision, layout, minibatches per step.
-        stepper: Of ``run`` and ``loop``, where one serves several epochs.
+        sampler: Sampler in training mode; its epoch is set to ``run.epoch``.
+        loop: Precision, memory layout, minibatches per optimizer step.
+        stepper: Used by :func:`fit` to keep one compiled network for all epochs; by default made from ``run``.
         progress: See :func:`transferkit.progress.track`.
 
     Returns:
-        The epoch's record, also appended to ``run.history``.
+        The epoch's record, which is also appended to ``run.history``.
 
     Raises:
-        DivergedError: The loss became infinite or NaN. The run on disk is that of the last good epoch.
+        DivergedError: The loss became infinite or NaN. A saved run still holds the last good epoch.
     """
     started = time.perf_counter()
     learning_rate = run.optimizer.param_groups[0]["lr"]
@@ -212,11 +118,7 @@ def train_epoch(
 
 
 def train_on(stepper: Stepper, batches: Iterable[PatchBatch], loop: LoopSettings) -> Tensor:
-    """Train on minibatches, and read nothing back from the device.
-
-    Returns:
-        The patches' summed loss, how many were right, and how many counted, (3,) float64.
-    """
+    """Train on minibatches; return the summed loss, right patches and counted patches, (3,) float64."""
     totals = torch.zeros(3, dtype=torch.float64, device=stepper.run.device)
     with profiled(loop.profile) as end_of_step:
         for minibatches in waited_for(steps(batches, loop.accumulate)):
@@ -226,12 +128,83 @@ def train_on(stepper: Stepper, batches: Iterable[PatchBatch], loop: LoopSettings
 
 
 def steps(batches: Iterable[PatchBatch], accumulate: int) -> Iterator[list[PatchBatch]]:
-    """Yield the minibatches of each step; the last one may have fewer.
-
-    Example:
-        >>> list(steps("abcde", 2))
-        [['a', 'b'], ['c', 'd'], ['e']]
-    """
+    """Yield the minibatches of each optimizer step; the last step may have fewer."""
     source = iter(batches)
     while step := list(islice(source, accumulate)):
         yield step
+
+
+class Stepper:
+    """Takes optimizer steps of a run without reading anything back from the device."""
+
+    # A step follows the gradient of the mean loss over all patches that count, of all its minibatches on all ranks:
+    # up to rounding the same step as on one large minibatch. The loss of images is the mean over all their images; an
+    # image whose patches are spread over several minibatches counts as one image in each of them.
+
+    def __init__(self, run: Run, loop: LoopSettings) -> None:
+        loop.lay_out_weights(run.model)
+        self.run, self.loop = run, loop
+        self._shared = distributed.parallel(run.model, run.device)
+        self._network = loop.compiled(self._shared)
+        self._scaler = loop.gradient_scaler(run.device)
+
+    def step(self, minibatches: Sequence[PatchBatch]) -> Tensor:
+        """Take one step; return this rank's summed loss, right patches and counted patches, (3,) float64."""
+        # All ranks must give the same number of minibatches.
+        device, optimizer = self.run.device, self.run.optimizer
+        patches = torch.stack([self.run.objective.counted(batch.labels).sum() for batch in minibatches]).sum()
+        # Filled on the device: copying a number there would wait for all work queued on it.
+        images = torch.full_like(patches, sum(map(_count_images, minibatches)), device=device)
+        here = torch.stack([patches.to(device, non_blocking=True), images])
+        # At least one: where all patches are ignored, 0 / 0 would be NaN.
+        counted = distributed.sum_over_ranks(here).clamp(min=1)
+        # DistributedDataParallel averages gradients over ranks, which divides by their number once more.
+        divisors = counted / distributed.world_size()
+        totals = torch.zeros(3, dtype=torch.float64, device=device)
+        optimizer.zero_grad(set_to_none=True)
+        for batch in minibatches[:-1]:
+            with distributed.no_sync(self._shared):
+                totals += self._add_gradient(batch, divisors)
+        totals += self._add_gradient(minibatches[-1], divisors)
+        with record_function("optimizer"):
+            self._scaler.step(optimizer)
+            self._scaler.update()
+        if isinstance(self.run.schedule, PerStep):
+            self.run.schedule.step()
+        return totals
+
+    def _add_gradient(self, batch: PatchBatch, divisors: Tensor) -> Tensor:
+        """Add a minibatch's gradient, its summed losses of patches and images divided by ``divisors`` (2,)."""
+        run, loop = self.run, self.loop
+        pixels, labels = (tensor.to(run.device, non_blocking=True) for tensor in (batch.pixels, batch.labels))
+        # A filler is a minibatch of ignored patches (image_index -1) for a rank that has no patches left while others
+        # have: DistributedDataParallel needs the same number of backward passes on every rank. In evaluation mode it
+        # leaves batch norm statistics alone. image_index lies on the CPU, so reading it does not wait for the device.
+        filler = bool((batch.image_index < 0).all())
+        with record_function("forward"), _evaluation(run.model) if filler else nullcontext():
+            with loop.mixed_precision(run.device):
+                logits = logits_of(self._network(loop.lay_out(run.preprocessing(pixels)))).float()
+            losses = run.objective.losses(logits, labels).sum()
+            loss = losses / divisors[0]
+            if run.image_loss is not None:
+                which, images = torch.unique(batch.image_index, return_inverse=True)
+                images = images.to(run.device, non_blocking=True)
+                of_images = run.image_loss.losses(run.objective.log_probs(logits), labels, images, len(which))
+                loss = loss + run.image_loss.weight * of_images.sum() / divisors[1]
+        with record_function("backward"):
+            torch.autograd.backward(self._scaler.scale(loss))
+        counted, right = run.objective.counted(labels), run.objective.right(logits.detach(), labels)
+        return torch.stack([losses.detach().double(), right.sum().double(), counted.sum().double()])
+
+
+def _count_images(batch: PatchBatch) -> int:
+    """Return the number of images in a minibatch; a filler has none."""
+    return len({*batch.image_index.tolist()} - {-1})
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a model in training mode into evaluation mode inside the context."""
+    model.eval()
+    yield
+    model.train()
