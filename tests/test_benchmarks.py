@@ -56,12 +56,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-SLOW = {"scores_on_photos"}  # it trains heads for as many epochs as ever, and writes a report
+TRAINS = {"scores_on_photos", "feature_growth", "feature_scoring", "feature_training"}
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(m.name, marks=pytest.mark.slow if m.name in SLOW else ()) for m in (*MEMBERS, *ON_GPU)],
+    [
+        pytest.param(m.name, marks=pytest.mark.benchmark_training if m.name in TRAINS else ())
+        for m in (*MEMBERS, *ON_GPU)
+    ],
 )
 def test_a_member_of_the_suite_runs_and_its_tables_are_on_the_page(
     name: str, devkit: Path, weights: Path, tmp_path: Path
@@ -81,6 +84,7 @@ def test_a_member_of_the_suite_runs_and_its_tables_are_on_the_page(
     assert str(devkit) not in page and outcome["machine"]["processor"] in page
 
 
+@pytest.mark.benchmark_training
 def test_recipes_are_compared_on_next_to_nothing(devkit: Path, weights: Path, tmp_path: Path) -> None:
     arguments = [
         "--data_dir",
@@ -112,6 +116,7 @@ def test_recipes_are_compared_on_next_to_nothing(devkit: Path, weights: Path, tm
     assert all(0 <= table["rows"][0][1][0] <= 100 for table in tables)
 
 
+@pytest.mark.benchmark_training
 def test_a_recipe_that_was_stopped_goes_on_after_its_last_whole_epoch(
     devkit: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +179,7 @@ def test_mirrored_photos_have_their_objects_where_they_are(devkit: Path) -> None
         assert torch.equal(there.flip(-1), item.image[:, top:bottom, left:right])
 
 
+@pytest.mark.benchmark_training
 def test_ablations_are_compared_on_next_to_nothing(devkit: Path, weights: Path, tmp_path: Path) -> None:
     arguments = ["--data_dir", devkit, "--weights", weights, "--out", tmp_path, "--photos", 3, "--mirrored"]
     arguments += ["--backbones", ALEXNET, "--folds", 1, "--workers", 0, "--threads", 1, "--no-bfloat16"]
@@ -221,6 +227,7 @@ def test_the_recipe_of_learning_curves_on_pixels_leaves_nothing_to_choose(transf
     assert (protocol.epochs, protocol.batch_size) == (RECOMMENDED.epochs, RECOMMENDED.batch_size)
 
 
+@pytest.mark.benchmark_training
 def test_what_transfers_is_measured_on_next_to_nothing(devkit: Path, weights: Path, tmp_path: Path) -> None:
     given = ["--data_dir", devkit, "--weights", weights, "--out", tmp_path, "--photos", 1, "--seeds", 1]
     shorter = ["--patches", 2, "--epochs", 1, "--depth_photos", 1, "--test_pyramid_scales", 1, "--counts", 1]

@@ -24,7 +24,7 @@ def test_the_readme_s_commands_make_their_own_environment_and_keep_to_the_constr
         assert command.startswith("python3 -m venv .venv && ")
         assert "-c constraints.txt" in command
     assert run.rstrip().endswith("examples/pascal_voc.py --demo")
-    assert test.rstrip().endswith("-m pytest")
+    assert test.rstrip().endswith("-m pytest -n auto")
 
 
 def test_the_constraints_name_one_exact_version_each(root: Path) -> None:
@@ -34,6 +34,7 @@ def test_the_constraints_name_one_exact_version_each(root: Path) -> None:
     assert "torch==2.13.0" in pins
 
 
+@pytest.mark.slow
 def test_fifteen_lines_from_photos_to_predictions(
     root: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,8 +11,13 @@ from tests.docs.pages import ROOT, blocks, pages, run
 PAGES = [str(page.relative_to(ROOT)) for page in pages()]
 
 
-@pytest.mark.timeout(900)  # the tutorial trains networks
-@pytest.mark.parametrize("page", PAGES)
+SLOW = {"docs/tutorial.md"}  # it trains networks
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in PAGES]
+)
 def test_the_python_of_a_page_runs_and_prints_what_the_page_says(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

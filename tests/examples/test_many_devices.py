@@ -16,7 +16,6 @@ from tests.finetune.launch import torchrun
 from transferkit.finetune import read_run
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="ranks are found in /proc"),
 ]
@@ -63,10 +62,12 @@ def killed(root: Path, scenes: Path, weights: Path, results: Path, rank: int) ->
     return done
 
 
+@pytest.mark.skipif("TRANSFERKIT_KILLS" not in os.environ, reason="TRANSFERKIT_KILLS is not set")
 def test_the_first_rank_killed_ends_the_run(root: Path, scenes: Path, weights: Path, tmp_path: Path) -> None:
     killed(root, scenes, weights, tmp_path / "results", rank=0)
 
 
+@pytest.mark.slow
 def test_another_rank_killed_ends_the_run_which_goes_on_in_any_number_of_ranks(
     root: Path, scenes: Path, weights: Path, tmp_path: Path, call
 ) -> None:

@@ -76,7 +76,6 @@ def test_a_network_that_pads_by_its_input_is_shared_only_at_sizes_that_pad_alike
     assert axis.nearest_size(10, like=64) == 64
 
 
-@pytest.mark.slow
 def test_a_real_efficientnet() -> None:
     efficientnet = pytest.importorskip("efficientnet_lite_pytorch")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
+import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -143,10 +144,24 @@ def test_scoring_first_leaves_weights_that_can_be_trained() -> None:
     assert run.model.training
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a cpu")
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler, not ours
-def test_a_compiled_network_trains_and_scores_alike() -> None:
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",  # captures and differentiates as the default does, without the seconds of a C++ compiler
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(
+                    "TRANSFERKIT_COMPILE" not in os.environ, reason="TRANSFERKIT_COMPILE is not set"
+                ),
+            ],
+        ),
+    ],
+)
+def test_a_compiled_network_trains_and_scores_alike(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     plain, run = ranked.plain_run(), ranked.plain_run()
     scores = []
     for each, loop in ((plain, LoopSettings()), (run, LoopSettings(compile=True))):

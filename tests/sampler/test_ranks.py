@@ -35,7 +35,6 @@ def seen(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 @pytest.mark.parametrize("mix_images", MIXES)
 def test_ranks_together_see_what_one_sees(seen: Path, mix_images: int) -> None:

@@ -1,4 +1,4 @@
-"""What held-out photos decide: when to stop, the exponent, how long to train."""
+"""Decisions on held-out photos: early stopping, the number of epochs, and the exponent of the score."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ from transferkit.optimization import EarlyStopping, HeldOut, HeldOutChoice, hold
 from transferkit.progress import Progress
 from transferkit.scorer import PatchLog
 
+_MeanAPs: TypeAlias = Mapping[int, tuple[float, ...]]  # by 1-based epoch, for each exponent
+
 
 class StopEarly:
-    """Measures the run after each epoch, for ``fit(..., stop=...)``, and remembers the best epoch's weights.
+    """Early stopping for ``fit(..., stop=...)``, which keeps the best epoch's weights.
 
     Args:
-        rule: When to stop.
-        measure: Returns how good the run is on data that it is not trained on, larger is better, such as the mean
+        rule: Rule that decides when to stop.
+        measure: Returns the run's quality on data that it is not trained on, larger is better; for example the mean
             average precision of ``run.tested_model`` on photos held out by
-            :func:`~transferkit.optimization.hold_out`. Of several processes, on each the same.
+            :func:`~transferkit.optimization.hold_out`. It must return the same on all ranks.
 
     Attributes:
-        measures: One per epoch measured.
+        measures: One value per measured epoch.
+        best_epoch: The best epoch so far, 1-based; 0 before the first one.
 
     Example:
         >>> stop = StopEarly(EarlyStopping(patience=2), measure=lambda run: run.history[-1].accuracy)
@@ -48,7 +51,7 @@ class StopEarly:
         self._best: dict[str, Tensor] | None = None
 
     def __call__(self, run: Run) -> bool:
-        """Measure the run; return whether to stop."""
+        """Measure the run and tell whether to stop."""
         self.measures.append(self.measure(run))
         if self.rule.best(self.measures) == len(self.measures) - 1:
             self.best_epoch = run.epoch
@@ -56,10 +59,10 @@ class StopEarly:
         return self.rule.stop(self.measures)
 
     def restore(self, run: Run) -> int:
-        """Give the model that is tested the best epoch's weights; return that epoch, 1-based.
+        """Load the best epoch's weights into ``run.tested_model``; return that epoch, 1-based.
 
         Raises:
-            StateError: Nothing was measured yet.
+            StateError: No epoch was measured yet.
         """
         if self._best is None:
             raise StateError("no epoch was measured; pass this to fit(..., stop=...) first")
@@ -67,21 +70,16 @@ class StopEarly:
         return self.best_epoch
 
 
-# Choose the exponent of the score, and how long to train, on photos held out of the training ones.
-
-_MeanAPs: TypeAlias = Mapping[int, tuple[float, ...]]  # by epoch, for each exponent
-
-
 @dataclass(frozen=True)
 class Chosen:
-    """What held-out photos said.
+    """Number of epochs and exponent chosen on held-out photos, with the figures behind the choice.
 
     Attributes:
-        epochs: How many to train.
-        exponent: Of the score.
-        photos: How many were held out.
-        exponents: That were compared.
-        mean_aps: By 1-based epoch, for each of ``exponents``, in 0..1.
+        epochs: Number of epochs to train.
+        exponent: Exponent of the score.
+        photos: Number of held-out photos.
+        exponents: Exponents that were compared.
+        mean_aps: Mean AP in 0..1 for each of ``exponents``, by 1-based epoch.
     """
 
     epochs: int
@@ -113,24 +111,27 @@ def choose_on_held_out(
     loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
     progress: Progress = False,
 ) -> Chosen:
-    """Train a copy of what comes after frozen layers on a part of the photos, and test it on the rest of them.
+    """Choose the number of epochs and the exponent: train on a part of the photos, and test on the others.
 
     Args:
-        rest: What is trained, on features; left as it was. From
-            :func:`~transferkit.finetune.frozen_features`.
-        cache: The features of the training photos: a filled :class:`~transferkit.features.FeatureCache`, or part
-            of one.
-        protocol: Says what is chosen from (``choice``), and at most how many epochs.
-        optimization: Of the regime that ``rest`` is trained in.
-        transferred: Those parameters of ``rest`` that were transferred; see :func:`build_run`.
-        presence: Which classes each photo shows; what ``cache.presence()`` returns unless given.
-        seed: Of the split, and of the sampler's choices.
-        num_workers: Of the samplers.
+        rest: The layers that are trained on features, from :func:`~transferkit.finetune.frozen_features`. A copy is
+            trained.
+        cache: Features of the training photos: a filled :class:`~transferkit.features.FeatureCache`, or a part of
+            one.
+        protocol: Recipe with the candidates (``choice``) and the maximum number of epochs.
+        optimization: Settings of the optimizer for ``rest``, from :meth:`Protocol.optimization`.
+        transferred: Transferred parameters of ``rest``; see :func:`build_run`.
+        presence: Classes that each photo shows; ``cache.presence()`` by default.
+        seed: Seed of the split and of the samplers.
+        num_workers: Processes that load features.
         loop: As for :func:`fit`.
-        progress: Likewise.
+        progress: As for :func:`fit`.
+
+    Returns:
+        The choice.
 
     Raises:
-        ArgumentError: The protocol has no choice to make, or there are too few photos to hold some out.
+        ArgumentError: The protocol has no ``choice``, or there are too few photos to hold some out.
     """
     choice = _choice_of(protocol)
     truth = cache.presence() if presence is None else presence
@@ -151,7 +152,7 @@ def choose_on_held_out(
     mean_aps: dict[int, tuple[float, ...]] = {}
 
     def measure(run: Run) -> bool:
-        """Test after each epoch, or after the last; return whether to stop."""
+        """Test after each epoch, or only after the last if the epochs are fixed; tell whether to stop."""
         if choice.stopping is None and run.epoch < protocol.epochs:
             return False
         log = PatchLog(len(parts.held), truth.present.shape[1], protocol.exponent, protocol.reduction)
@@ -167,24 +168,26 @@ def choose_on_held_out(
 
 def _choice_of(protocol: Protocol) -> HeldOutChoice:
     if protocol.choice is None:
-        raise ArgumentError(f"protocol must be one with a choice, got {protocol.name!r}")
+        raise ArgumentError(
+            f"protocol must be one with a choice, got {protocol.name!r}; give it choice=HeldOutChoice()"
+        )
     return protocol.choice
 
 
 def _parts(truth: Presence, choice: HeldOutChoice, protocol: Protocol, seed: int) -> HeldOut:
-    """Return which photos train and which are held out; refuse too few."""
+    """Split the photos; refuse too few."""
     parts = hold_out(truth.present[:, 1:], choice.fraction, seed)
     if len(parts.train) and len(parts.held):
         return parts
     raise ArgumentError(
         f"{len(truth.present)} photos are too few to hold {choice.fraction:.0%} of them out for "
-        f"{protocol.name}; take more, or decide yourself: protocol.decided(epochs={protocol.epochs}, "
+        f"{protocol.name}; give more photos, or choose yourself: protocol.decided(epochs={protocol.epochs}, "
         f"exponent={protocol.exponent:g})"
     )
 
 
 def _best(mean_aps: _MeanAPs, choice: HeldOutChoice, protocol: Protocol) -> tuple[int, float]:
-    """Return the best number of epochs, and its best exponent; of equally good exponents the recipe's own."""
+    """Return the best number of epochs and its best exponent; among equal exponents, the recipe's own."""
     epochs = protocol.epochs
     if choice.stopping is not None:
         epochs = list(mean_aps)[choice.stopping.best(_best_of_each(mean_aps))]

@@ -1,4 +1,4 @@
-"""What a demonstration on handwritten digits needs: a recipe for small pictures, and the source task."""
+"""A demonstration on handwritten digits: its recipe, its scenes, and its pretrained weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEMO = replace(
     scratch=_STEPS,
     epochs=4,
 )
-"""The neon recipe for pictures of a hundred pixels: small patches, a small head, and few epochs."""
+"""``NEON2016`` for images of a hundred pixels: small patches, a small head, and few epochs."""
 
 
 def prepare_demo(
@@ -42,15 +42,17 @@ def prepare_demo(
     progress: Progress = False,
     log: Callable[[str], object] = lambda line: None,
 ) -> Path:
-    """Make scenes to find digits in, and weights that know single digits.
+    """Write scenes with digits in them, and weights pretrained on single digits.
+
+    Of several processes, the first on each machine writes them.
 
     Args:
-        folder: Scenes go to ``data`` in it, in the layout of a VOCdevkit, and weights of :func:`small_alexnet` to
-            ``single_digits.pt``. Of several processes, the first on each machine makes them.
-        seed: Of all random choices.
-        device: Where the source task is trained.
+        folder: The scenes are written to ``data`` in it, in the layout of a VOCdevkit, and the weights of
+            :func:`small_alexnet` to ``single_digits.pt``.
+        seed: Seed of all random choices.
+        device: Device that trains on single digits.
         progress: See :func:`transferkit.progress.track`.
-        log: Called with a line that tells the source task's loss.
+        log: Called with a line that tells the loss on single digits.
 
     Returns:
         The file of the weights.
@@ -78,14 +80,14 @@ def train_on_digits(
     seed: int = 13,
     progress: Progress = False,
 ) -> float:
-    """Train a network to tell single digits apart: the source task, whose layers then serve to find them in scenes.
+    """Train a network to classify single digits: the source task of the demonstration.
 
     Args:
-        model: Maps normalized pictures (B, 3, 32, 32) to logits (B, 10); trained in place, on its device.
-        preprocessing: What it wants done to pixels.
-        epochs: How often each digit is seen.
-        batch_size: B.
-        seed: Of the digits; their order is drawn from torch's global generator, as dropout is.
+        model: Maps normalized images (B, 3, 32, 32) to logits (B, 10); trained in place, on its device.
+        preprocessing: Preprocessing that the model expects.
+        epochs: Number of epochs.
+        batch_size: B, digits per minibatch.
+        seed: Seed of the digits; their order is drawn from torch's global generator, as dropout is.
         progress: See :func:`transferkit.progress.track`.
 
     Returns:

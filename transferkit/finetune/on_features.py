@@ -1,6 +1,4 @@
-"""Train and test what comes after features: minibatches hold what frozen layers gave, and only the rest
-runs.
-"""
+"""Train and test the layers after a frozen backbone, on minibatches of its features."""
 
 from __future__ import annotations
 
@@ -28,14 +26,14 @@ from transferkit.sampler import MultiscaleSampler
 
 
 class _AsTheyAre(Preprocessing):
-    """Leaves features as they are: their pixels were made ready before the backbone saw them."""
+    """Identity preprocessing."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
         return pixels
 
 
 AS_THEY_ARE = _AsTheyAre(mean=(0, 0, 0), std=(1, 1, 1), scale=1)
-"""What features want done to them before the rest of a model sees them: nothing."""
+"""Identity preprocessing for inputs that are already features."""
 
 
 @renamed_argument("levels", "pyramid_scales", until="0.2")
@@ -48,22 +46,25 @@ def frozen_features(
     amp: bool | None = None,
     fold: bool = False,
 ) -> tuple[PatchFeatures, nn.Module]:
-    """Return the features that the frozen layers of a run give, and the rest of its model, which is trained on
-    them.
+    """Split a run's model into its frozen backbone and the layers that are trained on its features.
 
     Args:
-        run: Some of its layers frozen. Its model is left as it was; both returned parts share its parameters.
-        protocol: Says how patches are cut.
+        run: A run with frozen layers. Its model is not changed; both returned parts share its parameters.
+        protocol: Recipe that says how patches are cropped.
         method: ``"exact"``, ``"shared"`` or ``"auto"``.
-        pyramid_scales: See :class:`~transferkit.features.PatchFeatures`.
-        amp: Likewise.
-        fold: Compute them with the batch norms of the frozen layers folded into their convolutions, as both are now
+        pyramid_scales: Image pyramid scales of shared features; see :class:`~transferkit.features.PatchFeatures`.
+        amp: Mixed precision; see :class:`~transferkit.features.PatchFeatures`.
+        fold: Fold the batch norms of the frozen layers into their convolutions
             (:func:`~transferkit.backbones.fold_batch_norms`): faster, and equal up to rounding. Load weights first;
-            what is loaded later is not seen. A network that cannot be folded is run as it is, with a warning.
+            folded layers do not see weights that are loaded later. A network that cannot be folded is run as it is,
+            with a warning.
+
+    Returns:
+        The features of patches, and the module that follows them.
 
     Raises:
-        UnsplittableError: Nothing is frozen before what is trained, or the model cannot be taken apart there.
-        UnsharableError: ``method="shared"`` for a backbone that cannot be.
+        UnsplittableError: No layer before the trained ones is frozen, or the model cannot be split there.
+        UnsharableError: ``method="shared"``, and features of this backbone cannot be shared.
     """
     parts = _parts(split_frozen, run.model, protocol, fold)
     return _features_of(parts, run.preprocessing, protocol, method, pyramid_scales, amp), parts.rest
@@ -79,7 +80,7 @@ def features_of_frozen(
     amp: bool | None = None,
     fold: bool = False,
 ) -> tuple[PatchFeatures, nn.Module]:
-    """Return the same for a model that is in no run; see :func:`frozen_features`."""
+    """Do as :func:`frozen_features` for a model without a run."""
     parts = _parts(split_frozen, model, protocol, fold)
     return _features_of(parts, preprocessing, protocol, method, pyramid_scales, amp), parts.rest
 
@@ -95,21 +96,23 @@ def head_features(
     amp: bool | None = None,
     fold: bool = False,
 ) -> tuple[PatchFeatures, nn.Module]:
-    """Return the features behind the last map of a model, and the head that comes after, to test it on shared
-    maps.
+    """Split a model after its last feature map, to test it on shared maps.
 
     Args:
-        model: Left as it was; both parts share its parameters, so they stay its own while it is trained.
-        preprocessing: What it wants done to pixels.
-        protocol: Says how patches are cut.
+        model: Not changed. Both returned parts share its parameters, and so follow its training.
+        preprocessing: Preprocessing that the model expects.
+        protocol: As for :func:`frozen_features`.
         method: As for :func:`frozen_features`.
-        pyramid_scales: Likewise.
-        amp: Likewise.
-        fold: Likewise: for a model that is trained no more, or not before its last map.
+        pyramid_scales: As for :func:`frozen_features`.
+        amp: As for :func:`frozen_features`.
+        fold: As for :func:`frozen_features`; only if layers up to the last map are no longer trained.
+
+    Returns:
+        The features of patches, and the head that follows them.
 
     Raises:
-        UnsplittableError: It has no map, or cannot be taken apart behind it.
-        UnsharableError: ``method="shared"`` for a backbone that cannot be.
+        UnsplittableError: The model has no feature map, or cannot be split after the last one.
+        UnsharableError: ``method="shared"``, and features of this backbone cannot be shared.
     """
     parts = _parts(split_at_head, model, protocol, fold)
     return _features_of(parts, preprocessing, protocol, method, pyramid_scales, amp), parts.rest
@@ -126,18 +129,18 @@ def fit_on_features(
     stop: Callable[[Run], bool] | None = None,
     progress: Progress = False,
 ) -> list[EpochRecord]:
-    """Train a run as :func:`fit` does, from minibatches of features.
+    """Train a run as :func:`fit` does, on minibatches of features.
 
     Args:
-        run: Changed in place, as if it had been trained on pixels: it can be saved, and go on either way.
-        rest: Of its model; from :func:`frozen_features`.
-        sampler: Over a :class:`~transferkit.features.FeatureCache` or
+        run: Changed in place, as if it had been trained on pixels: it can be saved, and resumed on either.
+        rest: The trained part of its model, from :func:`frozen_features`.
+        sampler: Sampler over a :class:`~transferkit.features.FeatureCache` or
             :class:`~transferkit.features.FeatureImages`.
-        epochs: Total number of epochs, those already done included.
+        epochs: As for :func:`fit`.
         loop: As for :func:`fit`.
-        after_epoch: Likewise; called with ``run``.
-        stop: Likewise.
-        progress: Likewise.
+        after_epoch: As for :func:`fit`; called with ``run``.
+        stop: As for :func:`fit`; called with ``run``.
+        progress: As for :func:`fit`.
 
     Returns:
         ``run.history``.
@@ -166,7 +169,7 @@ def fit_on_features(
 def _parts(
     split: Callable[[nn.Module, Tensor], SplitModel], model: nn.Module, protocol: Protocol, fold: bool
 ) -> SplitModel:
-    """Split a model, and fold the backbone's batch norms; warn where a layer's output goes elsewhere too."""
+    """Split a model and fold the backbone's batch norms; warn if they cannot be folded."""
     example = _example(model, protocol)
     parts = split(model, example)
     if not fold:
@@ -174,10 +177,8 @@ def _parts(
     try:
         return replace(parts, backbone=fold_batch_norms(parts.backbone, example))
     except ArgumentError as error:
-        message = f"the frozen layers are run as they are, which is slower: {error}"
-        warnings.warn(
-            message, stacklevel=4
-        )  # below the public function, and what lets it take its old arguments
+        # Four levels up: past this function, the public one and the wrapper that takes its old arguments.
+        warnings.warn(f"the frozen layers are run as they are, which is slower: {error}", stacklevel=4)
         return parts
 
 
