@@ -143,7 +143,7 @@ def test_without_a_choice_or_with_an_empty_one_it_says_so(tmp_path: Path) -> Non
         choose_on_held_out(rest, cache, dataclasses.replace(PROTOCOL, choice=None), RATE)
     few, truth = torch.utils.data.Subset(cache, [0, 1]), Some(2).presence()
     with pytest.raises(
-        ArgumentError, match="2 photos are too few to hold 10% of them out for neon2016; take more"
+        ArgumentError, match="2 photos are too few to hold 10% of them out for neon2016; give more photos"
     ):
         choose_on_held_out(
             rest, few, dataclasses.replace(PROTOCOL, choice=HeldOutChoice(0.1)), RATE, presence=truth
