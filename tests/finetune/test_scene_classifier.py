@@ -237,7 +237,7 @@ class Empty(Squares):
     ("photos", "settings", "words"),
     [
         (Empty(3), {}, "none of the 3 photos shows an object of red, blue"),
-        (Squares(2).items, {}, r"the photos tell no class names; give SceneClassifier\(class_names="),
+        (Squares(2).items, {}, r"the photos have no class names; give SceneClassifier\(class_names="),
         (
             Squares(2),
             {"class_names": ["red", "green"]},
@@ -252,7 +252,7 @@ def test_what_cannot_be_fitted(photos: object, settings: dict[str, object], word
 
 
 def test_a_class_that_has_no_name() -> None:
-    with pytest.raises(DataError, match="photo 1 has an object of class 2, and the class names tell 1 to 1"):
+    with pytest.raises(DataError, match="photo 1 has an object of class 2, but there are class names for 1 to 1; give"):
         classifier(class_names=["red"]).fit(Squares(2).items)
 
 
@@ -290,7 +290,7 @@ def test_a_rule_of_ones_own_cannot_be_saved(tmp_path: Path) -> None:
         pass
 
     made = classifier(replace(EXACT, rule=Mine(0.2, 0.6))).fit(Squares(4))
-    with pytest.raises(ArgumentError, match="Mine is none of this library's values"):
+    with pytest.raises(ArgumentError, match="Mine is not a class of this library"):
         made.save(tmp_path / "mine.tk")
     assert not (tmp_path / "mine.tk").exists()
 

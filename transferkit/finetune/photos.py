@@ -1,4 +1,4 @@
-"""Photos in any form: what a data set tells of them, and a data set made from files or images to predict."""
+"""Data sets made from folders, files and images, and the names, ids and classes that a data set knows."""
 
 from __future__ import annotations
 
@@ -17,22 +17,27 @@ from transferkit.sampler._source import tellers_of
 from transferkit.scorer.image_scorer import BACKGROUND
 
 PHOTO_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"])
-"""Endings of the files that are taken from a folder, in lower case."""
+"""Suffixes of the files that are read from a folder, in lower case."""
 
 
 def as_photos(source: Any) -> Any:
     """Return photos to predict as a data set.
 
     Args:
-        source: A data set of items with ``image``; a folder, which is searched for photos with all folders in it; a
-            file; a PIL image, an array (H, W, C) or a tensor (C, H, W); or a list of files and images.
+        source: A data set of items with ``image``; a folder, which is searched with all its subfolders; a file; a PIL
+            image, an array (H, W, C) or a tensor (C, H, W); or a list of files and images.
 
     Returns:
-        ``source`` itself if it is a data set, else a data set whose ids are paths below the folder, or as given.
+        ``source`` itself if it is a data set. Otherwise a data set whose ids are the paths relative to the folder, the
+        name of the file, or for a list the paths as given and the places of images.
 
     Raises:
-        DataError: No photo in the folder, or no such file.
-        ArgumentError: It is none of these.
+        DataError: The folder holds no photo, or there is no such file.
+        ArgumentError: ``source`` is none of these.
+
+    Example:
+        >>> as_photos([torch.zeros(3, 40, 30, dtype=torch.uint8)]).ids
+        ('0',)
     """
     if isinstance(source, (str, Path)):
         return _of_path(Path(source))
@@ -44,7 +49,7 @@ def as_photos(source: Any) -> Any:
             f"{type(source).__name__}"
         )
     if len(source) == 0:
-        raise ArgumentError("photos must be at least one, got none")
+        raise ArgumentError("photos must hold at least one photo, got none")
     if not isinstance(source, (list, tuple)) or hasattr(source[0], "image"):
         return source
     ids = [str(one) if isinstance(one, (str, Path)) else str(place) for place, one in enumerate(source)]
@@ -58,30 +63,44 @@ def _of_path(path: Path) -> ImageListDataset:
         raise DataError(f"no file or folder {path}")
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PHOTO_SUFFIXES and file.is_file())
     if not files:
-        raise DataError(f"no photo in {path}: looked for {', '.join(sorted(PHOTO_SUFFIXES))}")
+        raise DataError(f"no photo in {path}; looked for {', '.join(sorted(PHOTO_SUFFIXES))}")
     return ImageListDataset(files, ids=[file.relative_to(path).as_posix() for file in files])
 
 
 def class_names_of(photos: Any) -> tuple[str, ...] | None:
-    """Return the class names that a data set, or what it is a view of, tells; ``None`` where it tells none.
-
-    Raises:
-        DataError: Joined data sets have other class names.
-    """
+    """Return the class names of a data set or of those that it is a view of; ``None`` if it has none."""
     tellers = tellers_of(photos, "class_names")
     if not tellers:
         return None
     found = list(dict.fromkeys(tuple(data.class_names) for data, _ in tellers))
     if len(found) > 1:
         raise DataError(
-            f"the photos come from data sets of different class names: {found[0]} and {found[1]}; give all the same "
-            "class_names"
+            f"the photos come from data sets with different class names: {found[0]} and {found[1]}; make all of them "
+            "with the same class_names"
         )
     return found[0]
 
 
+def agreed_names(known: tuple[str, ...] | None, photos: Any) -> tuple[str, ...]:
+    """Return the class names of a classifier and its photos, which must agree where both have them."""
+    own = class_names_of(photos)
+    if known is None and own is None:
+        raise ArgumentError(
+            "the photos have no class names; give SceneClassifier(class_names=[...]) or a data set with class_names"
+        )
+    if known is not None and own is not None and own != known:
+        raise ArgumentError(
+            f"class names must be the data set's: the classifier has {', '.join(known)}; the data set has "
+            f"{', '.join(own)}; make a data set with the classifier's names, or a classifier with the data set's"
+        )
+    return known or own or ()
+
+
 def with_background(names: Iterable[str]) -> tuple[str, ...]:
-    """Return class names with the background before them.
+    """Return class names with the background first.
+
+    Args:
+        names: (K - 1) or (K,) names, with or without ``"background"`` first.
 
     Example:
         >>> with_background(["cat", "dog"])
@@ -92,7 +111,7 @@ def with_background(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def ids_of(photos: Any) -> tuple[str, ...]:
-    """Return the photos' names, where the data set tells them without decoding; else their places."""
+    """Return the photos' ids if the data set knows them without decoding photos, else their indices."""
     tellers = tellers_of(photos, "ids")
     if tellers is None:
         return tuple(map(str, range(len(photos))))
@@ -100,15 +119,7 @@ def ids_of(photos: Any) -> tuple[str, ...]:
 
 
 def truth_of(photos: Any, num_classes: int) -> Presence:
-    """Return which classes each photo shows; a data set that does not tell is read once.
-
-    Args:
-        photos: A data set, or a view of one.
-        num_classes: K, the background included.
-
-    Raises:
-        DataError: A photo with a class that is not among K.
-    """
+    """Return the classes that each photo shows; a data set without ``presence()`` is read once."""
     tellers = tellers_of(photos, "presence")
     if tellers is not None:
         known = {id(data): data.presence() for data, _ in tellers}
@@ -122,12 +133,24 @@ def truth_of(photos: Any, num_classes: int) -> Presence:
     )
 
 
+def truth_to_fit(photos: Any, names: tuple[str, ...]) -> Presence:
+    """Return the classes that each photo shows; refuse photos without any object."""
+    truth = truth_of(photos, len(names))
+    if not truth.present.any():
+        raise ArgumentError(
+            f"none of the {len(photos)} photos shows an object of {', '.join(names[1:])}; check that the data set "
+            "reads the annotations, and that the class names are spelled as in them"
+        )
+    return truth
+
+
 def _objects_of(item: Any, place: int, num_classes: int) -> tuple[Sequence[int], Sequence[bool]]:
     classes = torch.as_tensor(item.classes).reshape(-1).tolist()
     wrong = [number for number in classes if not 0 < number < num_classes]
     if wrong:
         raise DataError(
-            f"photo {place} has an object of class {wrong[0]}, and the class names tell 1 to {num_classes - 1}"
+            f"photo {place} has an object of class {wrong[0]}, but there are class names for 1 to {num_classes - 1}; "
+            "give class_names for all classes"
         )
     difficult = getattr(item, "difficult", None)
     flags = (

@@ -1,4 +1,4 @@
-"""What a classifier says of photos: scores, and where in a photo a class is seen."""
+"""Predictions for photos: scores of classes, and maps of where in a photo a class is seen."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 
 from torch import Tensor
 
-from transferkit.errors import StateError, did_you_mean, require
+from transferkit.errors import ArgumentError, StateError, did_you_mean, require
 from transferkit.scorer import PatchLog, score_map
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The scores of N photos for K classes.
+    """Scores of N photos for K classes.
 
     Attributes:
-        ids: (N,) names of the photos.
-        class_names: (K,) names of the classes, the background first.
-        scores: (N, K) float64 on the cpu: sum or mean over a photo's patches of probability^exponent. They rank
-            photos; they are no probabilities. ``-inf`` for a photo without a patch.
-        best_probs: (N, K) float64: probability of the best patch.
-        best_boxes: (N, K, 4) float64 xyxy, pixels: the best patch.
-        log: Every patch's probabilities, where maps were asked for.
-        photos: The data set that the photos came from, where maps were asked for.
+        ids: (N,) ids of the photos.
+        class_names: (K,) class names, the background first.
+        scores: (N, K) float64 on the CPU, the sum or mean over a photo's patches of probability^exponent. Scores rank
+            photos; they are not probabilities. ``-inf`` for a photo without patches.
+        best_probs: (N, K) float64, highest probability of a patch.
+        best_boxes: (N, K, 4) float64 xyxy, pixels, box of that patch.
+        log: Probabilities of all patches, kept with ``predict(..., maps=True)``.
+        photos: The data set of the photos, kept with ``predict(..., maps=True)``.
 
     Example:
         >>> import torch
@@ -49,7 +49,11 @@ class Predictions:
         return f"Predictions({len(self)} photos, {len(self.class_names) - 1} classes{maps})"
 
     def top(self, count: int = 1) -> list[tuple[str, str, float]]:
-        """Return photo, class and score of each photo's ``count`` highest scores, the background left out."""
+        """Return the ``count`` best classes of each photo, without the background.
+
+        Returns:
+            Rows of photo id, class name and score; photo by photo, the highest score first.
+        """
         require(count >= 1, "count", "1 or more", count)
         rows = []
         for name, scores in zip(self.ids, self.scores[:, 1:], strict=True):
@@ -59,23 +63,26 @@ class Predictions:
         return rows
 
     def map(self, photo: int, class_name: str) -> Tensor:
-        """Return where in a photo a class is seen.
+        """Return the map of where in a photo a class is seen.
 
         Args:
-            photo: Its place, 0-based.
-            class_name: One of ``class_names``.
+            photo: Index of the photo, 0-based.
+            class_name: A name in ``class_names``.
 
         Returns:
-            (H, W) float64 on the cpu; see :func:`~transferkit.scorer.score_map`.
+            (H, W) float64 on the CPU; see :func:`~transferkit.scorer.score_map`.
 
         Raises:
-            StateError: Maps were not asked for.
+            StateError: The predictions were made without ``maps=True``.
             ArgumentError: There is no such class.
         """
         if self.log is None:
-            raise StateError("patches were not kept; ask for them with predict(..., maps=True)")
-        known = f"one of the class names{did_you_mean(class_name, self.class_names)}"
-        require(class_name in self.class_names, "class_name", known, class_name)
+            raise StateError("the patches that maps are made of were not kept; use predict(..., maps=True)")
+        if class_name not in self.class_names:
+            raise ArgumentError(
+                f"class_name must be one of {', '.join(self.class_names)}, got {class_name!r}"
+                f"{did_you_mean(class_name, self.class_names)}"
+            )
         probs, boxes = self.log.patches(photo)
         size = tuple(self.photos[photo].image.shape[-2:])
         place = self.class_names.index(class_name)
