@@ -19,7 +19,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     one writer per path; what a killed one left in ``.part`` is overwritten by the next.
 
     Args:
-        path: Where the file shall be; its folder exists.
+        path: Where the file goes; its folder exists.
         write: Called with the open binary file.
     """
     path = Path(path)
@@ -45,7 +45,7 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# Where results shall go, files can be written: shown before any long work, and done whole or not at all.
+# Proof before any long work that results can be written.
 
 
 def require_writable(path: str | os.PathLike[str]) -> Path:
@@ -65,9 +65,6 @@ def require_writable(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another path") from error
     return path
-
-
-# Where downloads are kept, and the lock that lets many processes share them.
 
 
 def home_folder(home: Path | str | None = None) -> Path:

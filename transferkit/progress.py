@@ -1,4 +1,4 @@
-"""Progress on long work: a bar on a terminal, silence elsewhere, or any wrapper of one's own."""
+"""Progress on long work: a bar on a terminal, silence elsewhere, or any wrapper of your own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backbones: a trained network up to any of its layers, whoever wrote it, and what it wants for input."""
+"""Backbones: a pretrained network of any library, cut at any layer, with the preprocessing that it expects."""
 
 from transferkit.backbones.fold import fold_batch_norms
 from transferkit.backbones.surgery import features_of, logits_of

@@ -1,4 +1,4 @@
-"""A frozen network made faster: what its batch norms do moves into the convolutions before them."""
+"""Fold batch norms into the convolutions before them, which makes a frozen network faster."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def fold_batch_norms(model: nn.Module, example: Tensor, *, tolerance: float = 1e
     follows which layer is seen in a run on ``example``, not guessed from names, and the result is compared on it.
     Not for training: the statistics are gone.
 
-    The backbone of EfficientNet-Lite0 from PyPI, 8 images of 224 x 224 at a time, made 45 images where it had made 38 in
-    a second of one core's time, and in bfloat16 125 where it had made 94 (best of ten rounds in turn, AMD EPYC).
+    EfficientNet-Lite0 from PyPI, 8 images of 224 x 224 at a time, processed 45 images in a second of one core's time
+    where it had processed 38, and in bfloat16 125 in place of 94 (best of ten rounds in turn, AMD EPYC).
 
     Args:
         model: Any module; left as it was. What is not changed is shared with it.

@@ -1,4 +1,4 @@
-"""Where the cells of a feature map lie in their image: asked of the network itself.
+"""Where the cells of a feature map lie in their image, found by probing the network with NaN.
 
 NaN spreads through every sum, product and maximum that it enters. So an image that is NaN outside a window
 gives a map whose clean cells are those that depend on the window alone, and where the first of them turns as
@@ -106,7 +106,9 @@ def map_coordinates(
     return (start * image_scale + center * ratio - axis.offset) / axis.stride
 
 
-# Work out a network's geometry by asking it: which pixels spoil which cells of its map.
+# The probe: NaN spreads to every cell that depends on the pixel it is in, whatever the weights, and to no other. An image
+# that is NaN outside a window therefore has clean cells exactly where a cell's receptive field lies in the window.
+# Closing the window pixel by pixel, by bisection, tells where receptive fields begin and end.
 
 _THIN = (1, 2, 4, 8, 16, 32, 64, 128)  # sides to try for the axis that is not asked about, to save work
 
@@ -174,7 +176,7 @@ class _Axis:
     def clean(self, length: int, start: int, end: int) -> Clean | None:
         """Return which cells of an image of ``length`` depend on pixels ``start..end - 1`` alone, if any."""
         image = torch.randn(1, 3, self._narrow, length, generator=torch.Generator().manual_seed(0))
-        image[..., :start] = image[..., end:] = torch.nan
+        image[..., :start] = image[..., end:] = torch.nan  # numbers inside the window are random: 0 * NaN is NaN too
         maps = _forward(self._backbone, image.mT if self._transposed else image)
         maps = maps.mT if self._transposed else maps
         clean = (~maps.isnan().flatten(0, -2).any(dim=0)).nonzero()[:, 0].tolist()
@@ -230,7 +232,7 @@ def _locate(
     """Return the geometry from where the first and last clean cells turn as the window closes in on both sides.
 
     The first clean cell v begins to see its surroundings when the window begins one pixel after v's receptive
-    field does: somewhere in the next ``stride`` pixels. The last one likewise.
+    field does: somewhere in the next ``stride`` pixels. So does the last one at the other end.
     """
     begin, end = 2 * stride, length - 2 * stride
     # The cell is clean when the edge moves by the first, and not when it moves by the second.
@@ -242,6 +244,7 @@ def _locate(
         left = (by_left, left[1]) if first <= found.first else (left[0], by_left)
         right = (by_right, right[1]) if last >= found.last else (right[0], by_right)
     start, stop = begin + left[0], end - right[0]  # of the receptive fields of the first and the last
+    # From the first cell's field to the last one's there are so many strides; what is left is one field.
     field = stop - start - stride * (found.last - found.first)
     return AxisGeometry(stride, start + field / 2 - stride * found.first, field)
 

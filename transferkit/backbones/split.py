@@ -25,12 +25,11 @@ POOLINGS = (
     nn.Dropout,
     nn.Dropout2d,
 )
-
-"""Modules that pool, or pass on what they are given; in evaluation mode dropout does."""
+"""Modules that pool or pass on their input, as dropout does in evaluation mode."""
 
 
 def split_pooling(backbone: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Split the poolings at the end of a sequential backbone off it; another backbone is all backbone.
+    """Split the poolings off the end of a sequential backbone; any other backbone is returned whole.
 
     A pooling reads a map that was itself read between cells, at a patch's true place, and so picks its maxima
     where the network would. Done on the whole image's map it would put the patch on a grid twice as coarse.
@@ -54,12 +53,12 @@ def split_pooling(backbone: nn.Module) -> tuple[nn.Module, nn.Module]:
     return nn.Sequential(*modules[:end]), nn.Sequential(*modules[end:])
 
 
-# In which order a model's modules run, and what they give: found by running it once.
+# The order in which a model's modules run, and their outputs, found by running it once.
 
 
 @dataclass(frozen=True)
 class Step:
-    """A module that came to its end.
+    """A module whose forward has ended.
 
     Attributes:
         name: Its dotted name.
@@ -110,9 +109,6 @@ def _leaves(module: nn.Module) -> set[nn.Module]:
         inner = _leaves(child) if not child._parameters else set()
         found |= inner or {child}
     return found
-
-
-# Split a model into the backbone that patches share, what each patch is given alone, and the part that is trained.
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +204,7 @@ def _split(model: nn.Module, example: Tensor, steps: list[Step], boundary: int, 
             f"{kind} is trained from {name!r} on, and no map (B, C, h, w) is frozen before that"
         )
     with evaluating(model):
-        # With an example, what comes later is left out: what is trained shall not be part of what is frozen.
+        # With an example, later layers are left out, so that no trained layer is part of the frozen backbone.
         backbone = truncate(model, steps[last_map].name, example=example)
         frozen = truncate(model, before=name)
         maps, features = backbone(example), frozen(example)

@@ -164,8 +164,6 @@ def _text(value: Any) -> str:
     return str(value, "latin1") if isinstance(value, bytes) else str(value)
 
 
-# Bare pickles that are not torch's: neon's model files, and the dicts of numpy arrays of some model zoos.
-
 GZIP = b"\x1f\x8b"
 
 _LARGEST_SURPRISE = 1 << 25  # bytes that a gzip file may hold however small it is

@@ -170,8 +170,6 @@ class ByteReader:
         return int.from_bytes(self.read(length), "little", signed=True)
 
 
-# Read a pickle as data: no import, no call, nothing but inert values.
-
 MAX_INSTRUCTIONS = 2_000_000
 
 MAX_CONTAINERS = 500_000
@@ -217,7 +215,13 @@ _MARK = _Mark()
 
 
 class _Machine(ByteReader):
-    """The stack machine. One method for each family of instructions, in a table by instruction."""
+    """The stack machine. One method for each family of instructions, in a table by instruction.
+
+    A pickle is a program for a machine with a stack, marks on it and a memo. Python's own machine imports names
+    (GLOBAL), calls what was imported (REDUCE) and sets attributes (BUILD), which is how a file runs code. This one
+    pushes inert records of the name, the call and the state instead, and counts what it makes, since a short program
+    can ask for a great deal.
+    """
 
     def __init__(self, buffer: memoryview, start: int) -> None:
         super().__init__(buffer, start)
@@ -305,6 +309,8 @@ class _Machine(ByteReader):
             raise TypeError(f"items are appended to a {type(target).__name__}")
         target.extend(items)
 
+    # A record of a call takes items and keys as the list or dict would that the call makes.
+
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
         if isinstance(target, Call):
@@ -317,6 +323,8 @@ class _Machine(ByteReader):
     def set_item(self) -> None:
         value, key = self.pop(), self.pop()
         self.set_items([key, value])
+
+    # Names and calls: recorded, never looked up and never made.
 
     def import_name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):

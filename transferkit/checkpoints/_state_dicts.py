@@ -230,9 +230,6 @@ def as_tensor(value: object) -> object:
     return torch.from_numpy(plain if plain.flags.writeable else plain.copy())
 
 
-# Find the state dict in what people save: alone, or beside an optimizer, an epoch and a second copy.
-
-
 def contents_of(
     saved: object, *, key: str | None = None, optimizer_state: Mapping[str, Any] | None = None
 ) -> Contents:

@@ -105,8 +105,6 @@ def what_it_is(path: Path, head: bytes) -> str:
     return _SUFFIXES.get(path.suffix.lower(), "")
 
 
-# The formats that can be read, and how another package adds one.
-
 ReaderFunction = Callable[[Path, ReadOptions], Contents]
 
 ContentTest = Callable[[Path, bytes], bool]

@@ -1,6 +1,6 @@
 """Data sets of annotated images: Pascal VOC from any folder, fetched where absent, and made up for a demo.
 
-:class:`ImageListDataset`, :class:`CocoDataset` and :class:`TargetDictDataset` bring data of one's own.
+:class:`ImageListDataset`, :class:`CocoDataset` and :class:`TargetDictDataset` read your own data.
 """
 
 from transferkit.annotated import Presence, presence_of

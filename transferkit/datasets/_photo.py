@@ -148,7 +148,6 @@ def rgb(image: Image.Image, float_range: FloatRange | None = None) -> NDArray[np
 
 FloatRange = tuple[float, float]
 AnyImage = str | Path | Image.Image | NDArray[Any] | Tensor
-
 """A file, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (H, W)."""
 
 

@@ -322,7 +322,6 @@ def demo_source_digits(seed: int = 13, *, num_images: int = 6000, size: int = 32
 # The demo's target task, as a VOCdevkit: scenes of digits for training and for the test.
 
 DEMO_CLASSES = ("background", *(f"digit{number}" for number in range(10)))
-
 """The demo's classes; 1..10 are the digits 0..9."""
 
 _SETTINGS = "demo.json"  # beside the data: what it was made with

@@ -215,8 +215,6 @@ def _forget(part: Path) -> None:
     _tag_file(part).unlink(missing_ok=True)
 
 
-# What this library fetches from the web: Pascal VOC, and AlexNet's ImageNet weights.
-
 VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/"
 
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
@@ -246,7 +244,6 @@ VOC_ARCHIVES = (
     VOCArchive("voc2007/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f", "2007", ("test",)),
     VOCArchive("voc2012/VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd", "2012", _TRAINING),
 )
-
 """VOC's public tar files. The annotations of VOC2012's test set are not published."""
 
 

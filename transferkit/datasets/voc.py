@@ -1,4 +1,4 @@
-"""Pascal VOC as a data set of annotated images: VOC2007, VOC2012, or data of one's own in their layout."""
+"""Pascal VOC as a data set of annotated images: VOC2007, VOC2012, or your own data in their layout."""
 
 from __future__ import annotations
 
@@ -164,8 +164,6 @@ def _unknown_class(name: str, ids: Sequence[str], class_names: Sequence[str]) ->
     return f"class {name!r} in {where} is not one of {len(class_names) - 1} classes{near}"
 
 
-# Pascal VOC as a data set of annotated images: VOC2007, VOC2012, or data of one's own in their layout.
-
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *(
@@ -181,7 +179,6 @@ VOC_CLASSES = (
         "tvmonitor",
     ),
 )
-
 """VOC's 20 classes in alphabetical order, after the background."""
 
 _OFFSETS = {"starts": (1, 1, 0, 0), "all": (1, 1, 1, 1), "nothing": (0, 0, 0, 0)}

@@ -155,7 +155,7 @@ def find_voc_folder(root: Path | str, year: str = "2007") -> Path:
 
     Args:
         root: The folder that holds ``VOCdevkit``, the ``VOCdevkit`` itself, the ``VOC<year>`` folder in it, or
-            any folder of one's own with ``Annotations``, ``ImageSets`` and ``JPEGImages``.
+            any folder of yours with ``Annotations``, ``ImageSets`` and ``JPEGImages``.
         year: ``"2007"``, ``"2012"``, or whatever follows ``VOC`` in the folder's name.
 
     Raises:

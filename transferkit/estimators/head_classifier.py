@@ -308,9 +308,6 @@ def mean_loss(head: nn.Module, rows: Rows, objective: Objective) -> float:
     return float(losses.sum() / objective.counted(rows.targets).sum().clamp(min=1))
 
 
-# A head of this library as a scikit-learn classifier.
-
-
 class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A head of one or more layers, trained by AdamW on features (N, D).
 

@@ -39,15 +39,12 @@ def images_of(X: Any, float_range: FloatRange | None = None) -> Iterator[Tensor]
     return (as_pixels(getattr(image, "image", image), float_range) for image in images)
 
 
-# Whole images to features by a backbone, as a scikit-learn transformer.
-
-
 class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Resize each image to the network's size, whatever its shape, and give it to the backbone.
+    """Resize each image to the network's input size, whatever its shape, and compute the backbone's features.
 
-    The backbone is frozen, and runs in evaluation mode: ``fit`` learns nothing from the images. Cloning, and so a grid
-    search over what follows, copies a backbone that is given as a module; one that is given as a function is built by
-    each clone. Either way a search is best spared the work: transform once, and search over the features.
+    The backbone is frozen and runs in evaluation mode: ``fit`` learns nothing from the images. Cloning, as a grid
+    search does, copies a backbone that is given as a module, and builds one that is given as a function. A search is
+    faster without either: transform once, and search over the features.
 
     Args:
         backbone: A module (B, 3, H, W) -> maps (B, C, h, w), tokens (B, T, D) or features (B, D), such as
@@ -55,7 +52,7 @@ class ImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         pooling: What makes a vector of a map: a name of :func:`~transferkit.heads.spatial_pooling`, or a module.
             Tokens are averaged.
         image_size: Side in pixels, or ``(height, width)``; what the backbone was trained at unless given, else 224.
-        preprocessing: What the backbone wants done to pixels; found by
+        preprocessing: Preprocessing that the backbone expects; found by
             :func:`~transferkit.backbones.find_preprocessing` unless given.
         patches: Instead of the whole image, the patches of a :class:`~transferkit.sampler.PatchGrid`, each resized
             to the network's size; an image's features are the average of theirs.

@@ -109,8 +109,6 @@ def readable(count: float) -> str:
     return f"{count / 1000:.3g} TB"
 
 
-# Features of frozen layers, computed once for every patch of every image, and kept on disk.
-
 FORMAT = "transferkit-features"
 
 VERSION = 1
@@ -293,7 +291,7 @@ class FeatureCache(Dataset[CachedImage]):
             progress: See :func:`transferkit.progress.track`; counts images.
             rank: This process, which writes every ``world_size``-th image; by default its rank
                 in ``torch.distributed``, where all wait for each other at the end.
-            world_size: How many processes share the work; likewise.
+            world_size: How many processes share the work; by default the number of ranks.
 
         Returns:
             What :meth:`size` told before it began.

@@ -49,7 +49,7 @@ class PatchFeatures:
         method: ``"exact"``, ``"shared"`` or ``"auto"``.
         pyramid_scales: For shared: ``None`` for one for each size of patch; a number, spread geometrically over the
             patches' sizes; or scales as a :class:`PatchGrid` has them.
-        preprocessing: What the backbone wants done to pixels.
+        preprocessing: Preprocessing that the backbone expects.
         patch_size: S.
         antialias: See :func:`crop_and_resize`.
         whole_pixels: See :func:`crop_and_resize`; for shared, boxes are truncated to whole pixels.

@@ -68,7 +68,7 @@ class Forward:
     Attributes:
         backbone: Maps normalized pixels (B, 3, H, W) to (B, C, h, w).
         pool: Maps (B, C, n, n) to (B, *shape).
-        preprocessing: What the backbone wants done to pixels.
+        preprocessing: Preprocessing that the backbone expects.
         amp: Half precision; ``None`` for on with cuda and off elsewhere.
         device: Where both are.
     """
@@ -119,20 +119,18 @@ def device_of(*modules: nn.Module) -> torch.device:
 # Decide at which sizes an image is shown to the backbone, and which of them serves which patch.
 
 MOST_SCALES = 32
-
-"""How many pyramid_scales there are at most where each patch size could have its own."""
+"""The most pyramid scales where each patch size could have its own."""
 
 PyramidScales = int | Sequence[float] | None
-
-"""How many pyramid_scales, or which, or ``None`` for one for each size of patch."""
+"""The number of pyramid scales, or the scales themselves, or ``None`` for one for each size of patch."""
 
 
 class PyramidPlan(NamedTuple):
-    """By how much an image is resized for each level, and who is read from which.
+    """The pyramid scales that an image needs, and the one that each patch is read from.
 
     Attributes:
-        scales: (L,) float64: f, ascending.
-        scale_of: (P,) int64, each patch's level.
+        scales: (L,) float64: factors by which the image is resized, ascending.
+        scale_of: (P,) int64: the place of each patch's factor in ``scales``.
     """
 
     scales: Tensor
@@ -140,7 +138,7 @@ class PyramidPlan(NamedTuple):
 
 
 def check_pyramid_scales(pyramid_scales: PyramidScales) -> None:
-    """Raise unless ``pyramid_scales`` is a number of pyramid_scales, positive scales, or ``None``."""
+    """Raise unless ``pyramid_scales`` is a number of scales, positive scales, or ``None``."""
     if pyramid_scales is None:
         return
     if isinstance(pyramid_scales, int):
@@ -154,19 +152,18 @@ def check_pyramid_scales(pyramid_scales: PyramidScales) -> None:
 def plan_pyramid(
     boxes: Tensor, image_size: tuple[int, int], patch_size: int, pyramid_scales: PyramidScales
 ) -> PyramidPlan:
-    """Return the pyramid_scales that an image's patches need.
+    """Return the pyramid scales that an image's patches need.
 
     A patch of area w h is as large as S x S in the image resized by ``f = S / sqrt(w h)``. Each patch takes the
-    level that is nearest to that in proportion.
+    scale that is nearest to that in proportion.
 
     Args:
         boxes: (P, 4) xyxy, pixels, of positive area.
         image_size: ``(height, width)``, pixels.
         patch_size: S.
-        pyramid_scales: ``None`` for one for each size of patch (if there are more than ``MOST_SCALES`` sizes, that many
-            spread as below); a number of them, spread geometrically from the smallest f to the largest; or
-            scales as a :class:`PatchGrid` has them: at scale c a patch of S pixels is the image's shorter side
-            over c.
+        pyramid_scales: ``None``: one for each size of patch, but at most ``MOST_SCALES``. A number: so many, spread
+            geometrically from the smallest f to the largest. Scales as a :class:`PatchGrid` has them: at scale c a
+            patch of S pixels is the image's shorter side over c.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0, 100, 100], [0, 0, 50, 50], [10, 0, 60, 50]])
@@ -226,7 +223,7 @@ def read_map(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
     Args:
         maps: (C, h, w), floating.
         down: (P, n) float64, rows to read at, in cells; beyond the map's edge the edge is read.
-        across: (P, m) float64, columns likewise.
+        across: (P, m) float64, columns to read at, in cells.
 
     Returns:
         (P, C, n, m), of the map's type and device, with the channels of a cell side by side in memory.
@@ -260,9 +257,6 @@ def _neighbors(places: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return index, torch.stack([1 - part, part], dim=-1)
 
 
-# Features of all patches of an image from a few maps of the whole image.
-
-
 @dataclass(frozen=True)
 class Shared:
     """What sharing needs to know beside the network.
@@ -286,8 +280,8 @@ class Shared:
         size, side = (image.shape[1], image.shape[2]), resizing.patch_size
         plan = plan_pyramid(boxes, size, side, self.pyramid_scales)
         seen = resizing.seen(boxes, size)
-        for level, scale in enumerate(plan.scales.tolist()):
-            members = (plan.scale_of == level).nonzero()[:, 0]
+        for place, scale in enumerate(plan.scales.tolist()):
+            members = (plan.scale_of == place).nonzero()[:, 0]
             height, width = self.scaled_size(size, scale, side)
             maps = forward.maps(resizing.whole(image, (height, width)))[0].float()
             rows, columns = seen[members][:, 1::2], seen[members][:, 0::2]  # (p, 2) each

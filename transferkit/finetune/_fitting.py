@@ -1,4 +1,4 @@
-"""The steps of a fit: a network with a new head, its run, the features of its frozen layers, and what is chosen."""
+"""The steps of SceneClassifier: prepare a network, make its run, compute features, choose, train and score."""
 
 from __future__ import annotations
 
@@ -45,14 +45,7 @@ Log = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Start:
-    """What a network starts from, and which of its layers are trained.
-
-    Attributes:
-        weights: A file or checkpoint; ``None``: the network's own.
-        allow_missing: Names of layers that the weights may lack.
-        from_scratch: Transfer nothing and train everything.
-        freeze: Train only what comes after this layer; ``None``: as the recipe says.
-    """
+    """The initial weights of a network, and which of its layers are frozen; see ``SceneClassifier``."""
 
     weights: Any = None
     allow_missing: tuple[str, ...] = ()
@@ -62,7 +55,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Setup:
-    """What every step of fitting and scoring needs to know."""
+    """Recipe, settings and device, which every step takes."""
 
     protocol: Protocol
     features: FeatureSettings
@@ -74,13 +67,13 @@ class Setup:
     progress: Progress = False
 
     def stream(self, data: Any, mode: Literal["train", "test"]) -> MultiscaleSampler:
-        """Return the recipe's minibatches of photos, or of features of them."""
+        """Return the recipe's sampler over photos or their features."""
         return self.protocol.sampler(
             data, mode=mode, seed=self.seed, num_workers=self.num_workers, device=self.device
         )
 
     def cache_of(self, features: PatchFeatures, photos: Any, folder: Path) -> FeatureCache:
-        """Return where the features of all patches of the photos are kept; not filled yet."""
+        """Return an empty cache for the features of all patches of the photos."""
         return FeatureCache(
             folder,
             features,
@@ -91,7 +84,7 @@ class Setup:
         )
 
     def filled(self, cache: FeatureCache) -> FeatureCache:
-        """Compute what a cache lacks."""
+        """Compute the features that a cache lacks; return it."""
         self.log(f"features of the frozen layers: {cache.size()}")
         cache.fill(num_workers=self.num_workers, progress=self.progress)
         return cache
@@ -99,40 +92,26 @@ class Setup:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A network with its new head, the weights in place and layers frozen.
-
-    Attributes:
-        network: With the new head.
-        moved: The transfer's report; ``None`` from scratch.
-        frozen: Names of the frozen layers.
-    """
+    """A network with its new head and pretrained weights, its layers frozen as the recipe says."""
 
     network: Network
-    moved: TransferReport | None
-    frozen: tuple[str, ...]
+    moved: TransferReport | None  # None from scratch
+    frozen: tuple[str, ...]  # names of layers
 
     @property
     def model(self) -> nn.Module:
-        """The network itself."""
+        """The network's module."""
         return self.network.model
 
     def optimization(self, protocol: Protocol) -> Optimization:
-        """Return the recipe's optimization: the low rates only where they protect something."""
+        """Return the recipe's optimization, with low learning rates only if transferred layers are trained."""
         return protocol.optimization(from_scratch=not trains_transferred(self.model, self.moved))
 
 
 def prepare(
     setup: Setup, network: Network, num_classes: int, start: Start, saved: Mapping[str, Any] | None
 ) -> Prepared:
-    """Put the recipe's head on a network, move the weights over, and freeze what is not trained.
-
-    Args:
-        setup: The recipe and the device.
-        network: Changed in place.
-        num_classes: K.
-        start: Which weights, and what is trained.
-        saved: A run whose weights are restored later, so that none are moved now.
-    """
+    """Put the recipe's head on a network, transfer weights unless a ``saved`` run brings them, and freeze layers."""
     protocol, model = setup.protocol, network.model
     head = replace_head(model, lambda width: protocol.head(width, num_classes))
     before_head = ~by_name(f"{head.name}.*")
@@ -152,7 +131,7 @@ def prepare(
 
 
 def new_run(setup: Setup, prepared: Prepared, minibatches: int, settings: Mapping[str, Any]) -> Run:
-    """Put the network together with its optimizer and schedule."""
+    """Return a run of the prepared network, with a new optimizer and schedule."""
     return build_run(
         prepared.model,
         setup.protocol,
@@ -166,9 +145,18 @@ def new_run(setup: Setup, prepared: Prepared, minibatches: int, settings: Mappin
     )
 
 
+def decided_in(saved: Mapping[str, Any] | None, protocol: Protocol) -> Protocol:
+    """Return the protocol with the choice that a saved run made on held-out photos, if it made one."""
+    chosen = (saved or {}).get("settings", {}).get("chosen")
+    if not chosen or protocol.choice is None:
+        return protocol
+    epochs, exponent = chosen
+    return protocol.decided(epochs if protocol.choice.stopping else protocol.epochs, exponent)
+
+
 @dataclass(frozen=True, eq=False)
 class OnFeatures:
-    """What is trained, and the features of the training photos that it is trained on."""
+    """The features of the training photos, and the layers that are trained on them."""
 
     features: Any
     rest: nn.Module
@@ -176,10 +164,7 @@ class OnFeatures:
 
 @contextmanager
 def features_for(setup: Setup, run: Run, photos: Any) -> Iterator[OnFeatures | None]:
-    """Compute what the frozen layers give for all patches, once; ``None`` where that cannot be done or does not fit.
-
-    Features that the user computed beforehand serve as they are.
-    """
+    """Compute the features of all patches once, or take the photos' own; ``None`` if impossible or too large."""
     how, given = setup.features, given_features(photos)
     wanted = how.cache if how.cache is not None else bool(run.frozen) or how.method == "shared"
     if given is None and not wanted:
@@ -204,7 +189,7 @@ def features_for(setup: Setup, run: Run, photos: Any) -> Iterator[OnFeatures | N
 
 
 def feature_arguments(setup: Setup) -> dict[str, Any]:
-    """Return how the features of frozen layers are computed."""
+    """Return the arguments for :func:`frozen_features` and the like."""
     return {
         "method": setup.features.method_for(setup.protocol),
         "pyramid_scales": setup.features.scales_for(setup.protocol),
@@ -214,26 +199,28 @@ def feature_arguments(setup: Setup) -> dict[str, Any]:
 
 
 def given_features(photos: Any) -> FeatureCache | None:
-    """Return the cache that a data set, or what it is a view of, takes its features from."""
+    """Return the feature cache that ``photos`` is a view of, or ``None`` for a data set of photos."""
     tellers = tellers_of(photos, "patch_source")
     if tellers is None:
         return None
     owners = list({id(owner): owner for owner, _ in tellers}.values())
     if len(owners) == 1 and isinstance(owners[0], FeatureCache):
         return owners[0]
-    raise ArgumentError("photos with features must come from one FeatureCache; see SceneClassifier.cache")
+    raise ArgumentError(
+        "photos with features must come from one FeatureCache; make it with SceneClassifier.cache"
+    )
 
 
 @contextmanager
 def _temporary_folder() -> Iterator[str]:
-    """Give all processes one folder, which the first of them makes and removes."""
+    """Yield one temporary folder for all ranks, which rank 0 creates and removes."""
     with ExitStack() as stack:
         name = [stack.enter_context(TemporaryDirectory(prefix="transferkit-features-")) if is_first() else ""]
         if in_process_group():
             torch.distributed.broadcast_object_list(name, src=0)
         yield name[0]
         if in_process_group():
-            torch.distributed.barrier()  # nobody reads any more
+            torch.distributed.barrier()  # all ranks have finished reading
 
 
 def choose(setup: Setup, prepared: Prepared, on: OnFeatures, presence: Presence) -> tuple[int, float]:
@@ -261,7 +248,7 @@ def train(
     on: OnFeatures | None,
     after_epoch: Callable[[Run], object],
 ) -> None:
-    """Train a run from where it is, on pixels or on features."""
+    """Train a run from its epoch on, on pixels or on features."""
     how: dict[str, Any] = {"loop": setup.loop, "after_epoch": after_epoch, "progress": setup.progress}
     if run.sampler_state:
         patches.load_state_dict(run.sampler_state)
@@ -273,9 +260,26 @@ def train(
     fit_on_features(run, on.rest, of_features, setup.protocol.epochs, **how)
 
 
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A fitted network with everything that testing, predicting and saving need."""
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    protocol: Protocol
+    class_names: tuple[str, ...]
+    frozen: tuple[str, ...]
+    run: Run | None = None  # None for a classifier loaded from a file
+
+
+def fitted_by(run: Run, protocol: Protocol, class_names: tuple[str, ...]) -> Fitted:
+    """Return the network of a run."""
+    return Fitted(tested_of(run), run.preprocessing, protocol, class_names, run.frozen, run)
+
+
 def tested_of(run: Run) -> nn.Module:
-    """Return the network to test and to keep, with the same layers frozen as in training."""
-    tested = run.tested_model
+    """Return the network to test and keep, with the same layers frozen as in training."""
+    tested = run.tested_model  # an average of weights requires no gradient anywhere
     for parameter, trained in zip(tested.parameters(), run.model.parameters(), strict=True):
         parameter.requires_grad_(trained.requires_grad)
     return tested
@@ -284,11 +288,7 @@ def tested_of(run: Run) -> nn.Module:
 def score_photos(
     setup: Setup, model: nn.Module, preprocessing: Preprocessing, photos: Any, scorer: AnyScorer
 ) -> AnyScorer:
-    """Give a scorer all patches of the photos, with features computed the way the classifier was fitted.
-
-    Features that the user computed beforehand serve as they are. Shared features of frozen layers are kept where
-    ``setup.features`` names a folder.
-    """
+    """Fill a scorer with all patches of the photos, from given features, shared features or pixels."""
     given, protocol = given_features(photos), setup.protocol
     data = photos
     if given is not None:
@@ -310,11 +310,11 @@ def score_photos(
 
 
 def _kept(setup: Setup, features: PatchFeatures, photos: Any) -> FeatureCache | None:
-    """Return the features on disk, where they are wanted there, stay as they are, and fit."""
+    """Return features cached in the user's folder; ``None`` if unwanted, not of frozen layers, or too large."""
     if setup.features.folder is None or setup.features.cache is False or not features.frozen:
         return None
     try:
         return setup.filled(setup.cache_of(features, photos, setup.features.folder))
     except OutputError as error:
-        setup.log(f"features are not kept: {error}")
+        setup.log(f"features are not cached: {error}")
         return None

@@ -28,7 +28,7 @@ def as_photos(source: Any) -> Any:
             image, an array (H, W, C) or a tensor (C, H, W); or a list of files and images.
 
     Returns:
-        ``source`` itself if it is a data set. Otherwise a data set whose ids are the paths relative to the folder, the
+        ``source`` itself if it is a data set. Otherwise a data set; its ids are paths relative to the folder, the
         name of the file, or for a list the paths as given and the places of images.
 
     Raises:

@@ -49,9 +49,6 @@ class Stopwatch:
         return ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.laps.items())
 
 
-# What a run leaves in its results folder.
-
-
 def write_results(
     folder: Path | str,
     run: Run,

@@ -1,4 +1,4 @@
-"""The door: a pretrained network turned into a classifier of scenes, from photos to predictions."""
+"""SceneClassifier: a pretrained network turned into a classifier of scenes, from photos to predictions."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import copy
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from transferkit.annotated import Presence
 from transferkit.backbones import find_preprocessing
 from transferkit.checkpoints import Checkpoint
 from transferkit.devices import choose_device
@@ -22,10 +21,23 @@ from transferkit.errors import ArgumentError, StateError, did_you_mean, require
 from transferkit.features import FeatureCache
 from transferkit.files import require_writable
 from transferkit.finetune import _fitting as steps
-from transferkit.finetune._saved_classifier import from_plain, plain, read_classifier, write_classifier
+from transferkit.finetune._saved_classifier import (
+    fitted_from,
+    from_plain,
+    read_classifier,
+    state_of,
+    write_classifier,
+)
 from transferkit.finetune.networks import NETWORKS, Network, build_network
 from transferkit.finetune.on_features import frozen_features
-from transferkit.finetune.photos import as_photos, class_names_of, ids_of, truth_of, with_background
+from transferkit.finetune.photos import (
+    agreed_names,
+    as_photos,
+    ids_of,
+    truth_of,
+    truth_to_fit,
+    with_background,
+)
 from transferkit.finetune.predictions import Predictions
 from transferkit.finetune.protocol import Protocol
 from transferkit.finetune.recipes import RECOMMENDED
@@ -35,41 +47,32 @@ from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress
 from transferkit.sampler import MultiscaleSampler
 from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog, evaluate
-from transferkit.transfer import WeightTransfer, by_name, freeze
-
-
-@dataclass(frozen=True, eq=False)
-class _Fitted:
-    """What a fit came to: all that testing, predicting and saving need."""
-
-    model: nn.Module
-    preprocessing: Preprocessing
-    protocol: Protocol
-    class_names: tuple[str, ...]
-    frozen: tuple[str, ...]
-    run: Run | None = None
 
 
 class SceneClassifier:
-    """Tell which objects photos show, with a network that was trained on pictures of single objects.
+    """Classify the objects in photos, with a network that was pretrained on images of single objects.
 
-    ``fit`` puts a new head on the network, moves the pretrained weights over, freezes what the recipe does not train,
-    computes the features of frozen layers once, chooses on held-out photos what the recipe leaves open, and trains.
+    ``fit`` puts a new head on the network, transfers the pretrained weights, freezes the layers that the recipe does
+    not train, computes the features of frozen layers once, chooses on held-out photos what the recipe leaves open,
+    and trains.
 
     Args:
-        network: A name of :data:`~transferkit.finetune.NETWORKS`, ``"package.module:factory"``, or a module of your
-            own, which is left as it was: each fit trains a copy.
+        network: A name in :data:`~transferkit.finetune.NETWORKS`, ``"package.module:factory"``, or a module of your
+            own, which is not changed: each fit trains a copy.
         protocol: The recipe.
         class_names: (K - 1) or (K,) names, with or without ``"background"`` first; by default the data set's.
         weights: Pretrained weights: a file, a :class:`~transferkit.Checkpoint`, or ``None`` for the network's own.
         allow_missing: Names of layers that the weights may lack, such as ``["classifier.*"]``.
-        from_scratch: Transfer nothing and train everything.
-        freeze: Train only what comes after this layer; by default what the recipe trains.
-        features: How patches become features of the frozen layers, and where those are kept.
-        loop: Precision, memory layout, minibatches per step.
-        seed: Of every random choice.
+        from_scratch: Transfer nothing and train all layers.
+        freeze: Name of the last frozen layer; by default the recipe decides which layers are frozen.
+        features: How the features of frozen layers are computed, and where they are cached.
+        loop: Precision, memory layout, minibatches per optimizer step.
+        seed: Seed of all random choices.
         num_workers: Processes that decode photos.
-        device: ``"cpu"``, ``"cuda"``, ...; by default the fastest there is.
+        device: ``"cpu"``, ``"cuda"``, ...; by default cuda where torch sees a GPU, else the CPU.
+
+    Raises:
+        ArgumentError: There is no network of that name, or an argument is of the wrong kind.
 
     Example:
         >>> from dataclasses import replace
@@ -120,7 +123,7 @@ class SceneClassifier:
         self.device = choose_device(device) if device is None or isinstance(device, str) else device
         self._names = None if class_names is None else with_background(class_names)
         self._start = steps.Start(weights, tuple(allow_missing), from_scratch, freeze)
-        self._fitted: _Fitted | None = None
+        self._fitted: steps.Fitted | None = None
 
     def __repr__(self) -> str:
         state = f"{len(self.class_names) - 1} classes" if self._fitted else "not fitted"
@@ -128,17 +131,21 @@ class SceneClassifier:
 
     @property
     def network_name(self) -> str:
-        """The network's name, as given; of a module of your own its class's."""
+        """The name of the network, or the class name of a module of your own."""
         return self.network if isinstance(self.network, str) else type(self.network).__qualname__
 
     @property
     def model(self) -> nn.Module:
-        """The fitted network, (B, 3, S, S) normalized pixels to (B, K) logits; with averaged weights if any."""
+        """The fitted network, (B, 3, S, S) normalized pixels to (B, K) logits; with averaged weights if any.
+
+        Raises:
+            StateError: The classifier is not fitted.
+        """
         return self._require_fitted().model
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What turns pixels in 0..255 into what :attr:`model` expects."""
+        """Preprocessing that :attr:`model` expects: pixels in 0..255 to normalized pixels."""
         return self._require_fitted().preprocessing
 
     @property
@@ -148,19 +155,21 @@ class SceneClassifier:
 
     @property
     def decided(self) -> Protocol:
-        """The recipe with what was chosen on held-out photos."""
+        """The recipe, with the epochs and exponent that were chosen on held-out photos."""
         return self._require_fitted().protocol
 
     @property
     def run(self) -> Run:
-        """The run: optimizer, history, and where the weights came from.
+        """The training run: optimizer, history, and the report of the weight transfer.
 
         Raises:
-            StateError: The classifier was loaded from a file, which holds no run.
+            StateError: The classifier is not fitted, or was loaded from a file, which holds no run.
         """
         run = self._require_fitted().run
         if run is None:
-            raise StateError("a saved classifier has no run; keep one with fit(..., run_file=...)")
+            raise StateError(
+                "a saved classifier has no run; save one with fit(..., run_file=...) and restore it"
+            )
         return run
 
     def fit(
@@ -177,35 +186,41 @@ class SceneClassifier:
         log: steps.Log | None = None,
         progress: Progress = False,
     ) -> SceneClassifier:
-        """Train on photos.
+        """Train on annotated photos.
+
+        Each call builds the network anew and trains it from the pretrained weights, unless it resumes a run.
 
         Args:
-            photos: A data set of items with ``image`` (3, H, W) uint8, ``boxes`` (n, 4) and ``classes`` (n,), such as
-                :class:`~transferkit.datasets.VOCDataset` or a list of
-                :class:`~transferkit.sampler.AnnotatedImage`; or a view of features from :meth:`cache`.
-            run_file: Where the run is saved after its epochs, so that a later call can go on.
-            resume: ``True``: go on with the run in ``run_file``, if there is one. A path: go on with that run.
-            save_every: Epochs between two saves; 0 saves never.
-            keep: How many epochs of the run are kept, each in a file of its own if more than one.
-            validation: Photos that are tested on along the way, which changes nothing but the history.
+            photos: A data set of items with ``image`` (3, H, W) uint8, ``boxes`` (n, 4) xyxy in pixels and ``classes``
+                (n,) in 1..K-1, such as :class:`~transferkit.datasets.VOCDataset` or a list of
+                :class:`~transferkit.sampler.AnnotatedImage`; or features from :meth:`cache`, or a part of them.
+            run_file: File that the run is saved to, so that a later call can resume it.
+            resume: ``True``: resume the run in ``run_file`` if there is one. A path: resume that run.
+            save_every: Epochs between two saves; 0 never saves.
+            keep: Number of epochs of the run that are kept; see :meth:`Run.save`.
+            validation: Photos to test during training; the result goes only to the history.
             test_every: Epochs between two such tests.
             settings: Plain values that are stored with the run.
-            log: Called with lines that tell what is being done, such as ``print``.
+            log: Called with lines about the progress of the fit, such as ``print``.
             progress: See :func:`transferkit.progress.track`.
 
         Returns:
             The classifier itself.
 
         Raises:
-            ArgumentError: No photo shows an object, or class names differ from the data set's.
-            TransferError: The weights do not fit the network; the message shows both sides.
+            ArgumentError: No photo shows an object, or the classifier and the data set have different class names.
+            DataError: A photo has an object of a class without a name.
+            TransferError: The weights do not fit the network; the message compares both.
+            StateError: The resumed run has other frozen layers or parameters.
+            UnsplittableError: ``features.cache=True``, and no features of frozen layers can be computed.
             DivergedError: The loss became infinite or NaN.
         """
-        names = _agreed(self._names, photos)
+        require(validation is None or test_every >= 1, "test_every", "at least 1", test_every)
+        names = agreed_names(self._names, photos)
         source = _resumed_from(run_file, resume)
         saved = read_run(source) if source else None
-        setup = self._setup(self._decided_in(saved), log, progress)
-        truth = _usable(photos, names)
+        setup = self._setup(steps.decided_in(saved, self.protocol), log, progress)
+        truth = truth_to_fit(photos, names)
         if run_file is not None and is_first():
             require_writable(run_file)
         patches = setup.stream(photos, "train")
@@ -221,11 +236,11 @@ class SceneClassifier:
             if on and setup.protocol.choice and not saved:
                 decided = setup.protocol.decided(*steps.choose(setup, prepared, on, truth))
                 setup = replace(setup, protocol=decided)
-                torch.manual_seed(self.seed)
+                torch.manual_seed(self.seed)  # the choice drew random numbers
                 run = self._new_run(setup, prepared, len(patches), names, settings)
 
             def after_epoch(run: Run) -> None:
-                self._keep(setup, run, names)
+                self._fitted = steps.fitted_by(run, setup.protocol, names)
                 if validation is not None and run.epoch % test_every == 0:
                     mean_ap = self.test(validation, progress=progress).mean_ap()
                     run.history[-1] = replace(run.history[-1], mean_ap=mean_ap)
@@ -238,52 +253,73 @@ class SceneClassifier:
                 steps.train(setup, run, patches, on, after_epoch)
                 if self.loop.profile and is_first():
                     setup.log((self.loop.profile / "profile.txt").read_text(encoding="utf-8"))
-        self._keep(setup, run, names)
+        self._fitted = steps.fitted_by(run, setup.protocol, names)
         return self
 
     def restore(self, run_file: str | os.PathLike[str], *, log: steps.Log | None = None) -> SceneClassifier:
-        """Take the weights of a saved run, without training on.
+        """Load a saved run, to test and predict with its weights.
 
         Args:
-            run_file: What :meth:`fit` was given; the network, recipe and settings must be the same.
+            run_file: The ``run_file`` of an earlier :meth:`fit`; network, recipe and frozen layers must be the same.
             log: As for :meth:`fit`.
 
         Returns:
-            The classifier itself, to test and predict with.
+            The classifier itself.
+
+        Raises:
+            MissingFileError: There is no such file.
+            CheckpointError: The file is not a run, or is damaged.
+            ArgumentError: The run holds no class names, and the classifier was given none.
+            TransferError: The run belongs to another network.
+            StateError: The run has other frozen layers or parameters.
         """
         saved = read_run(run_file)
         stored = saved["settings"].get("class_names")
         names = self._names or (None if stored is None else with_background(stored))
         if names is None:
-            raise ArgumentError(
-                f"{run_file} does not tell its class names; give SceneClassifier(class_names=...)"
-            )
-        setup = self._setup(self._decided_in(saved), log)
+            raise ArgumentError(f"{run_file} holds no class names; give SceneClassifier(class_names=...)")
+        setup = self._setup(steps.decided_in(saved, self.protocol), log)
         run = self._new_run(setup, self._prepare(setup, names, saved), 1, names, saved["settings"])
         run.restore(saved)
         setup.log(f"{run_file}: {run.epoch} epochs done")
-        self._keep(setup, run, names)
+        self._fitted = steps.fitted_by(run, setup.protocol, names)
         return self
 
     def test(self, photos: Any, *, bootstrap: int = 0, progress: Progress = False) -> ClassificationResult:
-        """Score annotated photos, and compare the scores with their annotations by the recipe's average precision.
+        """Score annotated photos, and evaluate the scores by the recipe's average precision.
 
         Args:
             photos: As for :meth:`fit`.
-            bootstrap: How many draws intervals are made from; 0 for none.
+            bootstrap: Number of bootstrap samples for confidence intervals; 0 for none.
             progress: See :func:`transferkit.progress.track`.
 
+        Returns:
+            Average precision of each class, and their mean.
+
         Raises:
-            StateError: Nothing was fitted.
-            ArgumentError: Class names differ from the data set's.
+            StateError: The classifier is not fitted.
+            ArgumentError: The classifier and the data set have different class names.
         """
         return self.evaluate(photos, self.score(photos, progress=progress), bootstrap=bootstrap)
 
     def evaluate(
         self, photos: Any, scorer: ImageScorer | PatchLog, *, bootstrap: int = 0
     ) -> ClassificationResult:
-        """Compare scores that :meth:`score` collected with the photos' annotations."""
-        names, protocol = _agreed(self.class_names, photos), self.decided
+        """Evaluate the scores from :meth:`score`; :meth:`test` is both in one call.
+
+        Args:
+            photos: The photos that were scored.
+            scorer: The return value of :meth:`score`.
+            bootstrap: As for :meth:`test`.
+
+        Returns:
+            As for :meth:`test`.
+
+        Raises:
+            StateError: The classifier is not fitted.
+            ArgumentError: The classifier and the data set have different class names.
+        """
+        names, protocol = agreed_names(self.class_names, photos), self.decided
         truth = truth_of(photos, len(names))
         return evaluate(
             scorer.compute().cpu(),
@@ -298,12 +334,20 @@ class SceneClassifier:
     def score(
         self, photos: Any, *, keep_patches: bool = False, progress: Progress = False
     ) -> ImageScorer | PatchLog:
-        """Collect the probabilities of all patches of the photos.
+        """Compute the probabilities of all patches of the photos, and add them up to scores.
 
         Args:
             photos: A data set, or features from :meth:`cache`.
-            keep_patches: Keep every patch's probabilities, for maps and other exponents.
+            keep_patches: Keep the probabilities of every patch, for maps and other exponents.
             progress: See :func:`transferkit.progress.track`.
+
+        Returns:
+            A scorer, whose ``compute()`` gives (N, K) float64 scores; with ``keep_patches`` a log of all patches,
+            which has ``compute()`` too.
+
+        Raises:
+            StateError: The classifier is not fitted.
+            DivergedError: The network gives infinite or NaN logits.
         """
         fitted = self._require_fitted()
         setup = self._setup(fitted.protocol, None, progress)
@@ -316,16 +360,19 @@ class SceneClassifier:
         return steps.score_photos(setup, fitted.model, fitted.preprocessing, photos, empty)
 
     def predict(self, photos: Any, *, maps: bool = False, progress: Progress = False) -> Predictions:
-        """Score photos that need no annotation, as :meth:`test` scores them.
+        """Score photos without annotations.
 
         Args:
-            photos: A folder, files, images, or a data set; see :func:`~transferkit.finetune.photos.as_photos`.
-            maps: Keep every patch, so that :meth:`Predictions.map` can tell where a class is seen.
+            photos: A folder, files, images, or a data set; see :func:`~transferkit.finetune.as_photos`.
+            maps: Keep every patch, which :meth:`Predictions.map` needs.
             progress: See :func:`transferkit.progress.track`.
 
+        Returns:
+            The scores of all photos, with the best patch of each class.
+
         Raises:
-            StateError: Nothing was fitted.
-            DataError: A photo that cannot be read; names it.
+            StateError: The classifier is not fitted.
+            DataError: A photo cannot be read; the message names it.
         """
         fitted = self._require_fitted()
         data = as_photos(photos)
@@ -343,57 +390,59 @@ class SceneClassifier:
         )
 
     def sampler(self, photos: Any, mode: Literal["train", "test"] = "train") -> MultiscaleSampler:
-        """Return the recipe's stream of minibatches over photos, as :meth:`fit` (or ``"test"``) sees them."""
+        """Return the recipe's sampler of minibatches over photos.
+
+        Args:
+            photos: As for :meth:`fit`.
+            mode: ``"train"`` for the minibatches of :meth:`fit`, ``"test"`` for those of :meth:`score`.
+        """
         return self._setup(self._fitted.protocol if self._fitted else self.protocol).stream(photos, mode)
 
     def cache(self, photos: Any) -> FeatureCache:
-        """Return where the features of frozen layers for all patches of the photos are kept, to fit on parts of them.
+        """Return a cache for the features that the frozen layers give for all patches of the photos.
 
-        Fill it, then give it, or ``torch.utils.data.Subset`` s of it, to :meth:`fit`, :meth:`test` and
-        :meth:`score` in place of the photos: cross-validation computes features once.
+        Call its ``fill()``. Then pass it, or any ``torch.utils.data.Subset`` of it, to :meth:`fit`, :meth:`test` and
+        :meth:`score` in place of the photos, so that cross-validation computes features only once.
 
         Args:
             photos: As for :meth:`fit`.
 
+        Returns:
+            The cache in ``features.folder``, empty or filled by an earlier call.
+
         Raises:
-            UnsplittableError: Nothing is frozen before what is trained.
+            UnsplittableError: No layer before the trained ones is frozen.
             ArgumentError: ``features.folder`` is not given.
         """
         if self.features.folder is None:
             raise ArgumentError(
-                "features.folder must be given: FeatureSettings(folder=...) tells where they are kept"
+                "features.folder must be given; use SceneClassifier(features=FeatureSettings(folder=...))"
             )
         setup = self._setup(self.protocol)
-        names = _agreed(self._names, photos)
+        names = agreed_names(self._names, photos)
         run = self._new_run(setup, self._prepare(setup, names, None), 1, names, None)
         features, _ = frozen_features(run, setup.protocol, **steps.feature_arguments(setup))
         return setup.cache_of(features, photos, self.features.folder)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write all that predicting needs to one file: weights, head, preprocessing, recipe, class names.
+        """Write everything that :meth:`predict` needs to one file: weights, preprocessing, recipe and class names.
 
-        A network of your own, or of ``module:factory``, is only named in the file.
+        The file holds no code. It only names a network of your own or of ``module:factory``, so :meth:`load` needs
+        that network again.
+
+        Args:
+            path: File to write.
+
+        Returns:
+            ``path``.
 
         Raises:
-            StateError: Nothing was fitted.
-            ArgumentError: The recipe holds a function or value of your own.
+            StateError: The classifier is not fitted.
+            ArgumentError: The recipe holds a function or a class of your own.
         """
-        fitted = self._require_fitted()
-        state = {
-            "network": self.network_name,
-            "named": self.network in NETWORKS if isinstance(self.network, str) else False,
-            "protocol": plain(fitted.protocol),
-            "class_names": list(fitted.class_names),
-            "preprocessing": fitted.preprocessing.to_dict(),
-            "features": {
-                "method": self.features.method_for(fitted.protocol),
-                "pyramid_scales": self.features.scales_for(fitted.protocol),
-                "amp": self.features.amp,
-            },
-            "frozen": list(fitted.frozen),
-            "model": fitted.model.state_dict(),
-        }
-        return write_classifier(require_writable(path), state)
+        state = state_of(self._require_fitted(), self.features)
+        known = isinstance(self.network, str) and self.network in NETWORKS
+        return write_classifier(require_writable(path), {"network": self.network_name, "named": known, **state})
 
     @classmethod
     def load(
@@ -408,62 +457,52 @@ class SceneClassifier:
     ) -> SceneClassifier:
         """Read a saved classifier, running no code from its file.
 
+        A later :meth:`fit` of it does not use the loaded weights: it trains the network from scratch.
+
         Args:
-            path: What :meth:`save` wrote.
-            network: The network of your own, or ``"module:factory"``, where the file only names it.
-            features: Where features are kept; method and pyramid scales are the file's.
+            path: File written by :meth:`save`.
+            network: The module of your own, or ``"module:factory"``, if the file only names its network.
+            features: Where features are cached; the file determines ``method``, ``pyramid_scales`` and ``amp``.
             loop: As for :class:`SceneClassifier`.
-            num_workers: Likewise.
-            device: Likewise.
+            num_workers: As for :class:`SceneClassifier`.
+            device: As for :class:`SceneClassifier`.
+
+        Returns:
+            The classifier, ready to test and predict.
 
         Raises:
-            CheckpointError: No classifier, damaged, or of another version.
-            ArgumentError: The file only names the network, and none is given.
-            TransferError: The given network is of another architecture.
+            MissingFileError: There is no such file.
+            CheckpointError: The file is no classifier, is damaged, or was written by another version.
+            ArgumentError: The file only names its network, and ``network`` is not given.
+            TransferError: ``network`` has another architecture.
         """
         state = read_classifier(path)
         if network is None and not state["named"]:
             raise ArgumentError(
-                f"{path} only names its network, {state['network']!r}, since a file imports nothing; give it: "
+                f"{path} only names its network, {state['network']!r}, since reading a file imports nothing; give it: "
                 "SceneClassifier.load(path, network=...)"
             )
-        names = tuple(state["class_names"])
         protocol: Protocol = from_plain(state["protocol"])
-        how = replace(features, **{**state["features"], "pyramid_scales": _as_scales(state["features"])})
         classifier = cls(
             state["network"] if network is None else network,
             protocol,
-            class_names=names,
+            class_names=state["class_names"],
             from_scratch=True,
-            features=how,
+            features=replace(
+                features, **{name: from_plain(value) for name, value in state["features"].items()}
+            ),
             loop=loop,
             num_workers=num_workers,
             device=device,
         )
-        setup = classifier._setup(protocol)
-        with torch.random.fork_rng():
-            prepared = steps.prepare(setup, classifier._build(), len(names), classifier._start, None)
-        WeightTransfer(Checkpoint.from_state_dict(state["model"])).apply(prepared.model)
-        frozen = tuple(state["frozen"])
-        if frozen:
-            freeze(prepared.model, by_name(*frozen))
-        preprocessing = Preprocessing.from_dict(state["preprocessing"])
-        classifier._fitted = _Fitted(prepared.model.eval(), preprocessing, protocol, names, frozen)
+        with torch.random.fork_rng():  # initial weights, which the file's replace, draw random numbers
+            classifier._fitted = fitted_from(state, classifier._build(), classifier._setup(protocol))
         return classifier
 
-    def _require_fitted(self) -> _Fitted:
+    def _require_fitted(self) -> steps.Fitted:
         if self._fitted is None:
             raise StateError("nothing was fitted yet; call fit(photos) first, or SceneClassifier.load(path)")
         return self._fitted
-
-    def _decided_in(self, saved: Mapping[str, Any] | None) -> Protocol:
-        chosen = (saved or {}).get("settings", {}).get("chosen")
-        if not chosen or self.protocol.choice is None:
-            return self.protocol
-        epochs, exponent = chosen
-        return self.protocol.decided(
-            epochs if self.protocol.choice.stopping else self.protocol.epochs, exponent
-        )
 
     def _setup(
         self, protocol: Protocol, log: steps.Log | None = None, progress: Progress = False
@@ -500,45 +539,11 @@ class SceneClassifier:
             stored["chosen"] = [setup.protocol.epochs, setup.protocol.exponent]
         return steps.new_run(setup, prepared, minibatches, stored)
 
-    def _keep(self, setup: steps.Setup, run: Run, names: tuple[str, ...]) -> None:
-        self._fitted = _Fitted(steps.tested_of(run), run.preprocessing, setup.protocol, names, run.frozen, run)
-
-
-def _agreed(known: tuple[str, ...] | None, photos: Any) -> tuple[str, ...]:
-    """Return the class names, which must be the data set's where it tells any."""
-    told = class_names_of(photos)
-    if known is None and told is None:
-        raise ArgumentError(
-            "the photos tell no class names; give SceneClassifier(class_names=[...]) or a data set with class_names"
-        )
-    if known is not None and told is not None and told != known:
-        raise ArgumentError(
-            f"class names must be the data set's: the classifier has {', '.join(known)}; the data set has "
-            f"{', '.join(told)}; make a data set with the classifier's names, or a classifier with the data set's"
-        )
-    return known or told or ()
-
 
 def _resumed_from(
     run_file: str | os.PathLike[str] | None, resume: bool | str | os.PathLike[str]
 ) -> str | os.PathLike[str] | None:
-    """Return the file of the run to go on with."""
+    """Return the file of the run to resume, or ``None``."""
     if not isinstance(resume, bool):
         return resume
     return run_file if resume and run_file is not None and Path(run_file).exists() else None
-
-
-def _as_scales(stored: Mapping[str, Any]) -> Any:
-    scales = stored["pyramid_scales"]
-    return tuple(scales) if isinstance(scales, list) else scales
-
-
-def _usable(photos: Any, names: tuple[str, ...]) -> Presence:
-    """Return which classes the photos show; refuse photos that show none."""
-    truth = truth_of(photos, len(names))
-    if not truth.present.any():
-        raise ArgumentError(
-            f"none of the {len(photos)} photos shows an object of {', '.join(names[1:])}; see whether the data set "
-            "reads the annotations and the class names are spelled as there"
-        )
-    return truth

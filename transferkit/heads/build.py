@@ -115,9 +115,6 @@ class PerPosition(nn.Module):
         return logits.permute(0, 3, 1, 2)
 
 
-# Heads for a new task, with the initialization that their recipe names.
-
-
 def linear_head(
     in_features: int,
     num_classes: int,

@@ -170,7 +170,7 @@ def replace_head(
 
     Args:
         model: Any module; changed in place.
-        head: The new head; a function of ``in_features`` that builds it; or the number of classes of one linear layer.
+        head: The new head, a function of ``in_features`` that builds it, or the number of classes of a linear head.
         name: Dotted name of the module to replace; found by :func:`find_head` unless given.
 
     Returns:

@@ -182,11 +182,9 @@ class MultiLabel(Objective):
 
 
 SINGLE_LABEL = SingleLabel()
-
 """Softmax over the classes, background among them: the published recipes."""
 
 MULTI_LABEL = MultiLabel()
-
 """A sigmoid per class."""
 
 

@@ -14,11 +14,9 @@ from transferkit.boxes import as_boxes
 from transferkit.errors import ArgumentError
 
 BACKGROUND = 0
-
 """The class of a patch without an object."""
 
 IGNORE = -100
-
 """The label of a patch that is neither: losses skip it (it is the default ``ignore_index`` of torch)."""
 
 
@@ -103,8 +101,6 @@ class Rule(Protocol):
         """Return the labels of ``boxes``, (P, 4) xyxy, pixels."""
         ...
 
-
-# One label per patch from what a rule measured, and the reason for it.
 
 Several = Literal["background", "ignore", "largest", "same_class"]
 

@@ -29,7 +29,7 @@ def label_patches(
         classes: (N,) whole numbers from 1; 0 is the background.
         rule: When an object counts as being in a patch; ``None`` for :class:`OverlapRule`'s defaults.
         difficult: (N,) bool, for rules that treat such objects apart.
-        truncated: (N,) bool, likewise.
+        truncated: (N,) bool: truncated objects.
 
     Returns:
         ``labels`` (P,) int64 and ``matched`` (P,) int64, on the device of ``boxes``.

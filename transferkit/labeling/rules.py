@@ -24,7 +24,7 @@ _SPECIAL = ("count", "ignore", "drop")
 class MatchRule(ABC):
     """Labels a patch by the one object that matches it, else as background.
 
-    A rule of one's own derives from this and measures (:meth:`evidence`), or has a ``label`` method of its own.
+    A rule of your own derives from this and measures (:meth:`evidence`), or has a ``label`` method of its own.
 
     Attributes:
         several: What a patch is that more than one object matches: ``"background"``, ``"ignore"``, the class of

@@ -51,20 +51,21 @@ def bilinear_taps(
     if whole_pixels:
         start = first = np.minimum(np.floor(start), length - 1)
         end = last = np.maximum(np.floor(end), start + 1)
+    # The filter is a triangle of half-width 1 in source pixels; where a box shrinks, it is as wide as an output pixel,
+    # so that every source pixel has a say and fine patterns do not alias. PIL's resize(box=...) does the same.
     scale = (end - start) / count  # (G,)
     width = np.maximum(scale, 1) if antialias else np.ones_like(scale)
-    needed = np.ceil(2 * width).astype(np.int64)
+    needed = np.ceil(2 * width).astype(np.int64)  # source pixels under one triangle, wherever its center falls
+    # Value i is centered in its share of the interval; pixel j has its center at j + 0.5.
     center = start[:, None] + (np.arange(count) + 0.5) * scale[:, None]  # (G, S)
     lowest = np.floor(center - width[:, None] + 0.5)
     index = lowest[..., None] + np.arange(needed.max())  # (G, S, T)
     weight = 1 - np.abs(index + 0.5 - center[..., None]) / width[:, None, None]
     seen = (weight > 0) & (index >= first[:, None, None]) & (index < last[:, None, None])
+    # Outside the image there is nothing to weigh: what remains is scaled to 1, which leaves an even image even.
     weight = np.where(seen, weight, 0)
     weight /= weight.sum(axis=2, keepdims=True)
     return Taps(np.clip(index, 0, length - 1).astype(np.int32), weight, needed)
-
-
-# Decide how boxes are cut out of an image: which pixels, with what weights, in which order.
 
 
 @dataclass(frozen=True, eq=False)

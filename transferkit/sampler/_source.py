@@ -112,7 +112,6 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 # What a stream of patches is made of: where an image's patches lie, and how the chosen ones become a minibatch.
 
 Proposals = Callable[[Any], Tensor]
-
 """Takes an annotated image and returns (P, 4) boxes, xyxy, pixels."""
 
 

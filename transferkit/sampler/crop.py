@@ -68,8 +68,6 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-# Cut boxes out of an image and resize them, as PIL's ``resize(box=...)`` does, many at a time, on any device.
-
 # How much is worked on at a time: on the cpu so little that it stays in the cache, on other devices so much that
 # each call is worth its launch.
 _BOXES_AT_ONCE = 1024

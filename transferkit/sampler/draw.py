@@ -1,4 +1,4 @@
-"""A picture of what the network sees: the photo with its patches outlined, and the patches as they are cut."""
+"""A picture of the network's input: the photo with its patches outlined, and the cropped patches."""
 
 from __future__ import annotations
 

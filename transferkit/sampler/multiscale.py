@@ -63,7 +63,7 @@ class MultiscaleSampler:
         on_bad_image: What to do when an image cannot be read: raise an ``"error"``, or ``"skip"`` it; then
             ``bad_images`` tells which and why, and a warning at the end of the epoch how many.
         rank: This process among those that share the images; by default its rank in ``torch.distributed``.
-        world_size: How many processes share the images; likewise.
+        world_size: How many processes share the images; by default the number of ranks in ``torch.distributed``.
 
     Attributes:
         mode: ``"train"`` or ``"test"``.

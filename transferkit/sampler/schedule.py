@@ -1,4 +1,4 @@
-"""Who visits which image when, by random choices that depend on what they are for."""
+"""The order in which ranks and workers visit images, from random numbers of (seed, epoch, purpose)."""
 
 from __future__ import annotations
 

@@ -153,7 +153,6 @@ class Cutter:
 # Prefetch: prepare the next minibatches while the device works on this one.
 
 Placed = tuple[int, PatchBatch]
-
 """A minibatch with its place in the epoch."""
 
 _PREFETCHED = 2  # minibatches that are ready at most, besides the one in work
@@ -228,9 +227,6 @@ class _Maker:
         with torch.cuda.stream(self._side):
             placed = next(self._batches, None)
             return None if placed is None else (placed, self._side.record_event())
-
-
-# One epoch's minibatches from any place on: images come from workers, and their patches are cut here.
 
 
 @dataclass(eq=False)

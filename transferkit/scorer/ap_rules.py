@@ -117,8 +117,6 @@ def _check(scores: Tensor, targets: Tensor, ignore: Tensor) -> None:
         raise ArgumentError("; ".join(problems))
 
 
-# Average precision, each variant to the letter of its definition.
-
 Interpolation = Literal["all-points", "11-point", "none"]
 
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
@@ -254,17 +252,13 @@ class APRule:
 
 
 VOC2007 = APRule("11-point", "ignored")
-
 """The VOC2007 development kit's."""
 
 VOC2010 = APRule("all-points", "ignored")
-
 """The development kit's from VOC2010 on."""
 
 NEON = APRule("all-points", "positive", minimum_score=1e-6)
-
 """The Nervana neon example's. That positives under the limit stay to be found is our reading of it."""
 
 ALL_RULES = (*(APRule(i, d) for d in DIFFICULT for i in INTERPOLATIONS), NEON)
-
 """Every interpolation with every treatment of difficult objects, and NEON."""

@@ -36,7 +36,7 @@ def bootstrap_intervals(
         ranking: N images ranked for K classes; see :meth:`APRule.rank`.
         interpolation: Of average precision.
         samples: Number of resampled sets; 0 returns nothing.
-        level: The share of such intervals that shall hold the true value.
+        level: The share of such intervals that should hold the true value.
         seed: Of the draw.
 
     References:
@@ -119,9 +119,6 @@ def find_extremes(scores: Tensor, targets: Tensor, ignore: Tensor | None = None,
     return Extremes(tuple(hits), tuple(misses), tuple(alarms))
 
 
-# Score a whole classification run under every rule at once.
-
-
 def evaluate(
     scores: Tensor,
     targets: Tensor,
@@ -146,7 +143,7 @@ def evaluate(
         image_ids: N distinct names of the images, to speak of in errors and for the devkit's result files.
         rule: The rule that the result means where none is named.
         bootstrap: Number of resampled image sets for the intervals under ``rule``; 0 for no intervals.
-        level: The share of intervals that shall hold the true value.
+        level: The share of intervals that should hold the true value.
         seed: Of the resampling.
 
     Raises:

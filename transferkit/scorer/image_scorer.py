@@ -84,8 +84,6 @@ def _wrong_boxes(boxes: Tensor) -> list[str]:
     return [f"boxes must be finite, xmin <= xmax and ymin <= ymax, got {found} at row {row}"]
 
 
-# From the class probabilities of patches to a score per image and class.
-
 Reduction = Literal["sum", "mean"]
 
 
@@ -296,7 +294,7 @@ class PatchLog:
         num_images: N.
         num_classes: K, background included.
         exponent: What :meth:`compute` uses unless told otherwise.
-        reduction: Likewise.
+        reduction: What :meth:`compute` uses unless told otherwise.
 
     Example:
         >>> log = PatchLog(num_images=1, num_classes=2)
@@ -335,7 +333,7 @@ class PatchLog:
 
         Args:
             exponent: Unless that of this log.
-            reduction: Likewise.
+            reduction: What :meth:`compute` uses unless told otherwise.
             log: Return their logarithm; see :meth:`ImageScorer.compute`.
         """
         return self.scorer(exponent, reduction).compute(log)

@@ -163,9 +163,6 @@ def _read_lines(file: Path, row_of: dict[str, int]) -> list[tuple[int, float]]:
     return list(found.items())
 
 
-# What an evaluation found, as numbers, a table, JSON and Markdown.
-
-
 @dataclass(frozen=True)
 class Interval:
     """A bootstrap interval; see :func:`transferkit.scorer.evaluation.bootstrap_intervals`."""

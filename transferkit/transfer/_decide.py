@@ -59,8 +59,6 @@ def _by_globs(globs: Sequence[str], layers: Sequence[Layer]) -> Callable[[Layer,
     return allow
 
 
-# Put every tensor of source and target into exactly one bucket, before anything is written.
-
 Allow = Callable[[Layer, str], str]
 
 

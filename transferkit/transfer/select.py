@@ -54,7 +54,6 @@ class Rule:
 
 
 Predicate = Rule | Callable[[int, Layer], bool]
-
 """What selects layers: a rule, or any function ``(index, layer) -> bool``; true means select this layer."""
 
 

@@ -137,8 +137,6 @@ def _tensors(layer: Layer) -> Mapping[str, Tensor]:
     return {short: tensor for short, tensor in layer.tensors.items() if tensor.ndim > 0}
 
 
-# Mapping by structure: which source layer serves a target layer whose every name is spelled another way.
-
 Options = dict[int, tuple[int | None, ...]]
 
 

@@ -85,9 +85,6 @@ def _transform(config: Mapping[str, Any], key: str) -> str:
     return str(entry.get("type", "")).rpartition(".")[2] if isinstance(entry, Mapping) else "unknown"
 
 
-# How each kind of neon layer becomes a torch layer: which array, reshaped how, under which name.
-
-
 class NotConvertibleError(Exception):
     """A layer that has no exact counterpart in torch; the message says why."""
 

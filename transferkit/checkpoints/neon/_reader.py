@@ -150,8 +150,6 @@ def _untyped_note(records: list[Record]) -> str:
     return f"the file has no layer types (neon 1.0); told from the shapes: {told}"
 
 
-# Read the model files of Nervana's neon, versions 1.0 to 2.6, into torch's layout.
-
 _BIAS_OF = frozenset(["Convolution", "Deconvolution", "Linear", ""])  # "" where a file does not name types
 
 

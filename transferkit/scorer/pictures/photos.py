@@ -156,7 +156,7 @@ def plot_patches(
         crops: (P, 3, S, S) uint8, what the network is given; some are shown, objects before background.
         objects: (N, 4) xyxy, pixels.
         background: How many background patches to draw, evenly spaced through the list.
-        per_class: How many patches of each class to draw, likewise.
+        per_class: How many patches of each class to draw.
         columns: Crops in a row.
 
     Raises:
