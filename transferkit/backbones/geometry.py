@@ -106,8 +106,8 @@ def map_coordinates(
     return (start * image_scale + center * ratio - axis.offset) / axis.stride
 
 
-# The probe: NaN spreads to every cell that depends on the pixel it is in, whatever the weights, and to no other. An image
-# that is NaN outside a window therefore has clean cells exactly where a cell's receptive field lies in the window.
+# The probe: NaN spreads to every cell that depends on its pixel, whatever the weights, and to no other. So an image
+# that is NaN outside a window has clean cells exactly where a cell's receptive field lies in the window.
 # Closing the window pixel by pixel, by bisection, tells where receptive fields begin and end.
 
 _THIN = (1, 2, 4, 8, 16, 32, 64, 128)  # sides to try for the axis that is not asked about, to save work

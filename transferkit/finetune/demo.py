@@ -40,7 +40,7 @@ def prepare_demo(
     seed: int = 13,
     device: torch.device | str | None = None,
     progress: Progress = False,
-    log: Callable[[str], object] = lambda line: None,
+    log: Callable[[str], object] | None = None,
 ) -> Path:
     """Write scenes with digits in them, and weights pretrained on single digits.
 
@@ -67,7 +67,8 @@ def prepare_demo(
             )
             loss = train_on_digits(source, IMAGENET, seed=seed, progress=progress)
             torch.save(source.state_dict(), weights)
-            log(f"single digits: loss {loss:.3f}")
+            if log is not None:
+                log(f"single digits: loss {loss:.3f}")
     return weights
 
 

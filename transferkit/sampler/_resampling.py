@@ -51,7 +51,7 @@ def bilinear_taps(
     if whole_pixels:
         start = first = np.minimum(np.floor(start), length - 1)
         end = last = np.maximum(np.floor(end), start + 1)
-    # The filter is a triangle of half-width 1 in source pixels; where a box shrinks, it is as wide as an output pixel,
+    # The filter is a triangle of half-width 1 in source pixels; where a box shrinks, of one output pixel,
     # so that every source pixel has a say and fine patterns do not alias. PIL's resize(box=...) does the same.
     scale = (end - start) / count  # (G,)
     width = np.maximum(scale, 1) if antialias else np.ones_like(scale)

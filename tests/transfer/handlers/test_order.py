@@ -57,23 +57,32 @@ def test_two_functions_of_one_name_are_two_handlers():
     assert torch.equal(target["b"].weight[0], source["b"].weight[2])
 
 
+BUILT_IN = (
+    "parametrizations",
+    "fold_batch_norm",
+    "cast",
+    "inflate_kernel",
+    "input_channels",
+    "resize_kernel",
+    "position_embeddings",
+    "slices",
+)
+
+
 def test_the_automatic_order_goes_from_exact_to_lossy():
-    assert list(automatic_handlers()) == [
-        "parametrizations",
-        "fold_batch_norm",
-        "cast",
-        "inflate_kernel",
-        "input_channels",
-        "resize_kernel",
-        "position_embeddings",
-        "slices",
-    ]
+    assert tuple(name for name in automatic_handlers() if name in BUILT_IN) == BUILT_IN
 
 
 def test_a_registered_handler_comes_after_the_built_in_ones_and_before_slices():
     register_handler("aaa_last_rows")(last_rows)
     try:
-        assert list(automatic_handlers())[-2:] == ["aaa_last_rows", "slices"]
+        order = list(automatic_handlers())
+        assert (
+            order.index("position_embeddings")
+            < order.index("aaa_last_rows")
+            < order.index("slices")
+            == len(order) - 1
+        )
         wide, narrow = nn.Linear(4, 6), nn.Linear(4, 2)
         report = WeightTransfer(wide, on_mismatch="adapt").apply(narrow)
         assert {entry.handler for entry in report.entries} == {"aaa_last_rows"}
