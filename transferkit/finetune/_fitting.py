@@ -1,8 +1,10 @@
-"""The steps of SceneClassifier: prepare a network, make its run, compute features, choose, train and score."""
+"""The steps of SceneClassifier.fit: prepare a network, make its run, compute features, choose, and train."""
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,27 +16,21 @@ import torch
 from torch import nn
 
 from transferkit.annotated import Presence
+from transferkit.backbones import find_preprocessing
 from transferkit.checkpoints import Checkpoint
 from transferkit.distributed import in_process_group, is_first
 from transferkit.errors import ArgumentError, OutputError
-from transferkit.features import FeatureCache, FeatureImages, PatchFeatures, UnsplittableError
+from transferkit.features import FeatureCache, PatchFeatures, UnsplittableError
 from transferkit.finetune.choosing import choose_on_held_out
-from transferkit.finetune.networks import Network
-from transferkit.finetune.on_features import (
-    AS_THEY_ARE,
-    features_of_frozen,
-    fit_on_features,
-    frozen_features,
-    head_features,
-)
+from transferkit.finetune.networks import Network, build_network
+from transferkit.finetune.on_features import fit_on_features, frozen_features
 from transferkit.finetune.optimizer import trains_transferred, transferred_parameters
+from transferkit.finetune.photos import truth_of
 from transferkit.finetune.protocol import Optimization, Protocol
 from transferkit.finetune.run import Run, build_run, report_of
-from transferkit.finetune.scoring import AnyScorer, fill_scorer
 from transferkit.finetune.settings import FeatureSettings, LoopSettings
 from transferkit.finetune.training import fit
 from transferkit.heads import replace_head
-from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress
 from transferkit.sampler import MultiscaleSampler
 from transferkit.sampler._source import tellers_of
@@ -57,7 +53,10 @@ class Start:
 class Setup:
     """Recipe, settings and device, which every step takes."""
 
-    protocol: Protocol
+    network: str | nn.Module
+    start: Start
+    recipe: Protocol  # as the user gave it
+    protocol: Protocol  # the recipe, with what was chosen on held-out photos once it is
     features: FeatureSettings
     loop: LoopSettings
     seed: int
@@ -66,6 +65,17 @@ class Setup:
     log: Log = lambda line: None
     progress: Progress = False
 
+    @property
+    def network_name(self) -> str:
+        """Return the name of the network, or the class name of a module."""
+        return self.network if isinstance(self.network, str) else type(self.network).__qualname__
+
+    def build(self) -> Network:
+        """Return the network, or a copy of the user's module."""
+        if isinstance(self.network, str):
+            return build_network(self.network)
+        return Network(self.network_name, copy.deepcopy(self.network), find_preprocessing(self.network))
+
     def stream(self, data: Any, mode: Literal["train", "test"]) -> MultiscaleSampler:
         """Return the recipe's sampler over photos or their features."""
         return self.protocol.sampler(
@@ -73,7 +83,7 @@ class Setup:
         )
 
     def cache_of(self, features: PatchFeatures, photos: Any, folder: Path) -> FeatureCache:
-        """Return an empty cache for the features of all patches of the photos."""
+        """Return the cache in ``folder`` for the features of all patches of the photos."""
         return FeatureCache(
             folder,
             features,
@@ -108,14 +118,14 @@ class Prepared:
         return protocol.optimization(from_scratch=not trains_transferred(self.model, self.moved))
 
 
-def prepare(
-    setup: Setup, network: Network, num_classes: int, start: Start, saved: Mapping[str, Any] | None
-) -> Prepared:
-    """Put the recipe's head on a network, transfer weights unless a ``saved`` run brings them, and freeze layers."""
-    protocol, model = setup.protocol, network.model
-    head = replace_head(model, lambda width: protocol.head(width, num_classes))
-    before_head = ~by_name(f"{head.name}.*")
-    model.to(setup.device)
+def prepare(setup: Setup, num_classes: int, saved: Mapping[str, Any] | None) -> Prepared:
+    """Build the network, transfer weights unless a ``saved`` run brings them, and freeze layers."""
+    torch.manual_seed(setup.seed)
+    network = setup.build()
+    setup.log(str(network))
+    head = put_head_on(network, setup, num_classes)
+    start, model = setup.start, network.model
+    before_head = ~by_name(f"{head}.*")
     moved = report_of(saved) if saved else None
     if not saved and not start.from_scratch:
         source: Checkpoint = network.checkpoint(start.weights)
@@ -125,13 +135,30 @@ def prepare(
     frozen: tuple[str, ...] = ()
     if start.freeze and not start.from_scratch:
         frozen = freeze(model, ~after(start.freeze))
-    elif not start.from_scratch and not protocol.train_backbone:
+    elif not start.from_scratch and not setup.protocol.train_backbone:
         frozen = freeze(model, before_head)
     return Prepared(network, moved, frozen)
 
 
-def new_run(setup: Setup, prepared: Prepared, minibatches: int, settings: Mapping[str, Any]) -> Run:
+def put_head_on(network: Network, setup: Setup, num_classes: int) -> str:
+    """Replace the network's head by the recipe's and move the network to the device; return the head's name."""
+    head = replace_head(network.model, lambda width: setup.protocol.head(width, num_classes))
+    network.model.to(setup.device)
+    return head.name
+
+
+def new_run(
+    setup: Setup,
+    prepared: Prepared,
+    minibatches: int,
+    class_names: tuple[str, ...],
+    settings: Mapping[str, Any] | None,
+) -> Run:
     """Return a run of the prepared network, with a new optimizer and schedule."""
+    own = {"network": setup.network_name, "protocol": setup.recipe.name, "seed": setup.seed}
+    stored = {**own, "chosen": None, **(settings or {}), "class_names": list(class_names)}
+    if setup.protocol.choice is None and setup.recipe.choice is not None:
+        stored["chosen"] = [setup.protocol.epochs, setup.protocol.exponent]
     return build_run(
         prepared.model,
         setup.protocol,
@@ -139,10 +166,30 @@ def new_run(setup: Setup, prepared: Prepared, minibatches: int, settings: Mappin
         preprocessing=prepared.network.preprocessing.preprocessing,
         steps_per_epoch=max(1, math.ceil(minibatches / setup.loop.accumulate)),
         transferred=transferred_parameters(prepared.model, prepared.moved),
-        settings=dict(settings),
+        settings=stored,
         frozen=prepared.frozen,
         transfer=prepared.moved,
     )
+
+
+def truth_to_fit(photos: Any, class_names: tuple[str, ...]) -> Presence:
+    """Return the classes that each photo shows; refuse photos without any object."""
+    truth = truth_of(photos, len(class_names))
+    if not truth.present.any():
+        raise ArgumentError(
+            f"none of the {len(photos)} photos shows an object of {', '.join(class_names[1:])}; check that the data "
+            "set reads the annotations, and that the class names are spelled as in them"
+        )
+    return truth
+
+
+def resumed_from(
+    run_file: str | os.PathLike[str] | None, resume: bool | str | os.PathLike[str]
+) -> str | os.PathLike[str] | None:
+    """Return the file of the run to resume, or ``None``."""
+    if not isinstance(resume, bool):
+        return resume
+    return run_file if resume and run_file is not None and Path(run_file).exists() else None
 
 
 def decided_in(saved: Mapping[str, Any] | None, protocol: Protocol) -> Protocol:
@@ -254,67 +301,9 @@ def train(
         patches.load_state_dict(run.sampler_state)
     if on is None:
         fit(run, patches, setup.protocol.epochs, **how)
-        return
-    of_features = setup.stream(on.features, "train")
-    of_features.load_state_dict(patches.state_dict())
-    fit_on_features(run, on.rest, of_features, setup.protocol.epochs, **how)
-
-
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """A fitted network with everything that testing, predicting and saving need."""
-
-    model: nn.Module
-    preprocessing: Preprocessing
-    protocol: Protocol
-    class_names: tuple[str, ...]
-    frozen: tuple[str, ...]
-    run: Run | None = None  # None for a classifier loaded from a file
-
-
-def fitted_by(run: Run, protocol: Protocol, class_names: tuple[str, ...]) -> Fitted:
-    """Return the network of a run."""
-    return Fitted(tested_of(run), run.preprocessing, protocol, class_names, run.frozen, run)
-
-
-def tested_of(run: Run) -> nn.Module:
-    """Return the network to test and keep, with the same layers frozen as in training."""
-    tested = run.tested_model  # an average of weights requires no gradient anywhere
-    for parameter, trained in zip(tested.parameters(), run.model.parameters(), strict=True):
-        parameter.requires_grad_(trained.requires_grad)
-    return tested
-
-
-def score_photos(
-    setup: Setup, model: nn.Module, preprocessing: Preprocessing, photos: Any, scorer: AnyScorer
-) -> AnyScorer:
-    """Fill a scorer with all patches of the photos, from given features, shared features or pixels."""
-    given, protocol = given_features(photos), setup.protocol
-    data = photos
-    if given is not None:
-        features, model = features_of_frozen(model, preprocessing, protocol, **feature_arguments(setup))
-        given.require_features(features)
-        preprocessing = AS_THEY_ARE
-    elif setup.features.method_for(protocol) == "shared":
-        features, model = head_features(model, preprocessing, protocol, **feature_arguments(setup))
-        data, preprocessing = _kept(setup, features, photos) or FeatureImages(photos, features), AS_THEY_ARE
-    return fill_scorer(
-        model,
-        setup.stream(data, "test"),
-        scorer,
-        preprocessing,
-        objective=protocol.objective,
-        loop=setup.loop,
-        progress=setup.progress,
-    )
-
-
-def _kept(setup: Setup, features: PatchFeatures, photos: Any) -> FeatureCache | None:
-    """Return features cached in the user's folder; ``None`` if unwanted, not of frozen layers, or too large."""
-    if setup.features.folder is None or setup.features.cache is False or not features.frozen:
-        return None
-    try:
-        return setup.filled(setup.cache_of(features, photos, setup.features.folder))
-    except OutputError as error:
-        setup.log(f"features are not cached: {error}")
-        return None
+    else:
+        of_features = setup.stream(on.features, "train")
+        of_features.load_state_dict(patches.state_dict())
+        fit_on_features(run, on.rest, of_features, setup.protocol.epochs, **how)
+    if setup.loop.profile and is_first():
+        setup.log((setup.loop.profile / "profile.txt").read_text(encoding="utf-8"))

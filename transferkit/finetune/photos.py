@@ -133,17 +133,6 @@ def truth_of(photos: Any, num_classes: int) -> Presence:
     )
 
 
-def truth_to_fit(photos: Any, names: tuple[str, ...]) -> Presence:
-    """Return the classes that each photo shows; refuse photos without any object."""
-    truth = truth_of(photos, len(names))
-    if not truth.present.any():
-        raise ArgumentError(
-            f"none of the {len(photos)} photos shows an object of {', '.join(names[1:])}; check that the data set "
-            "reads the annotations, and that the class names are spelled as in them"
-        )
-    return truth
-
-
 def _objects_of(item: Any, place: int, num_classes: int) -> tuple[Sequence[int], Sequence[bool]]:
     classes = torch.as_tensor(item.classes).reshape(-1).tolist()
     wrong = [number for number in classes if not 0 < number < num_classes]

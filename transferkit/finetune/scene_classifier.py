@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -13,31 +12,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from transferkit.backbones import find_preprocessing
 from transferkit.checkpoints import Checkpoint
 from transferkit.devices import choose_device
 from transferkit.distributed import is_first
 from transferkit.errors import ArgumentError, StateError, did_you_mean, require
 from transferkit.features import FeatureCache
 from transferkit.files import require_writable
+from transferkit.finetune import _fitted as results
 from transferkit.finetune import _fitting as steps
-from transferkit.finetune._saved_classifier import (
-    fitted_from,
-    from_plain,
-    read_classifier,
-    state_of,
-    write_classifier,
-)
-from transferkit.finetune.networks import NETWORKS, Network, build_network
+from transferkit.finetune.networks import NETWORKS
 from transferkit.finetune.on_features import frozen_features
-from transferkit.finetune.photos import (
-    agreed_names,
-    as_photos,
-    ids_of,
-    truth_of,
-    truth_to_fit,
-    with_background,
-)
+from transferkit.finetune.photos import agreed_names, as_photos, with_background
 from transferkit.finetune.predictions import Predictions
 from transferkit.finetune.protocol import Protocol
 from transferkit.finetune.recipes import RECOMMENDED
@@ -46,7 +31,7 @@ from transferkit.finetune.settings import FeatureSettings, LoopSettings
 from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress
 from transferkit.sampler import MultiscaleSampler
-from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog, evaluate
+from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog
 
 
 class SceneClassifier:
@@ -89,8 +74,7 @@ class SceneClassifier:
         Predictions(2 photos, 2 classes)
 
     References:
-        Oquab, Bottou, Laptev, Sivic: Learning and transferring mid-level image representations using convolutional
-        neural networks, CVPR 2014.
+        Oquab et al., "Learning and Transferring Mid-Level Image Representations using CNNs", CVPR 2014.
     """
 
     def __init__(
@@ -123,7 +107,7 @@ class SceneClassifier:
         self.device = choose_device(device) if device is None or isinstance(device, str) else device
         self._names = None if class_names is None else with_background(class_names)
         self._start = steps.Start(weights, tuple(allow_missing), from_scratch, freeze)
-        self._fitted: steps.Fitted | None = None
+        self._fitted: results.Fitted | None = None
 
     def __repr__(self) -> str:
         state = f"{len(self.class_names) - 1} classes" if self._fitted else "not fitted"
@@ -132,15 +116,11 @@ class SceneClassifier:
     @property
     def network_name(self) -> str:
         """The name of the network, or the class name of a module of your own."""
-        return self.network if isinstance(self.network, str) else type(self.network).__qualname__
+        return self._setup().network_name
 
     @property
     def model(self) -> nn.Module:
-        """The fitted network, (B, 3, S, S) normalized pixels to (B, K) logits; with averaged weights if any.
-
-        Raises:
-            StateError: The classifier is not fitted.
-        """
+        """The fitted network, (B, 3, S, S) normalized pixels to (B, K) logits; with averaged weights if any."""
         return self._require_fitted().model
 
     @property
@@ -167,9 +147,7 @@ class SceneClassifier:
         """
         run = self._require_fitted().run
         if run is None:
-            raise StateError(
-                "a saved classifier has no run; save one with fit(..., run_file=...) and restore it"
-            )
+            raise StateError("a saved classifier has no run; keep one with fit(..., run_file=...)")
         return run
 
     def fit(
@@ -191,7 +169,7 @@ class SceneClassifier:
         Each call builds the network anew and trains it from the pretrained weights, unless it resumes a run.
 
         Args:
-            photos: A data set of items with ``image`` (3, H, W) uint8, ``boxes`` (n, 4) xyxy in pixels and ``classes``
+            photos: A data set of items with ``image`` (3, H, W) uint8, ``boxes`` (n, 4) xyxy, ``classes``
                 (n,) in 1..K-1, such as :class:`~transferkit.datasets.VOCDataset` or a list of
                 :class:`~transferkit.sampler.AnnotatedImage`; or features from :meth:`cache`, or a part of them.
             run_file: File that the run is saved to, so that a later call can resume it.
@@ -217,15 +195,15 @@ class SceneClassifier:
         """
         require(validation is None or test_every >= 1, "test_every", "at least 1", test_every)
         names = agreed_names(self._names, photos)
-        source = _resumed_from(run_file, resume)
+        source = steps.resumed_from(run_file, resume)
         saved = read_run(source) if source else None
         setup = self._setup(steps.decided_in(saved, self.protocol), log, progress)
-        truth = truth_to_fit(photos, names)
+        truth = steps.truth_to_fit(photos, names)
         if run_file is not None and is_first():
             require_writable(run_file)
         patches = setup.stream(photos, "train")
-        prepared = self._prepare(setup, names, saved)
-        run = self._new_run(setup, prepared, len(patches), names, settings)
+        prepared = steps.prepare(setup, len(names), saved)
+        run = steps.new_run(setup, prepared, len(patches), names, settings)
         trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
         setup.log(f"{trained:,} parameters to train: {prepared.optimization(setup.protocol)}")
         if saved:
@@ -237,10 +215,10 @@ class SceneClassifier:
                 decided = setup.protocol.decided(*steps.choose(setup, prepared, on, truth))
                 setup = replace(setup, protocol=decided)
                 torch.manual_seed(self.seed)  # the choice drew random numbers
-                run = self._new_run(setup, prepared, len(patches), names, settings)
+                run = steps.new_run(setup, prepared, len(patches), names, settings)
 
             def after_epoch(run: Run) -> None:
-                self._fitted = steps.fitted_by(run, setup.protocol, names)
+                self._fitted = results.fitted_by(run, setup.protocol, names)
                 if validation is not None and run.epoch % test_every == 0:
                     mean_ap = self.test(validation, progress=progress).mean_ap()
                     run.history[-1] = replace(run.history[-1], mean_ap=mean_ap)
@@ -251,9 +229,7 @@ class SceneClassifier:
 
             if not ended:
                 steps.train(setup, run, patches, on, after_epoch)
-                if self.loop.profile and is_first():
-                    setup.log((self.loop.profile / "profile.txt").read_text(encoding="utf-8"))
-        self._fitted = steps.fitted_by(run, setup.protocol, names)
+        self._fitted = results.fitted_by(run, setup.protocol, names)
         return self
 
     def restore(self, run_file: str | os.PathLike[str], *, log: steps.Log | None = None) -> SceneClassifier:
@@ -267,7 +243,6 @@ class SceneClassifier:
             The classifier itself.
 
         Raises:
-            MissingFileError: There is no such file.
             CheckpointError: The file is not a run, or is damaged.
             ArgumentError: The run holds no class names, and the classifier was given none.
             TransferError: The run belongs to another network.
@@ -279,14 +254,14 @@ class SceneClassifier:
         if names is None:
             raise ArgumentError(f"{run_file} holds no class names; give SceneClassifier(class_names=...)")
         setup = self._setup(steps.decided_in(saved, self.protocol), log)
-        run = self._new_run(setup, self._prepare(setup, names, saved), 1, names, saved["settings"])
+        run = steps.new_run(setup, steps.prepare(setup, len(names), saved), 1, names, saved["settings"])
         run.restore(saved)
         setup.log(f"{run_file}: {run.epoch} epochs done")
-        self._fitted = steps.fitted_by(run, setup.protocol, names)
+        self._fitted = results.fitted_by(run, setup.protocol, names)
         return self
 
     def test(self, photos: Any, *, bootstrap: int = 0, progress: Progress = False) -> ClassificationResult:
-        """Score annotated photos, and evaluate the scores by the recipe's average precision.
+        """Score annotated photos and evaluate the scores by the recipe's average precision.
 
         Args:
             photos: As for :meth:`fit`.
@@ -305,31 +280,14 @@ class SceneClassifier:
     def evaluate(
         self, photos: Any, scorer: ImageScorer | PatchLog, *, bootstrap: int = 0
     ) -> ClassificationResult:
-        """Evaluate the scores from :meth:`score`; :meth:`test` is both in one call.
+        """Evaluate the scores from :meth:`score`, as :meth:`test` does in one call.
 
         Args:
             photos: The photos that were scored.
             scorer: The return value of :meth:`score`.
             bootstrap: As for :meth:`test`.
-
-        Returns:
-            As for :meth:`test`.
-
-        Raises:
-            StateError: The classifier is not fitted.
-            ArgumentError: The classifier and the data set have different class names.
         """
-        names, protocol = agreed_names(self.class_names, photos), self.decided
-        truth = truth_of(photos, len(names))
-        return evaluate(
-            scorer.compute().cpu(),
-            truth.present,
-            truth.difficult_only,
-            class_names=names,
-            image_ids=ids_of(photos),
-            rule=protocol.ap_rule,
-            bootstrap=bootstrap,
-        )
+        return results.evaluation(self._require_fitted(), photos, scorer, bootstrap)
 
     def score(
         self, photos: Any, *, keep_patches: bool = False, progress: Progress = False
@@ -342,22 +300,14 @@ class SceneClassifier:
             progress: See :func:`transferkit.progress.track`.
 
         Returns:
-            A scorer, whose ``compute()`` gives (N, K) float64 scores; with ``keep_patches`` a log of all patches,
-            which has ``compute()`` too.
+            A scorer, or with ``keep_patches`` a log of all patches; its ``compute()`` gives (N, K) float64 scores.
 
         Raises:
             StateError: The classifier is not fitted.
             DivergedError: The network gives infinite or NaN logits.
         """
         fitted = self._require_fitted()
-        setup = self._setup(fitted.protocol, None, progress)
-        size = len(photos), len(fitted.class_names)
-        empty: ImageScorer | PatchLog = (
-            PatchLog(*size, setup.protocol.exponent, setup.protocol.reduction)
-            if keep_patches
-            else setup.protocol.scorer(*size, device=self.device, validate=False)
-        )
-        return steps.score_photos(setup, fitted.model, fitted.preprocessing, photos, empty)
+        return results.score(fitted, self._setup(fitted.protocol, None, progress), photos, keep_patches)
 
     def predict(self, photos: Any, *, maps: bool = False, progress: Progress = False) -> Predictions:
         """Score photos without annotations.
@@ -374,20 +324,8 @@ class SceneClassifier:
             StateError: The classifier is not fitted.
             DataError: A photo cannot be read; the message names it.
         """
-        fitted = self._require_fitted()
-        data = as_photos(photos)
-        scorer = self.score(data, keep_patches=maps, progress=progress)
-        log = scorer if isinstance(scorer, PatchLog) else None
-        best = scorer.scorer() if isinstance(scorer, PatchLog) else scorer
-        return Predictions(
-            ids_of(data),
-            fitted.class_names,
-            scorer.compute().cpu(),
-            best.best_probs.cpu(),
-            best.best_boxes.cpu(),
-            log,
-            data if maps else None,
-        )
+        fitted, data = self._require_fitted(), as_photos(photos)
+        return results.predictions_of(fitted, self.score(data, keep_patches=maps, progress=progress), data)
 
     def sampler(self, photos: Any, mode: Literal["train", "test"] = "train") -> MultiscaleSampler:
         """Return the recipe's sampler of minibatches over photos.
@@ -396,13 +334,13 @@ class SceneClassifier:
             photos: As for :meth:`fit`.
             mode: ``"train"`` for the minibatches of :meth:`fit`, ``"test"`` for those of :meth:`score`.
         """
-        return self._setup(self._fitted.protocol if self._fitted else self.protocol).stream(photos, mode)
+        return self._setup(self._fitted.protocol if self._fitted else None).stream(photos, mode)
 
     def cache(self, photos: Any) -> FeatureCache:
         """Return a cache for the features that the frozen layers give for all patches of the photos.
 
-        Call its ``fill()``. Then pass it, or any ``torch.utils.data.Subset`` of it, to :meth:`fit`, :meth:`test` and
-        :meth:`score` in place of the photos, so that cross-validation computes features only once.
+        Call its ``fill()``, then pass it or any ``Subset`` of it to :meth:`fit`, :meth:`test` and :meth:`score` in
+        place of the photos. Cross-validation thus computes features only once.
 
         Args:
             photos: As for :meth:`fit`.
@@ -415,20 +353,16 @@ class SceneClassifier:
             ArgumentError: ``features.folder`` is not given.
         """
         if self.features.folder is None:
-            raise ArgumentError(
-                "features.folder must be given; use SceneClassifier(features=FeatureSettings(folder=...))"
-            )
-        setup = self._setup(self.protocol)
-        names = agreed_names(self._names, photos)
-        run = self._new_run(setup, self._prepare(setup, names, None), 1, names, None)
+            raise ArgumentError("features.folder must be given, as in features=FeatureSettings(folder=...)")
+        setup, names = self._setup(), agreed_names(self._names, photos)
+        run = steps.new_run(setup, steps.prepare(setup, len(names), None), 1, names, None)
         features, _ = frozen_features(run, setup.protocol, **steps.feature_arguments(setup))
         return setup.cache_of(features, photos, self.features.folder)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write everything that :meth:`predict` needs to one file: weights, preprocessing, recipe and class names.
+        """Write the weights, preprocessing, recipe and class names to one file, which holds no code.
 
-        The file holds no code. It only names a network of your own or of ``module:factory``, so :meth:`load` needs
-        that network again.
+        A network of your own or of ``module:factory`` is only named in it.
 
         Args:
             path: File to write.
@@ -440,9 +374,8 @@ class SceneClassifier:
             StateError: The classifier is not fitted.
             ArgumentError: The recipe holds a function or a class of your own.
         """
-        state = state_of(self._require_fitted(), self.features)
-        known = isinstance(self.network, str) and self.network in NETWORKS
-        return write_classifier(require_writable(path), {"network": self.network_name, "named": known, **state})
+        state = results.state_of(self._require_fitted(), self._setup())
+        return results.write_classifier(require_writable(path), state)
 
     @classmethod
     def load(
@@ -457,8 +390,6 @@ class SceneClassifier:
     ) -> SceneClassifier:
         """Read a saved classifier, running no code from its file.
 
-        A later :meth:`fit` of it does not use the loaded weights: it trains the network from scratch.
-
         Args:
             path: File written by :meth:`save`.
             network: The module of your own, or ``"module:factory"``, if the file only names its network.
@@ -468,7 +399,7 @@ class SceneClassifier:
             device: As for :class:`SceneClassifier`.
 
         Returns:
-            The classifier, ready to test and predict.
+            The classifier, to test and predict with. Its :meth:`fit` trains from scratch, not from these weights.
 
         Raises:
             MissingFileError: There is no such file.
@@ -476,74 +407,44 @@ class SceneClassifier:
             ArgumentError: The file only names its network, and ``network`` is not given.
             TransferError: ``network`` has another architecture.
         """
-        state = read_classifier(path)
+        state = results.read_classifier(path)
         if network is None and not state["named"]:
             raise ArgumentError(
-                f"{path} only names its network, {state['network']!r}, since reading a file imports nothing; give it: "
+                f"{path} only names its network, {state['network']!r}, since a file imports nothing; give it: "
                 "SceneClassifier.load(path, network=...)"
             )
-        protocol: Protocol = from_plain(state["protocol"])
         classifier = cls(
             state["network"] if network is None else network,
-            protocol,
+            results.from_plain(state["protocol"]),
             class_names=state["class_names"],
             from_scratch=True,
-            features=replace(
-                features, **{name: from_plain(value) for name, value in state["features"].items()}
-            ),
+            features=replace(features, **results.from_plain_values(state["features"])),
             loop=loop,
             num_workers=num_workers,
             device=device,
         )
-        with torch.random.fork_rng():  # initial weights, which the file's replace, draw random numbers
-            classifier._fitted = fitted_from(state, classifier._build(), classifier._setup(protocol))
+        classifier._fitted = results.fitted_from(state, classifier._setup())
         return classifier
 
-    def _require_fitted(self) -> steps.Fitted:
+    def _require_fitted(self) -> results.Fitted:
         if self._fitted is None:
             raise StateError("nothing was fitted yet; call fit(photos) first, or SceneClassifier.load(path)")
         return self._fitted
 
     def _setup(
-        self, protocol: Protocol, log: steps.Log | None = None, progress: Progress = False
+        self, protocol: Protocol | None = None, log: steps.Log | None = None, progress: Progress = False
     ) -> steps.Setup:
-        said = log or (lambda line: None)
+        """Return the arguments of this classifier for the steps, with ``protocol`` in place of its own."""
         return steps.Setup(
-            protocol, self.features, self.loop, self.seed, self.num_workers, self.device, said, progress
+            self.network,
+            self._start,
+            self.protocol,
+            protocol or self.protocol,
+            self.features,
+            self.loop,
+            self.seed,
+            self.num_workers,
+            self.device,
+            log or (lambda line: None),
+            progress,
         )
-
-    def _build(self) -> Network:
-        if isinstance(self.network, str):
-            return build_network(self.network)
-        return Network(self.network_name, copy.deepcopy(self.network), find_preprocessing(self.network))
-
-    def _prepare(
-        self, setup: steps.Setup, names: tuple[str, ...], saved: Mapping[str, Any] | None
-    ) -> steps.Prepared:
-        torch.manual_seed(self.seed)
-        network = self._build()
-        setup.log(str(network))
-        return steps.prepare(setup, network, len(names), self._start, saved)
-
-    def _new_run(
-        self,
-        setup: steps.Setup,
-        prepared: steps.Prepared,
-        minibatches: int,
-        names: tuple[str, ...],
-        settings: Mapping[str, Any] | None,
-    ) -> Run:
-        own = {"network": self.network_name, "protocol": self.protocol.name, "seed": self.seed}
-        stored = {**own, "chosen": None, **(settings or {}), "class_names": list(names)}
-        if setup.protocol.choice is None and self.protocol.choice is not None:
-            stored["chosen"] = [setup.protocol.epochs, setup.protocol.exponent]
-        return steps.new_run(setup, prepared, minibatches, stored)
-
-
-def _resumed_from(
-    run_file: str | os.PathLike[str] | None, resume: bool | str | os.PathLike[str]
-) -> str | os.PathLike[str] | None:
-    """Return the file of the run to resume, or ``None``."""
-    if not isinstance(resume, bool):
-        return resume
-    return run_file if resume and run_file is not None and Path(run_file).exists() else None

@@ -1,0 +1,246 @@
+"""A fitted network: its scores, its predictions, and its file.
+
+The file holds plain values and tensors. Reading it imports nothing and runs no code from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from transferkit import heads, labeling, optimization, sampler, scorer
+from transferkit.checkpoints import Checkpoint
+from transferkit.errors import ArgumentError, CheckpointError, MissingFileError, OutputError
+from transferkit.features import FeatureCache, FeatureImages, PatchFeatures
+from transferkit.files import write_atomically
+from transferkit.finetune._fitting import Setup, feature_arguments, given_features, put_head_on
+from transferkit.finetune.networks import NETWORKS
+from transferkit.finetune.on_features import AS_THEY_ARE, features_of_frozen, head_features
+from transferkit.finetune.photos import agreed_names, ids_of, truth_of
+from transferkit.finetune.predictions import Predictions
+from transferkit.finetune.protocol import Optimization, Protocol
+from transferkit.finetune.run import Run
+from transferkit.finetune.scoring import fill_scorer
+from transferkit.preprocessing import Preprocessing
+from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog, evaluate
+from transferkit.transfer import WeightTransfer, by_name, freeze
+
+FORMAT = "transferkit-classifier"
+VERSION = 1
+_KIND = "kind"
+
+# The classes that a file may name: those that the library's recipes are made of.
+_KNOWN: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        Protocol,
+        Optimization,
+        *(
+            value
+            for part in (heads, labeling, optimization, sampler, scorer)
+            for value in (getattr(part, name) for name in part.__all__)
+            if isinstance(value, type) and (dataclasses.is_dataclass(value) or issubclass(value, Enum))
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A fitted network with everything that testing, predicting and saving need."""
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    protocol: Protocol
+    class_names: tuple[str, ...]
+    frozen: tuple[str, ...]
+    run: Run | None = None  # None for a classifier loaded from a file
+
+
+def fitted_by(run: Run, protocol: Protocol, class_names: tuple[str, ...]) -> Fitted:
+    """Return the network of a run to test and keep, with the same layers frozen as in training."""
+    tested = run.tested_model  # an average of weights requires no gradient anywhere
+    for parameter, trained in zip(tested.parameters(), run.model.parameters(), strict=True):
+        parameter.requires_grad_(trained.requires_grad)
+    return Fitted(tested, run.preprocessing, protocol, class_names, run.frozen, run)
+
+
+def score(fitted: Fitted, setup: Setup, photos: Any, keep_patches: bool) -> ImageScorer | PatchLog:
+    """Return a scorer filled with all patches of the photos, from given features, shared features or pixels."""
+    protocol, size = fitted.protocol, (len(photos), len(fitted.class_names))
+    scorer: ImageScorer | PatchLog = (
+        PatchLog(*size, protocol.exponent, protocol.reduction)
+        if keep_patches
+        else protocol.scorer(*size, device=setup.device, validate=False)
+    )
+    model, preprocessing, data = fitted.model, fitted.preprocessing, photos
+    given, how = given_features(photos), feature_arguments(setup)
+    if given is not None:
+        features, model = features_of_frozen(model, preprocessing, protocol, **how)
+        given.require_features(features)
+        preprocessing = AS_THEY_ARE
+    elif setup.features.method_for(protocol) == "shared":
+        features, model = head_features(model, preprocessing, protocol, **how)
+        data, preprocessing = _cached(setup, features, photos) or FeatureImages(photos, features), AS_THEY_ARE
+    return fill_scorer(
+        model,
+        setup.stream(data, "test"),
+        scorer,
+        preprocessing,
+        objective=protocol.objective,
+        loop=setup.loop,
+        progress=setup.progress,
+    )
+
+
+def _cached(setup: Setup, features: PatchFeatures, photos: Any) -> FeatureCache | None:
+    """Return features cached in the user's folder; ``None`` if unwanted, not of frozen layers, or too large."""
+    if setup.features.folder is None or setup.features.cache is False or not features.frozen:
+        return None
+    try:
+        return setup.filled(setup.cache_of(features, photos, setup.features.folder))
+    except OutputError as error:
+        setup.log(f"features are not cached: {error}")
+        return None
+
+
+def evaluation(
+    fitted: Fitted, photos: Any, scorer: ImageScorer | PatchLog, bootstrap: int
+) -> ClassificationResult:
+    """Compare the scores of photos with their annotations."""
+    names = agreed_names(fitted.class_names, photos)
+    truth = truth_of(photos, len(names))
+    return evaluate(
+        scorer.compute().cpu(),
+        truth.present,
+        truth.difficult_only,
+        class_names=names,
+        image_ids=ids_of(photos),
+        rule=fitted.protocol.ap_rule,
+        bootstrap=bootstrap,
+    )
+
+
+def predictions_of(fitted: Fitted, scorer: ImageScorer | PatchLog, photos: Any) -> Predictions:
+    """Return the scores and best patches of photos; a log of patches is kept for maps."""
+    log = scorer if isinstance(scorer, PatchLog) else None
+    best = scorer.scorer() if isinstance(scorer, PatchLog) else scorer
+    return Predictions(
+        ids_of(photos),
+        fitted.class_names,
+        scorer.compute().cpu(),
+        best.best_probs.cpu(),
+        best.best_boxes.cpu(),
+        log,
+        None if log is None else photos,
+    )
+
+
+def plain(value: Any) -> Any:
+    """Return a recipe, or a value in it, as plain containers; a dataclass becomes ``{"kind": name, **fields}``."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if _KNOWN.get(type(value).__name__) is not type(value):
+        raise ArgumentError(
+            f"the recipe's {value!r} cannot be saved: reading a file imports nothing, and {type(value).__name__} is "
+            "not a class of this library; use one that is, or save classifier.model's state dict yourself"
+        )
+    recipe: Any = value  # one of the dataclasses above
+    fields = {
+        field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(recipe) if field.init
+    }
+    return {_KIND: type(value).__name__, **fields}
+
+
+def from_plain(value: Any) -> Any:
+    """Return the value that :func:`plain` made plain; lists become tuples."""
+    if isinstance(value, list):
+        return tuple(from_plain(part) for part in value)
+    if not isinstance(value, Mapping):
+        return value
+    name = value.get(_KIND)
+    if name not in _KNOWN:
+        raise CheckpointError(
+            f"the recipe holds a {name!r}, which this transferkit does not know; update transferkit"
+        )
+    try:
+        return _KNOWN[name](**from_plain_values({key: part for key, part in value.items() if key != _KIND}))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the recipe's {name} cannot be read: {error}") from error
+
+
+def from_plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return each value by :func:`from_plain`."""
+    return {name: from_plain(value) for name, value in values.items()}
+
+
+def state_of(fitted: Fitted, setup: Setup) -> dict[str, Any]:
+    """Return a fitted classifier as plain values and tensors."""
+    features = setup.features
+    return {
+        "network": setup.network_name,
+        "named": setup.network in NETWORKS if isinstance(setup.network, str) else False,
+        "protocol": plain(fitted.protocol),
+        "class_names": list(fitted.class_names),
+        "preprocessing": fitted.preprocessing.to_dict(),
+        "features": {
+            "method": features.method_for(fitted.protocol),
+            "pyramid_scales": features.scales_for(fitted.protocol),
+            "amp": features.amp,
+        },
+        "frozen": list(fitted.frozen),
+        "model": fitted.model.state_dict(),
+    }
+
+
+def fitted_from(state: Mapping[str, Any], setup: Setup) -> Fitted:
+    """Build the network and put the saved head and weights on it."""
+    names, frozen = tuple(state["class_names"]), tuple(state["frozen"])
+    with torch.random.fork_rng():  # initial weights, which the file's replace, draw random numbers
+        network = setup.build()
+        put_head_on(network, setup, len(names))
+    model = network.model
+    WeightTransfer(Checkpoint.from_state_dict(state["model"])).apply(model)
+    if frozen:
+        freeze(model, by_name(*frozen))
+    preprocessing = Preprocessing.from_dict(state["preprocessing"])
+    return Fitted(model.eval(), preprocessing, setup.protocol, names, frozen)
+
+
+def write_classifier(path: str | os.PathLike[str], state: dict[str, Any]) -> Path:
+    """Write a classifier's state, atomically."""
+    path = Path(path)
+    whole = {"format": FORMAT, "version": VERSION, "torch": str(torch.__version__), **state}
+    return write_atomically(path, lambda file: torch.save(whole, file))
+
+
+def read_classifier(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a classifier's state to the CPU, running no code from it."""
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"no classifier at {path}; SceneClassifier.save writes one")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as a classifier: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is no saved classifier (no format {FORMAT!r} in it); give a file of weights to "
+            "SceneClassifier(weights=...), and a run to classifier.restore"
+        )
+    if state.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} is a classifier of version {state.get('version')}, this transferkit reads version {VERSION}; "
+            "install the transferkit that wrote it, or save it again with this one"
+        )
+    return state
