@@ -176,7 +176,9 @@ class _Axis:
     def clean(self, length: int, start: int, end: int) -> Clean | None:
         """Return which cells of an image of ``length`` depend on pixels ``start..end - 1`` alone, if any."""
         image = torch.randn(1, 3, self._narrow, length, generator=torch.Generator().manual_seed(0))
-        image[..., :start] = image[..., end:] = torch.nan  # numbers inside the window are random: 0 * NaN is NaN too
+        image[..., :start] = image[..., end:] = (
+            torch.nan
+        )  # numbers inside the window are random: 0 * NaN is NaN too
         maps = _forward(self._backbone, image.mT if self._transposed else image)
         maps = maps.mT if self._transposed else maps
         clean = (~maps.isnan().flatten(0, -2).any(dim=0)).nonzero()[:, 0].tolist()

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transferkit.backbones import truncate
 from transferkit.backbones.surgery import evaluating, logits_of, replace_submodules
+from transferkit.backbones.truncation import truncate
 from transferkit.errors import ArgumentError
 
 POOLINGS = (

@@ -1,17 +1,16 @@
-"""Files as layers: ``read_checkpoint`` turns any pretrained file into a :class:`Checkpoint`.
+"""Files as layers: :func:`read_checkpoint` turns any pretrained file into a :class:`Checkpoint`.
 
-Reading runs no code from a file, and reads no more of it than is used. One module per format; another package
-adds its own with ``register_reader``.
+Reading runs no code from a file, and reads no more of it than is used. Another package adds a format with
+:func:`register_reader`.
 
-To read the code: ``reading`` asks ``registry`` for a file's format, whose module returns ``contents``, which
-``checkpoint`` groups into layers. The formats are ``torch_zip``, ``torch_legacy``, ``pickle_file``,
-``safetensors_file``, ``sharded``, ``npz_file`` and ``neon``; below those of pickles lies ``pickles``, which
-reads one as inert data, and ``torch_objects`` and ``pickle_numpy``, which make tensors of it. ``nested`` finds
-the state dict among what people save, and ``describe`` and ``compare`` put checkpoints into words.
+To read the code: ``checkpoint`` asks ``registry`` for a file's format, whose module returns :class:`Contents`, and
+groups them into layers. The formats are ``_torch_zip``, ``_torch_legacy``, ``_pickle_file``, ``_safetensors``,
+``_sharded``, ``_archives`` (numpy's) and ``neon``. Below those of pickles lies ``_pickles``, which reads one as
+inert data. ``_state_dicts`` finds the state dict among what people save, ``_optimizer_state`` gives states back to
+their parameters, and ``_describe`` puts checkpoints, and what differs between two, into words.
 """
 
-from transferkit.checkpoints.checkpoint import Checkpoint
-from transferkit.checkpoints.reading import read_checkpoint
+from transferkit.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader, unregister_reader
 
 __all__ = ["Checkpoint", "Contents", "ReadOptions", "read_checkpoint", "register_reader", "unregister_reader"]

@@ -1,4 +1,4 @@
-"""A checkpoint: the layers of a file, a state dict or a live model, in definition order."""
+"""A checkpoint: the layers of a file, a state dict or a live model, in definition order; and how to read one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, overload
@@ -14,10 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from transferkit.checkpoints import (  # noqa: F401  importing a reader registers its format
+    _archives,
+    _pickle_file,
+    _safetensors,
+    _sharded,
+    _torch_legacy,
+    _torch_zip,
+)
 from transferkit.checkpoints._optimizer_state import states_of_optimizer
 from transferkit.checkpoints._state_dicts import contents_of
-from transferkit.checkpoints.registry import Contents
-from transferkit.errors import LayerNotFoundError, did_you_mean
+from transferkit.checkpoints.registry import Contents, ReadOptions, find_format, format_named
+from transferkit.errors import CheckpointError, LayerNotFoundError, TransferKitError, did_you_mean, require
 from transferkit.layers import Layer, layers_from_tensors, layers_of
 from transferkit.memory import move, shared_groups
 
@@ -210,3 +219,56 @@ def _digest(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def read_checkpoint(
+    source: str | PathLike[str] | Mapping[str, Any] | nn.Module | Checkpoint,
+    device: torch.device | str | None = None,
+    *,
+    key: str | None = None,
+    format: str | None = None,
+    trusted: bool = False,
+    fold_dropout: bool = True,
+) -> Checkpoint:
+    """Read a checkpoint. No code from the file runs.
+
+    Args:
+        source: A file, a folder with shards, a state dict (or a dict around one), or a live module.
+        device: Where the tensors go. A file's are mapped into the cpu's memory and read when first used; any
+            other device receives them all now. ``None`` leaves those of a dict or module where they are.
+        key: Dotted path of the state dict where a file holds more than one, such as ``"model_ema"``.
+        format: Name of the format, where content and suffix do not tell it.
+        trusted: Let a torch file run whatever code it brings, as you. Only for a file you made yourself.
+        fold_dropout: For neon files: scale the weights after a dropout layer by its ``keep``, so that a torch
+            model computes the same function. neon scales activations when testing, torch when training.
+
+    Raises:
+        CheckpointError: The file is damaged, refused as unsafe, of no known format, or without tensors.
+
+    Example:
+        >>> checkpoint = read_checkpoint({"epoch": 3, "model": {"module.fc.weight": torch.zeros(2, 8)}})
+        >>> checkpoint.names, checkpoint.metadata
+        (('fc',), {'epoch': 3})
+    """
+    if isinstance(source, Checkpoint):
+        return source.to(device)
+    if isinstance(source, nn.Module):
+        return Checkpoint.from_model(source).to(device)
+    if isinstance(source, Mapping):
+        return Checkpoint.from_state_dict(source, key=key).to(device)
+    require(isinstance(source, str | PathLike), "source", "a path, a dict or a module", source)
+    path = Path(source)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    try:
+        form = format_named(format) if format else find_format(path)
+        contents = form.read(path, ReadOptions(key=key, trusted=trusted, fold_dropout=fold_dropout))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error.__cause__
+    except (TransferKitError, KeyboardInterrupt, Warning):  # a warning, where its user made it an error
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file breaks a parser in ways that no one lists
+        raise CheckpointError(f"{path}: damaged, or not what it seems: {error!r}") from error
+    return Checkpoint.from_contents(contents, format=contents.format or form.name, source=path).to(device)

@@ -1,6 +1,9 @@
-"""Data sets of annotated images: Pascal VOC from any folder, fetched where absent, and made up for a demo.
+"""Data sets of annotated images: Pascal VOC from any folder, downloaded where absent, and scenes made for a demo.
 
 :class:`ImageListDataset`, :class:`CocoDataset` and :class:`TargetDictDataset` read your own data.
+
+To read the code: ``voc`` over ``voc_files``, ``coco``, ``lists``, ``_photo`` (pixels of any image), ``download``,
+``demo``.
 """
 
 from transferkit.annotated import Presence, presence_of

@@ -1,9 +1,11 @@
-"""A backbone's features for the patches of an image: patch by patch, read from maps of the whole image, or kept on
-disk.
+"""A backbone's features for the patches of an image: computed patch by patch, or read from maps of the whole image.
 
-:class:`PatchFeatures` computes them, :class:`FeatureCache` keeps those of a whole data set,
-:class:`FeatureImages` computes them as they are needed; either is given to a sampler in place of the data set.
-:func:`probe_geometry` works out how a network's map lies in its image.
+:class:`PatchFeatures` computes them, :class:`FeatureCache` keeps those of a whole data set on disk,
+:class:`FeatureImages` computes them when they are needed; either is given to a sampler in place of the data set.
+
+To read the code: ``patch_features``, ``shared`` (pyramid scales, and reading maps), ``cache`` over ``shards``
+(files) and ``_identity`` (which features belong to which network and data). ``backbones`` splits networks and
+finds their geometry.
 """
 
 from transferkit.backbones.geometry import AxisGeometry, MapGeometry, map_coordinates, probe_geometry

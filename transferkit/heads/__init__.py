@@ -1,4 +1,6 @@
-"""Heads: build the layers that a new task needs, and find and replace the head of any model."""
+"""Heads: build the layers that a new task needs (``build``, ``pooling``), find and replace the head of any model
+(``find``), and the losses that a head is trained with (``losses``).
+"""
 
 from transferkit.heads.build import CosineLinear, PerPosition, adaptation_head, cosine_head, linear_head
 from transferkit.heads.find import Head, find_head, replace_head

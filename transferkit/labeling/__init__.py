@@ -1,7 +1,7 @@
 """Which class a patch shows: rules that turn annotated boxes into patch labels.
 
-A rule is a frozen value with every threshold in sight; :func:`label_patches` applies one and :func:`explain` says why
-a patch got its label. Needs nothing but tensors.
+A rule (``rules``) is a frozen value with every threshold in sight. :func:`label_patches` applies one and
+:func:`explain` says why a patch got its label (``labels``, ``decision``). Needs nothing but tensors.
 """
 
 from transferkit.labeling.decision import (

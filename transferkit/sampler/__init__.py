@@ -1,7 +1,11 @@
-"""Patches of images as minibatches: grids, balance, exact cutting, and the stream that joins them.
+"""Patches of images as minibatches: grids, sampling quotas, exact cropping, and the stream that joins them.
 
-:class:`MultiscaleSampler` is all of it at once; :class:`PatchGrid`, the balances and :func:`crop_and_resize`
-each work alone, on plain tensors.
+:class:`MultiscaleSampler` is all of it at once. :class:`PatchGrid`, the balances (which patches of an image are
+trained on: the sampling quota) and :func:`crop_and_resize` each work alone, on plain tensors.
+
+To read the code, follow ``multiscale``: ``schedule`` (which image comes when, by (seed, epoch)), ``_source``
+(where patches lie and how they become pixels), ``_choose`` (one image's patches, labeled and chosen by
+``balance``), ``stream`` (minibatches), ``crop`` over ``_resampling`` (pixels). ``draw`` makes a picture of it.
 """
 
 from transferkit.annotated import AnnotatedImage

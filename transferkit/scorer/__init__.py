@@ -1,8 +1,12 @@
 """From patch probabilities to image scores, and from image scores to figures one can trust.
 
 :class:`ImageScorer` gathers the probabilities of the patches of each image into a score per class;
-:func:`average_precision` and :func:`evaluate` measure how well the scores rank the images, under every rule
-in use.
+:func:`average_precision` and :func:`evaluate` measure how well the scores rank the images, under every rule in
+use.
+
+To read the code: ``image_scorer`` over ``_tally`` (sums that do not underflow, joined across ranks), ``ap_rules``
+(average precision to the letter), ``evaluation`` and ``result`` (all rules at once, with intervals),
+``localization`` (maps), and ``pictures``.
 """
 
 from __future__ import annotations

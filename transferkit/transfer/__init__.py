@@ -1,13 +1,14 @@
 """Move layers of a trained network onto another.
 
-Select layers of the target, map source layers to them, convert what does not fit, look at the plan: then all of
-it is written, or nothing is.
+Select layers of the target, map source layers to them, convert what does not fit, look at the plan: then all of it
+is written, or nothing is.
 
-To read the code, follow ``weight_transfer``, in the order of a transfer: ``target`` (the model as layers),
-``select`` and ``rules``, ``mapping`` (``structure`` over ``alignment`` and ``name_evidence`` where names tell
-nothing), ``choose`` and ``conversion`` (which handler, and how it is run), ``decide`` (every tensor into its
-bucket), ``plan``, ``refusal``, ``stage`` (the values), ``write`` (the only place that changes a model).
-``account`` is what a plan and a report share; ``rows`` and ``table`` print it.
+To read the code, follow ``weight_transfer`` in the order of a transfer: ``_target`` (the model as layers),
+``select`` (the rules), ``_mapping`` (and ``structure`` with ``_name_evidence``, where names tell nothing),
+``_conversion`` (which of the ``handlers`` converts a layer, and how it is run), ``_decide`` (every tensor into its
+bucket), ``_write`` (the values, and the only place that changes a model), ``_states`` (optimizer states).
+``account`` is what a plan and a report share, ``_entry`` one line of it, ``_table`` its words. ``freezing``
+freezes layers and makes parameter groups.
 """
 
 from transferkit.transfer.account import TransferPlan, TransferReport
