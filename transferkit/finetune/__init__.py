@@ -1,4 +1,22 @@
-"""Train a transferred network and test it: the loop, run checkpoints that survive a kill, and results on disk."""
+"""Train a pretrained network on photos of scenes, test it, and predict with it.
+
+The door is :class:`SceneClassifier`: fit, test, predict, save and load in one object. :class:`FeatureSettings` and
+:class:`LoopSettings` are its settings, :class:`Predictions` is what it returns. Each of its steps can also be used
+alone, in a training loop of your own:
+
+- Recipes: :data:`RECOMMENDED`, :data:`NEON2016`, :data:`OQUAB2014` and :data:`DEMO` are values of :class:`Protocol`,
+  with an :class:`Optimization` for the optimizer.
+- Networks: :data:`NETWORKS`, :func:`build_network`.
+- Training loop: :func:`build_optimizer`, :func:`build_schedule`, :class:`AveragedWeights`, :func:`fit`,
+  :func:`train_epoch`; :class:`StopEarly` and :func:`choose_on_held_out` decide on held-out photos.
+- Frozen layers: :func:`frozen_features`, :func:`head_features` and :func:`fit_on_features` train on their features.
+- Runs: :class:`Run` holds all that resuming needs; :func:`build_run`, :func:`read_run`.
+- Scores: :func:`score_images`, :func:`fill_scorer`.
+- Results: :func:`write_results`, :func:`write_convergence`, and a report on one HTML page from :class:`RunReport` and
+  :func:`build_report`.
+- Devices and ranks: :func:`choose_device`, :func:`process_group`, :func:`is_first`, :func:`first_on_machine`.
+- Demonstration: :func:`prepare_demo` writes scenes with digits and pretrained weights for :data:`DEMO`.
+"""
 
 from transferkit.devices import choose_device, use_huge_pages
 from transferkit.distributed import first_on_machine, is_first, process_group

@@ -1,4 +1,4 @@
-"""One HTML file that holds all it shows: no script, no font, no address outside itself."""
+"""A self-contained HTML page: images are embedded; there are no scripts, fonts or links to other files."""
 
 from __future__ import annotations
 
@@ -19,21 +19,7 @@ if TYPE_CHECKING:
 
 
 class Page:
-    """Put together headings, text, tables and figures, then write them as one file.
-
-    Everything given is text and comes out as such: markup in it is escaped.
-
-    Args:
-        title: Of the window and the page.
-        subtitle: A line below it.
-
-    Example:
-        >>> page = Page("Run 1")
-        >>> page.section("Result")
-        >>> page.table([["class", "AP"], ["cat", "50.0"]], caption="AP in percent")
-        >>> "<td>cat</td>" in page.to_html()
-        True
-    """
+    """A page of headings, text, tables and figures, written as one HTML file; all text is escaped."""
 
     def __init__(self, title: str, subtitle: str = "") -> None:
         self.title = title
@@ -42,14 +28,14 @@ class Page:
         self._parts: list[str] = []
 
     def section(self, heading: str) -> None:
-        """Begin a section; it also stands in the list of contents."""
+        """Begin a section, which is also listed in the table of contents."""
         anchor = re.sub(r"\W+", "-", heading.lower()).strip("-")
         anchor += f"-{len(self._sections)}" if anchor in dict(self._sections) else ""
         self._sections.append((anchor, heading))
         self._parts.append(f'<h2 id="{anchor}">{html.escape(heading)}</h2>')
 
     def heading(self, heading: str) -> None:
-        """Begin a part of a section."""
+        """Begin a subsection."""
         self._parts.append(f"<h3>{html.escape(heading)}</h3>")
 
     def text(self, text: str) -> None:
@@ -61,18 +47,12 @@ class Page:
         self._parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>")
 
     def numbers(self, numbers: Mapping[str, str]) -> None:
-        """Add a row of large numbers, each over what it is."""
+        """Add a row of large numbers with their names."""
         cells = (f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in numbers.items())
         self._parts.append(f'<dl class="numbers">{"".join(cells)}</dl>')
 
     def table(self, rows: Sequence[Sequence[str]], *, caption: str = "", total: bool = False) -> None:
-        """Add a table; the first row is its header, the first column its row headers.
-
-        Args:
-            rows: Cells as text.
-            caption: Above the table.
-            total: Whether the last row sums up the others.
-        """
+        """Add a table whose first row is its header; with ``total`` the last row sums up the others."""
         header, *body = rows
         head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
         lines = [
@@ -94,19 +74,11 @@ class Page:
         self._parts.append(f'<table class="settings"><tbody>{"".join(lines)}</tbody></table>')
 
     def preformatted(self, text: str, *, label: str) -> None:
-        """Add text as it stands, in a type of fixed width; ``label`` says what it is to those who hear the page."""
+        """Add preformatted text in a monospaced font; ``label`` names it for screen readers."""
         self._parts.append(_scrolling(f"<pre>{html.escape(text)}</pre>", label))
 
     def figure(self, figure: Figure, *, alt: str, caption: str = "", photo: bool = False) -> None:
-        """Add a picture.
-
-        Args:
-            figure: Drawn at its own size in inches; made smaller where the window is narrow, down to six
-                tenths, and scrolled from there.
-            alt: What it shows, for those who do not see it.
-            caption: Below it.
-            photo: Store it as JPEG, which photos need, rather than PNG.
-        """
+        """Add a figure with its alternative text, as PNG or, for a ``photo``, as JPEG."""
         require(bool(alt.strip()), "alt", "what the picture shows", alt)
         file = io.BytesIO()
         if photo:
@@ -115,6 +87,7 @@ class Page:
             figure.savefig(file, format="png", dpi=160, facecolor="white")
         data = base64.b64encode(file.getvalue()).decode("ascii")
         width, height = (round(96 * inches) for inches in figure.get_size_inches())
+        # In a narrow window the figure shrinks to 0.6 of its own size; below that it scrolls.
         image = (
             f'<img src="data:image/{"jpeg" if photo else "png"};base64,{data}" width="{width}" height="{height}" '
             f'alt="{html.escape(alt)}" style="min-width: {round(0.6 * width)}px">'
@@ -123,7 +96,7 @@ class Page:
         self._parts.append(f"<figure>{_scrolling(image, caption or alt)}{below}</figure>")
 
     def to_html(self) -> str:
-        """Return the page."""
+        """Return the page as HTML."""
         style = resources.files("transferkit.finetune").joinpath("page.css").read_text(encoding="utf-8")
         links = "".join(f'<li><a href="#{a}">{html.escape(h)}</a></li>' for a, h in self._sections)
         title = html.escape(self.title)
@@ -141,7 +114,7 @@ class Page:
         )
 
     def write(self, path: Path | str) -> Path:
-        """Write the page to ``path``, atomically, making its folder; return the path."""
+        """Write the page to ``path``, atomically, and create its folder; return the path."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write(self.to_html().encode()))
@@ -149,7 +122,7 @@ class Page:
 
 
 def _scrolling(content: str, label: str) -> str:
-    """Return ``content`` in a box of its own that scrolls sideways, by keyboard too, where the window is narrow."""
+    """Return ``content`` in a box that scrolls sideways in a narrow window, also by keyboard."""
     return f'<div class="scroll" role="group" tabindex="0" aria-label="{html.escape(label)}">{content}</div>'
 
 

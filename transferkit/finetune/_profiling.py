@@ -1,4 +1,4 @@
-"""Where the time of training goes: a table of phases and operators, and a trace to look into."""
+"""A profile of training: a table of the time by phase and operator, and a trace."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from transferkit.distributed import is_first
 from transferkit.files import write_atomically
 
 WARM_UP, STEPS = 2, 10
-
 PHASES = ("wait for patches", "forward", "backward", "optimizer")
 
 Item = TypeVar("Item")
 
 
 def waited_for(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield ``items``; a profile shows how long each was waited for."""
+    """Yield ``items``; the wait for each appears in a profile."""
     source = iter(items)
     while True:
         with record_function(PHASES[0]):
@@ -35,16 +34,7 @@ def waited_for(items: Iterable[Item]) -> Iterator[Item]:
 
 @contextmanager
 def profiled(folder: Path | None) -> Iterator[Callable[[], object]]:
-    """Profile the ten steps of a block that follow its first two.
-
-    Leaves ``profile.txt``, the table, and ``trace.json.gz``, for https://ui.perfetto.dev.
-
-    Args:
-        folder: Where to; ``None`` for no profile. Of several ranks, the first is profiled.
-
-    Yields:
-        What is called after each step.
-    """
+    """Profile steps 3 to 12 of a block on rank 0 if ``folder`` is given; yield a function to call after each step."""
     if folder is None or not is_first():
         yield lambda: None
         return
@@ -68,12 +58,7 @@ def _write_table(folder: Path, text: str) -> None:
 
 
 def table(averages: Iterable[Any], operators: int = 12) -> str:
-    """Return where the time went, by phase and by operator.
-
-    Args:
-        averages: ``torch.profiler.profile.key_averages()``.
-        operators: How many are shown.
-    """
+    """Return the time by phase and by operator from ``torch.profiler.profile.key_averages()``."""
     every = list(averages)
     taken = [event for event in every if event.key.startswith("ProfilerStep")]
     steps = max(1, sum(event.count for event in every if event.key == PHASES[-1]))

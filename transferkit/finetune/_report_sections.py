@@ -1,4 +1,4 @@
-"""The sections of a run's report, each a function that adds itself to a page."""
+"""The sections of a run's report; each function adds one to a page."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from transferkit.datasets import Presence
     from transferkit.finetune.report import TrainingPatches
 
-_EXPONENTS = (1, 2, 3, 5, 8, 12, math.inf)
+_EXPONENTS = (1, 2, 3, 5, 8, 12, math.inf)  # drawn beside the run's own
 
 
 def summary(
     page: Page, result: ClassificationResult, located: LocalizationResult, seconds: Mapping[str, float]
 ) -> None:
-    """Add the figures of the run, as large numbers."""
+    """Add the main figures of the run."""
     page.section("Summary")
     mean = located.mean()
     numbers = {f"mean AP, {result.rule}": _percent(result.mean_ap())}
@@ -58,7 +58,7 @@ def summary(
 def average_precision(
     page: Page, result: ClassificationResult, scores: Tensor, truth: Presence, class_names: Sequence[str]
 ) -> None:
-    """Add the table of AP per class and the pictures of it."""
+    """Add the table and charts of AP per class."""
     page.section("Average precision")
     page.table(
         result.table(), caption=f"AP (%) per class, difficult objects {result.rule.difficult}", total=True
@@ -69,34 +69,33 @@ def average_precision(
     page.figure(
         plot_class_ap(result),
         alt=f"AP of each class, {_best_and_worst(result)}; mean {_percent(result.mean_ap())}.",
-        caption="AP by class, best first; in brackets the number of photos that show it.",
+        caption="AP by class, best first; in brackets the number of photos that show the class.",
     )
     page.figure(
         plot_precision_recall(
             scores, truth.present, truth.difficult_only, class_names=class_names, rule=result.rule
         ),
         alt="Precision against recall, one small panel per class, with the AP of the table above.",
-        caption="Precision against recall, AP (%) on the right. Dashed: what the AP is read off from.",
+        caption="Precision against recall, AP (%) on the right. Dashed: the curve that the AP is computed from.",
     )
 
 
 def exponents(page: Page, rule: APRule, log: PatchLog, truth: Presence) -> None:
-    """Add how the mean AP depends on the exponent of the score.
-
-    A rule's minimum score is left out: it was meant for one exponent and would rule out whole others.
-    """
+    """Add the mean AP by exponent of the score."""
+    # The rule's minimum score is meant for one exponent. At a higher one it would rule out every photo.
     rule = replace(rule, minimum_score=-math.inf)
     mean_ap = {}
     for exponent in sorted({*_EXPONENTS, log.exponent}):
-        scores = log.compute(exponent, log=True)  # 1e-26 to the power 12 has no float64
+        scores = log.compute(exponent, log=True)  # 1e-26 to the power 12 underflows float64
         ap = rule.average_precision(scores, truth.present, truth.difficult_only)
         mean_ap[exponent] = float(ap.nanmean())
     if any(map(math.isnan, mean_ap.values())):
         return
     page.section("Exponent of the score")
     page.text(
-        f"A photo's score for a class is the {log.reduction} over its patches of probability to a power. "
-        f"This run uses {log.exponent:g}; the same patches scored otherwise, AP by {rule}:"
+        f"A photo's score for a class is the {log.reduction} over its patches of probability to the power of an "
+        f"exponent. This run uses {log.exponent:g}. The figure shows the same patches scored with other exponents; "
+        f"AP by {rule}."
     )
     best = max(mean_ap, key=lambda e: mean_ap[e])
     page.figure(
@@ -104,29 +103,29 @@ def exponents(page: Page, rule: APRule, log: PatchLog, truth: Presence) -> None:
         alt="Mean AP by exponent: "
         + ", ".join(f"{_power(e)} {_percent(ap)}" for e, ap in mean_ap.items())
         + ".",
-        caption=f"Best at {_power(best)}: {_percent(mean_ap[best])}. At infinity the best patch alone counts.",
+        caption=f"Best at {_power(best)}: {_percent(mean_ap[best])}. At infinity only the best patch counts.",
     )
 
 
 def localization(page: Page, located: LocalizationResult) -> None:
-    """Add the table of localization rates."""
+    """Add the table of localization rates by class."""
     page.section("Localization")
     page.text(
-        "The probabilities of all patches, each strongest at its center, add up to a map for each class. Pointing: "
-        "the share of photos whose map has its maximum in an object of the class; chance is the share of the photo "
-        "that these objects cover, center the rate of always pointing at the middle. CorLoc: the box around the "
-        "map's peak at a quarter of its height overlaps an object by an IoU of 0.5 or more; whole image is the rate "
-        "of the photo's frame."
+        "The probabilities of all patches, each weighted toward the patch's center, add up to a map for each class. "
+        "Pointing is the share of photos whose map has its maximum in an object of the class. For comparison, chance "
+        "is the share of the photo that these objects cover, and center is the rate of always pointing at the "
+        "photo's middle. CorLoc is the share of photos where the box around the map's peak, at a quarter of its "
+        "height, overlaps an object with an IoU of 0.5 or more; whole image is the rate of a box around the photo."
     )
     page.table(located.table(), caption="Rates in percent of the photos that show the class", total=True)
 
 
 def maps(page: Page, log: PatchLog, dataset: Any, photos: int, seed: int) -> None:
-    """Add some photos, drawn at random among those with objects, with the maps of their classes."""
+    """Add photos with objects, drawn at random, and the maps of their classes."""
     page.section("Where classes are seen")
     page.text(
-        f"Photos drawn at random (seed {seed}), not chosen. White: objects; cross: the map's maximum. Each map runs "
-        "from 0 to its own maximum, which stands below it."
+        f"Photos are drawn at random (seed {seed}). White boxes are objects; the cross is the map's maximum. The "
+        "colors of each map run from 0 to its own maximum, which is printed below it."
     )
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     certain = dataset.presence().present & ~dataset.presence().difficult_only
@@ -151,11 +150,12 @@ def maps(page: Page, log: PatchLog, dataset: Any, photos: int, seed: int) -> Non
 def contact_sheets(
     page: Page, rule: APRule, scores: Tensor, truth: Presence, dataset: Any, photos: int
 ) -> None:
-    """Add, per class, its best hits, worst misses and false alarms."""
+    """Add the best hits, worst misses and false alarms of each class."""
     page.section("Hits, misses and false alarms")
     page.text(
-        "Per class: the photos that show it with the highest and the lowest scores, and the highest scored that do "
-        "not; photos with only difficult objects of the class are left out. Below each photo its name and score."
+        "For each class: of the photos that show it, those with the highest and the lowest scores; of the photos "
+        "that do not, those with the highest scores. Photos with only difficult objects of the class are left out. "
+        "Below each photo are its name and score."
     )
     positives = truth.present & ~truth.difficult_only
     ap = rule.average_precision(scores, truth.present, truth.difficult_only)
@@ -184,7 +184,7 @@ def training(
     patches: TrainingPatches | None,
     class_names: Sequence[str],
 ) -> None:
-    """Add the course of the training, and what it was given."""
+    """Add the training curves and the patches of a training photo."""
     histories = {run: records for run, records in histories.items() if records}
     if not histories and not patches:
         return
@@ -201,7 +201,7 @@ def training(
         page.figure(
             plot_convergence(loss, measured),
             alt=f"Training loss by epoch: {ends}.",
-            caption="Mean cross-entropy of the epoch's patches, and the mean AP where it was measured.",
+            caption="Mean loss of the epoch's patches, and the mean AP where it was measured.",
         )
     if patches:
         positives = int((patches.labels > 0).sum())
@@ -215,14 +215,14 @@ def training(
                 objects=patches.objects,
             ),
             alt=f"A training photo with {len(patches.labels)} patches, {positives} of them labeled as an object.",
-            caption="What the sampler sees: some patches of one training photo, in brackets how many there are "
-            "(white: its objects; gray: background), and what the network is given.",
+            caption="Some patches of one training photo, with their number in brackets (white: objects of the photo; "
+            "gray: background), and the same patches resized as the network sees them.",
             photo=True,
         )
 
 
 def transfer(page: Page, text: str) -> None:
-    """Add where the weights came from."""
+    """Add the report of the weight transfer."""
     if text:
         page.section("Transfer")
         page.preformatted(text, label="Transfer report")
@@ -231,7 +231,7 @@ def transfer(page: Page, text: str) -> None:
 def settings(
     page: Page, settings: Mapping[str, Any], seconds: Mapping[str, float], versions: Mapping[str, str]
 ) -> None:
-    """Add what is needed to repeat the run."""
+    """Add times, settings and versions."""
     if seconds:
         page.section("Time")
         total = sum(seconds.values())

@@ -1,4 +1,4 @@
-"""report.html: a run in one file, from its figures to the photos it got wrong."""
+"""report.html: the results of a run on one page, from its figures to the photos it got wrong."""
 
 from __future__ import annotations
 
@@ -20,71 +20,24 @@ from transferkit.scorer import ClassificationResult, LocalizationMeter, Localiza
 
 
 @dataclass(frozen=True)
-class TrainingPatches:
-    """The patches of one training photo, as the network is given them.
-
-    Attributes:
-        image: (3, H, W) uint8.
-        boxes: (P, 4) xyxy, pixels.
-        labels: (P,) int64.
-        crops: (P, 3, S, S) uint8.
-        objects: (N, 4) xyxy, pixels.
-    """
-
-    image: Tensor
-    boxes: Tensor
-    labels: Tensor
-    crops: Tensor
-    objects: Tensor
-
-
-def look_at_patches(sampler: MultiscaleSampler, dataset: Any, minibatches: int = 20) -> TrainingPatches:
-    """Return the patches of the photo with most object patches among those of the next minibatches.
-
-    The sampler is left where it was.
-
-    Args:
-        sampler: In training mode, over ``dataset``.
-        dataset: Items like ``AnnotatedImage``.
-        minibatches: How many to look through.
-    """
-    state = sampler.state_dict()
-    seen = list(islice(sampler, minibatches))
-    sampler.load_state_dict(state)
-    image_index = torch.cat([batch.image_index for batch in seen])
-    labels = torch.cat([batch.labels.cpu() for batch in seen])
-    image = int((image_index[labels > 0] if (labels > 0).any() else image_index).mode().values)
-    rows = image_index == image
-    item = dataset[image]
-    return TrainingPatches(
-        image=item.image,
-        boxes=torch.cat([batch.boxes for batch in seen])[rows],
-        labels=labels[rows],
-        crops=torch.cat([batch.pixels.cpu() for batch in seen])[rows].byte(),
-        objects=item.boxes,
-    )
-
-
-# report.html: a run in one file, from its figures to the photos it got wrong.
-
-
-@dataclass(frozen=True)
 class RunReport:
-    """What a report is made from; what is left empty has no section.
+    """The contents of a report; an empty value leaves out its section.
 
     Attributes:
-        title: Of the page.
-        result: What :func:`transferkit.scorer.evaluate` found.
-        log: All patches of the test set.
-        dataset: The test set: items like ``AnnotatedImage``, ``class_names`` and ``presence()``.
-        settings: Of the run.
-        transfer: The transfer report as text.
-        histories: Per run, one mapping per epoch with ``epoch``, ``loss`` and ``mean_ap``; several are compared.
+        title: Title of the page.
+        result: Return value of :func:`transferkit.scorer.evaluate`.
+        log: Probabilities of all patches of the test set.
+        dataset: The test set, with items like :class:`~transferkit.sampler.AnnotatedImage`, ``class_names`` and
+            ``presence()``.
+        settings: Settings of the run.
+        transfer: Report of the weight transfer, as text.
+        histories: One mapping per epoch with ``epoch``, ``loss`` and ``mean_ap``, by name of the run; several runs
+            are drawn together.
         seconds: Wall time by phase.
-        versions: Of what the figures depend on.
-        patches: What the sampler made of a training photo.
-        photos: How many photos are shown with maps, and per class as hits, misses and false alarms.
-        seed: Of the draw of the photos with maps.
+        versions: Versions of software and hardware that the figures depend on.
+        patches: The patches of a training photo.
+        photos: Number of photos with maps; also, per class, of hits, misses and false alarms.
+        seed: Seed that draws the photos with maps.
     """
 
     title: str
@@ -116,14 +69,14 @@ class RunReport:
         """Return the report of a run.
 
         Args:
-            run: After its last epoch.
-            result: See :class:`RunReport`.
-            log: See :class:`RunReport`.
-            dataset: See :class:`RunReport`.
-            title: Of the page.
-            seconds: See :class:`RunReport`.
-            compared_with: Other runs by name; their training is drawn beside this one's.
-            patches: See :class:`RunReport`.
+            run: The run after its last epoch.
+            result: As for :class:`RunReport`.
+            log: As for :class:`RunReport`.
+            dataset: As for :class:`RunReport`.
+            title: As for :class:`RunReport`.
+            seconds: As for :class:`RunReport`.
+            compared_with: Other runs by name, whose training curves are drawn too.
+            patches: As for :class:`RunReport`.
         """
         runs = {"pretrained" if run.transfer else "from scratch": run, **(compared_with or {})}
         return cls(
@@ -141,14 +94,14 @@ class RunReport:
 
 
 def build_report(report: RunReport, *, progress: Progress = False) -> Page:
-    """Draw everything and put it on one page.
+    """Draw all figures of a report and put them on one page.
 
     Args:
-        report: What is shown.
+        report: Contents of the page.
         progress: See :func:`transferkit.progress.track`.
 
     Returns:
-        The page; ``build_report(...).write("report.html")`` writes it.
+        The page; its ``write("report.html")`` writes it.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -174,16 +127,54 @@ def build_report(report: RunReport, *, progress: Progress = False) -> Page:
 
 
 def locate(log: PatchLog, dataset: Any, *, progress: Progress = False) -> LocalizationResult:
-    """Measure localization over all photos of a data set.
-
-    Args:
-        log: Their patches.
-        dataset: Items like ``AnnotatedImage``, and ``class_names``.
-        progress: See :func:`transferkit.progress.track`.
-    """
+    """Measure localization over all photos of a data set."""
     meter = LocalizationMeter(dataset.class_names)
     for n in track(range(len(dataset)), progress, description="maps", unit="photo"):
         item = dataset[n]
         probs, boxes = log.patches(n)
         meter.add_image(probs, boxes, item.image.shape[-2:], item.boxes, item.classes, item.difficult)
     return meter.compute()
+
+
+@dataclass(frozen=True)
+class TrainingPatches:
+    """The patches of one training photo, before preprocessing.
+
+    Attributes:
+        image: (3, H, W) uint8, the photo.
+        boxes: (P, 4) xyxy, pixels, the patches.
+        labels: (P,) int64, class of each patch; 0 is the background.
+        crops: (P, 3, S, S) uint8, the patches resized.
+        objects: (N, 4) xyxy, pixels, the annotated objects.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    crops: Tensor
+    objects: Tensor
+
+
+def look_at_patches(sampler: MultiscaleSampler, dataset: Any, minibatches: int = 20) -> TrainingPatches:
+    """Return the patches of the photo with the most object patches in the next minibatches.
+
+    Args:
+        sampler: Sampler in training mode over ``dataset``; its position does not change.
+        dataset: Data set of items like :class:`~transferkit.sampler.AnnotatedImage`.
+        minibatches: Number of minibatches to look through.
+    """
+    state = sampler.state_dict()
+    seen = list(islice(sampler, minibatches))
+    sampler.load_state_dict(state)
+    image_index = torch.cat([batch.image_index for batch in seen])
+    labels = torch.cat([batch.labels.cpu() for batch in seen])
+    image = int((image_index[labels > 0] if (labels > 0).any() else image_index).mode().values)
+    rows = image_index == image
+    item = dataset[image]
+    return TrainingPatches(
+        image=item.image,
+        boxes=torch.cat([batch.boxes for batch in seen])[rows],
+        labels=labels[rows],
+        crops=torch.cat([batch.pixels.cpu() for batch in seen])[rows].byte(),
+        objects=item.boxes,
+    )

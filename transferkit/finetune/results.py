@@ -1,4 +1,4 @@
-"""What a run leaves in its results folder."""
+"""Results of a run on disk: metrics.json, tables, curves, and a stopwatch for their times."""
 
 from __future__ import annotations
 
@@ -22,33 +22,6 @@ from transferkit.scorer import ClassificationResult
 from transferkit.scorer.pictures import plot_convergence
 
 
-class Stopwatch:
-    """Tell how long each phase of a run took.
-
-    Attributes:
-        laps: Wall seconds by phase, in order.
-
-    Example:
-        >>> stopwatch = Stopwatch()
-        >>> stopwatch.lap("read data")
-        >>> str(stopwatch)
-        'read data 0.0 s'
-    """
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """Count the time since the last lap to ``phase``."""
-        now = time.perf_counter()
-        self.laps[phase] = self.laps.get(phase, 0.0) + now - self._last
-        self._last = now
-
-    def __str__(self) -> str:
-        return ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.laps.items())
-
-
 def write_results(
     folder: Path | str,
     run: Run,
@@ -59,19 +32,19 @@ def write_results(
 ) -> dict[str, Any]:
     """Write metrics.json, history.csv, average_precision.csv and .md, and (with matplotlib) convergence.png.
 
-    The table holds every class under every rule of average precision. Where the result knows the names of the
-    images, the scores are written too, as the devkit's own files: those of a transferred network to ``comp2``,
-    the competition for data besides VOC's, others to ``comp1``.
+    The table has every class under every rule of average precision. If ``result`` has the ids of the images, the
+    scores are written too, in the format of the VOC devkit: as ``comp2``, the competition that allows other training
+    data, for a transferred network, and as ``comp1`` for one trained from scratch.
 
     Args:
-        folder: Made if absent.
+        folder: Results folder, created if absent.
         run: The run after its last epoch.
-        result: What the evaluation found.
+        result: Return value of :func:`transferkit.scorer.evaluate`.
         seconds: Wall time by phase.
-        image_set: Which was scored, for the names of the devkit's files.
+        image_set: Name of the scored image set, for the devkit's file names.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,11 +76,11 @@ def write_convergence(path: Path, histories: Mapping[str, Sequence[EpochRecord]]
     """Draw the training loss of one or more runs, and their mean AP where it was measured.
 
     Args:
-        path: A picture file; its suffix tells the format.
-        histories: ``run.history`` of each run, under the name that the legend should show.
+        path: Image file; its suffix determines the format.
+        histories: ``run.history`` of each run, by the name in the legend.
 
     Returns:
-        ``path``, or ``None`` where matplotlib (the extra ``plots``) is not installed.
+        ``path``, or ``None`` if matplotlib (the extra ``plots``) is not installed.
     """
     loss = {name: [record.loss for record in history] for name, history in histories.items()}
     mean_ap = {
@@ -122,8 +95,35 @@ def write_convergence(path: Path, histories: Mapping[str, Sequence[EpochRecord]]
     return path
 
 
+class Stopwatch:
+    """Measure the wall time of each phase of a run.
+
+    Attributes:
+        laps: Seconds by phase, in order.
+
+    Example:
+        >>> stopwatch = Stopwatch()
+        >>> stopwatch.lap("read data")
+        >>> str(stopwatch)
+        'read data 0.0 s'
+    """
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Add the time since the last lap to ``phase``."""
+        now = time.perf_counter()
+        self.laps[phase] = self.laps.get(phase, 0.0) + now - self._last
+        self._last = now
+
+    def __str__(self) -> str:
+        return ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.laps.items())
+
+
 def versions(run: Run) -> dict[str, str]:
-    """Return what the figures depend on besides the settings."""
+    """Return the software and hardware that the figures depend on."""
     device = run.device
     return {
         "python": platform.python_version(),
@@ -135,13 +135,13 @@ def versions(run: Run) -> dict[str, str]:
 
 
 def history_csv(history: list[EpochRecord]) -> str:
-    """Return one line per epoch under a header."""
+    """Return the history as CSV, one line per epoch."""
     names = [field.name for field in fields(EpochRecord)]
     return _csv([names, *([getattr(record, name) for name in names] for record in history)])
 
 
 def ap_csv(result: ClassificationResult) -> str:
-    """Return one line per class and one for the mean, a column for every rule; empty where there is no AP."""
+    """Return AP as CSV, one line per class and one for the mean, one column per rule; empty if there is none."""
     header = ["class", "positives", "difficult", *(str(rule) for rule in result.ap)]
     rows = [
         [name, result.positives[c], result.difficult[c], *(_cell(values[c]) for values in result.ap.values())]
