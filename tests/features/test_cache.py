@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -379,3 +380,17 @@ def test_preprocessing_is_applied_once(tmp_path: Path) -> None:
         )
     found = torch.from_numpy(cache[0].features.copy())
     torch.testing.assert_close(found, expected)
+
+
+def test_features_of_an_earlier_version_are_told_and_computed_anew(tmp_path: Path) -> None:
+    old = FeatureCache(tmp_path, features(), Scenes(), grid=GRID)
+    old.fill()
+    manifest = json.loads((old.folder / "manifest.json").read_text())
+    old.folder.rename(tmp_path / "earlier")
+    (tmp_path / "earlier" / "manifest.json").write_text(
+        json.dumps({**manifest, "version": 1, "trunk": "other"})
+    )
+    with pytest.warns(UserWarning, match=r"an earlier transferkit wrote .* computed anew\. Delete earlier"):
+        cache = FeatureCache(tmp_path, features(), Scenes(), grid=GRID)
+    assert len(cache.missing()) == len(cache)
+    FeatureCache(tmp_path, features(), Scenes(), grid=GRID)  # told once

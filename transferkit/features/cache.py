@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from transferkit.distributed import in_process_group, place_among_ranks
-from transferkit.errors import ArgumentError, OutputError, StateError, require
+from transferkit.errors import ArgumentError, OutputError, StateError, listed, require
 from transferkit.features._identity import describe_cache, key_of
 from transferkit.features.patch_features import PatchFeatures
 from transferkit.features.shards import PRECISIONS, CachedImage, CachedSource, Shards
@@ -111,7 +112,7 @@ def readable(count: float) -> str:
 
 FORMAT = "transferkit-features"
 
-VERSION = 1
+VERSION = 2  # 1: networks were told by modules that have other names now
 
 
 class FeatureCache(Dataset[CachedImage]):
@@ -347,6 +348,8 @@ def _open_folder(folder: Path, manifest: dict[str, Any]) -> None:
     text = json.dumps(manifest, indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _warn_of_earlier_versions(folder.parent, manifest)
         if not path.exists():  # several processes may come here at once, with the same text
             own = folder / f"manifest-{os.getpid()}.json"
             write_atomically(own, lambda file: file.write(text.encode())).replace(path)
@@ -357,4 +360,20 @@ def _open_folder(folder: Path, manifest: dict[str, Any]) -> None:
         differ = sorted(name for name in {*found, *manifest} if found.get(name) != json.loads(text).get(name))
         raise StateError(
             f"{path} belongs to another cache: {', '.join(differ)} differ; delete {os.fspath(folder)}"
+        )
+
+
+def _warn_of_earlier_versions(folder: Path, manifest: dict[str, Any]) -> None:
+    """Warn of features of the same images that an earlier version wrote, which nothing reads any more."""
+    same = ("format", "images", "ids", "content")
+    earlier = []
+    for path in sorted(folder.glob("*/manifest.json")):
+        found = json.loads(path.read_bytes())
+        if found.get("version", 0) < VERSION and all(found.get(name) == manifest[name] for name in same):
+            earlier.append(path.parent.name)
+    if earlier:
+        warnings.warn(
+            f"{folder} holds features of the same images that an earlier transferkit wrote; this one does not read them: "
+            f"features are computed anew. Delete {listed(earlier, 3)}",
+            stacklevel=4,
         )
