@@ -373,7 +373,7 @@ def _warn_of_earlier_versions(folder: Path, manifest: dict[str, Any]) -> None:
             earlier.append(path.parent.name)
     if earlier:
         warnings.warn(
-            f"{folder} holds features of the same images that an earlier transferkit wrote; this one does not read them: "
-            f"features are computed anew. Delete {listed(earlier, 3)}",
+            f"{folder} holds features of the same images that an earlier transferkit wrote; they are not read, but "
+            f"computed anew. Delete {listed(earlier, 3)}",
             stacklevel=4,
         )
