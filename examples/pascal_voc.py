@@ -225,7 +225,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("-r", "--rng_seed", type=int, default=13, help="seed of every random choice (default 13)")
 
     add = parser.add_argument_group("network").add_argument
-    add("--model", default="alexnet", metavar="NAME", help=f"{', '.join(finetune.NETWORKS)}, module:factory (alexnet)")
+    add("--model", default="alexnet", metavar="NAME", help=f"{', '.join(finetune.NETWORKS)}, module:factory")
     add("--weights", type=Path, help="pretrained weights (default the model's own; AlexNet's are downloaded)")
     add("--allow_missing", nargs="*", default=(), metavar="LAYER", help="what the weights may lack: 'classifier.*'")
     add("--from_scratch", action="store_true", help="transfer nothing, train everything")

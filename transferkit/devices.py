@@ -14,13 +14,13 @@ SWITCH = "THP_MEM_ALLOC_ENABLE"
 """Environment variable that asks PyTorch 2.2 and later for huge pages; earlier versions ignore it."""
 
 
-def choose_device(name: str | None = None) -> torch.device:
+def choose_device(name: torch.device | str | None = None) -> torch.device:
     """Return a device by neon's names (cpu, gpu) or torch's (cuda:1).
 
     Each of the processes that ``torchrun`` starts on a machine gets a GPU of its own.
 
     Args:
-        name: ``None`` chooses cuda where torch sees a GPU, else the CPU.
+        name: A device, or its name; ``None`` chooses cuda where torch sees a GPU, else the CPU.
 
     Raises:
         ArgumentError: There is no such device on this machine.
@@ -29,6 +29,8 @@ def choose_device(name: str | None = None) -> torch.device:
         >>> choose_device("cpu")
         device(type='cpu')
     """
+    if isinstance(name, torch.device):
+        name = str(name)
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

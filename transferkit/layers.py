@@ -6,6 +6,7 @@ dotted path; the same rule gives the same layers for a live model and for the st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -120,6 +121,17 @@ def split_key(key: str) -> tuple[str, str]:
         return owner[1:], f"parametrizations.{part}"
     name, _, short = key.rpartition(".")
     return name, short
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Return a sort key by which ``"features.2"`` comes before ``"features.10"``, and a layer before what is in it.
+
+    Example:
+        >>> sorted(["b.10.bias", "b.2.bias", "a.weight"], key=natural_order)
+        ['a.weight', 'b.2.bias', 'b.10.bias']
+    """
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _grouped(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, dict[str, Tensor]]:

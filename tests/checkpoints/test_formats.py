@@ -125,7 +125,7 @@ def test_slashes_in_npz_names_become_dots(tmp_path: Path) -> None:
     )
     checkpoint = read_checkpoint(tmp_path / "jax.npz")
     assert checkpoint.names == ("encoder.conv",)
-    assert "left out what is no number: text" in checkpoint.notes
+    assert "left out what is not a number: text" in checkpoint.notes
 
 
 def shards(folder: Path, suffix: str) -> dict[str, str]:

@@ -62,7 +62,7 @@ def test_a_factor_that_cannot_pass_is_told(tmp_path: Path) -> None:
     ):
         saved = model(layer("Dropout", "drop"), blocking, linear("a"))
         assert factors(saved, tmp_path)["a"] == 1
-        assert "dropout at drop: no layer after it can take up its factor" in " ".join(
+        assert "dropout at drop: no layer after it can absorb its factor" in " ".join(
             read(saved, tmp_path).notes
         )
     assert "dropout at last" in " ".join(read(model(linear("a"), layer("Dropout", "last")), tmp_path).notes)

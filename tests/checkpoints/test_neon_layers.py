@@ -219,7 +219,7 @@ def test_the_first_versions_layout_is_told_from_its_shapes(shared: Path, tmp_pat
     assert found.names == wanted.names
     for a, b in zip(found, wanted, strict=True):
         assert all(torch.equal(a.tensors[key], b.tensors[key]) for key in b.tensors)
-    assert "told from the shapes" in found.notes[0]
+    assert "inferred from the shapes" in found.notes[0]
 
 
 def test_the_first_versions_names_repeat_and_its_arrays_are_bare(tmp_path: Path) -> None:

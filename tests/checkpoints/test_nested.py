@@ -46,11 +46,11 @@ def test_nested_wrappers_and_extra_state() -> None:
     extra = {**PLAIN, "fc._extra_state": {"scale": torch.ones(1)}}
     checkpoint = read_checkpoint(extra)
     assert checkpoint.names == ("fc",)
-    assert "left out what is no tensor: fc._extra_state" in checkpoint.notes
+    assert "left out what is not a tensor: fc._extra_state" in checkpoint.notes
 
 
 def test_nothing_to_read_is_an_error() -> None:
-    with pytest.raises(CheckpointError, match="there is no tensor in it"):
+    with pytest.raises(CheckpointError, match="it holds no tensors"):
         read_checkpoint({"epoch": 3})
 
 

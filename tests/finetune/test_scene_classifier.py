@@ -177,7 +177,7 @@ def test_features_computed_once_serve_parts_of_the_photos(weights: Path, tmp_pat
     assert torch.allclose(of_cache, of_photos, rtol=1e-2)  # plain keeps its features in half precision
     assert made.test(Subset(cache, rest)).mean_ap() == plain.test(Subset(every, rest)).mean_ap()
     other = classifier(replace(SHARED, pyramid_scales=(1,)), from_scratch=False, weights=weights)
-    with pytest.raises(ArgumentError, match="levels differ"):
+    with pytest.raises(ArgumentError, match="pyramid_scales differ"):
         other.fit(Subset(cache, rows))
 
 
@@ -251,8 +251,17 @@ def test_what_cannot_be_fitted(photos: object, settings: dict[str, object], word
         classifier(**settings).fit(photos)
 
 
+def test_resuming_needs_the_file_of_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="resume=True needs the run's file"):
+        classifier().fit(Squares(4), resume=True)
+    with pytest.raises(MissingFileError):
+        classifier().fit(Squares(4), resume=tmp_path / "nowhere.pt")
+
+
 def test_a_class_that_has_no_name() -> None:
-    with pytest.raises(DataError, match="photo 1 has an object of class 2, but there are class names for 1 to 1; give"):
+    with pytest.raises(
+        DataError, match="photo 1 has an object of class 2, but there are class names for 1 to 1; give"
+    ):
         classifier(class_names=["red"]).fit(Squares(2).items)
 
 
@@ -281,6 +290,10 @@ def test_files_of_other_versions_and_other_kinds(shared: tk.SceneClassifier, tmp
         tk.SceneClassifier.load(tmp_path / "odd.tk")
     with pytest.raises(MissingFileError, match="no classifier at"):
         tk.SceneClassifier.load(tmp_path / "nowhere.tk")
+    with pytest.raises(
+        StateError, match=r"a loaded classifier has no pretrained weights to start from; fit one"
+    ):
+        tk.SceneClassifier.load(saved, device="cpu").fit(Squares(4))
     with pytest.raises(StateError, match="has no run"):
         _ = tk.SceneClassifier.load(saved).run
 

@@ -1,4 +1,4 @@
-"""Zip archives, opened with suspicion; and numpy's .npz, whose stored arrays are mapped, compressed ones unpacked."""
+"""Zip archives, checked before use; and numpy's .npz, whose stored arrays are mapped and compressed ones unpacked."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from transferkit.errors import CheckpointError
 _ENCRYPTED = 0x1
 _LOCAL_HEADER = 30  # bytes of a member's local header before its name
 _LARGEST_SURPRISE = 1 << 25  # bytes that compressed arrays may hold however small they are
-_LARGEST_RATIO = 20  # weights hardly shrink
+_LARGEST_RATIO = 20  # weights hardly compress
 _PLAIN_KINDS = "biufc"
 
 
 def zip_names(path: Path) -> list[str]:
-    """Return the names in an archive, none if it is no readable archive."""
+    """Return the names in an archive, none if it cannot be read as one."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
@@ -75,7 +75,7 @@ def read_npz(path: Path, options: ReadOptions) -> Contents:
             else:
                 tensors[name] = array
     found = contents_of(dotted(tensors), key=options.key)
-    notes = [*found.notes, f"left out what is no number: {', '.join(others)}"] if others else found.notes
+    notes = [*found.notes, f"left out what is not a number: {', '.join(others)}"] if others else found.notes
     return Contents(found.tensors, notes=tuple(notes), metadata=found.metadata)
 
 
@@ -134,7 +134,7 @@ def _header(file: Any, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, 
 
 
 def _place(path: Path, member: zipfile.ZipInfo) -> int:
-    """Return where a stored member's bytes begin in the file; its local header may differ from the directory's."""
+    """Return the offset of a stored member's bytes, by its local header, which may differ from the directory's."""
     with path.open("rb") as file:
         file.seek(member.header_offset)
         local = file.read(_LOCAL_HEADER)

@@ -1,4 +1,4 @@
-"""A checkpoint, or what differs between two, in words and as plain values."""
+"""The description of a checkpoint, and of what differs between two, as text and as plain values."""
 
 from __future__ import annotations
 
@@ -125,21 +125,18 @@ def value_difference(key: str, a: Tensor, b: Tensor) -> ValueDifference:
         unequal = ~((left == right) | (left.isnan() & right.isnan()))
         count = int(unequal.sum())
         if count:
-            gaps = (
-                (_wide(left[unequal]) - _wide(right[unequal])).abs().nan_to_num(nan=math.inf, posinf=math.inf)
-            )
-            differing, total, largest = (
-                differing + count,
-                total + float(gaps.sum()),
-                max(largest, float(gaps.max())),
-            )
+            gaps = (_wide(left[unequal]) - _wide(right[unequal])).abs()
+            gaps = gaps.nan_to_num(nan=math.inf, posinf=math.inf)
+            differing += count
+            total += float(gaps.sum())
+            largest = max(largest, float(gaps.max()))
     return ValueDifference(key, differing, a.numel(), largest, total / max(a.numel(), 1))
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:
     """Yield the elements in order, flat, a bounded number at a time."""
     if tensor.numel() <= _CHUNK or tensor.ndim == 0:
-        # eight bits are too few for torch to compare
+        # torch does not compare tensors of 8-bit floats
         flat = tensor.reshape(-1)
         yield flat.float() if flat.is_floating_point() and flat.itemsize == 1 else flat
         return
@@ -151,7 +148,7 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
-# A checkpoint in words: as a table for people, as plain values for programs.
+# The description of one checkpoint: a table for people, plain values for programs.
 
 _LARGEST_UNASKED = 1 << 28  # bytes of a file whose digest is computed without being asked for
 

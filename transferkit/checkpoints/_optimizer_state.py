@@ -1,7 +1,7 @@
 """An optimizer's state, given back to the parameters it belongs to.
 
-torch numbers the parameters of a saved optimizer by their place in its groups and says nothing of their names.
-The numbers are turned into names only where that can be done in one way.
+A saved torch optimizer numbers its parameters by their place in its groups and does not name them. The numbers
+are turned into names only where there is exactly one way to do so.
 """
 
 from __future__ import annotations
@@ -84,10 +84,8 @@ def _keys_by_order(tensors: Mapping[str, Tensor], shapes: Sequence[_Shape]) -> l
 def _only_embedding(
     keys: Sequence[str], have: Sequence[tuple[int, ...]], wanted: Sequence[_Shape]
 ) -> list[str] | None:
-    """Return where ``wanted`` lies in ``have`` in this order, if there is exactly one such place.
-
-    The leftmost and the rightmost embedding agree exactly where there is only one.
-    """
+    """Return the keys at which ``wanted`` is a subsequence of ``have``, if there is exactly one way to match it."""
+    # There is only one way exactly where the leftmost and the rightmost match agree.
     left = _leftmost(have, wanted)
     right = _leftmost(have[::-1], wanted[::-1])
     if left is None or right is None or left != [len(have) - 1 - place for place in right[::-1]]:
@@ -108,7 +106,7 @@ def _leftmost(have: Sequence[tuple[int, ...]], wanted: Sequence[_Shape]) -> list
 
 
 def _shape(state: Mapping[str, Any] | None) -> _Shape:
-    """Return the shape of the parameter that a state belongs to, or ``None`` where the state does not tell."""
+    """Return the shape of a state's parameter, or ``None`` where the state holds only scalars."""
     shapes = [
         tuple(value.shape) for value in (state or {}).values() if isinstance(value, Tensor) and value.ndim
     ]

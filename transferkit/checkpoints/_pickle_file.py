@@ -19,12 +19,16 @@ from transferkit.checkpoints.neon._reader import is_neon, neon_contents
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
 from transferkit.errors import CheckpointError, listed
 
+GZIP = b"\x1f\x8b"
+_LARGEST_SURPRISE = 1 << 25  # bytes that a gzip file may hold however small it is
+_LARGEST_RATIO = 20  # weights hardly compress
+
+# The first bytes of a pickle of a dict or list: a protocol number and an instruction that makes one of them; in
+# protocols 0 and 1 the instruction alone.
+_BEGINNING = re.compile(rb"\x80[\x02-\x05][\x95}\](c]|\((dp?|lp?)\d*\n|}q|\]q|c[a-zA-Z_.]+\n", re.DOTALL)
 _PLAIN_DTYPES = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"])
-
 _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-
 _BUFFER_MODULES = ("numpy.core.numeric", "numpy._core.numeric")
-
 _BUILTINS = ("builtins", "__builtin__")
 
 _KNOWN = frozenset(
@@ -36,11 +40,55 @@ _KNOWN = frozenset(
 )
 
 
+def looks_like_pickle(head: bytes) -> bool:
+    """Whether a file that begins like this is a pickle."""
+    return _BEGINNING.match(head) is not None
+
+
+def _matches(path: Path, head: bytes) -> bool:
+    return head.startswith(GZIP) or looks_like_pickle(head)
+
+
+@register_reader("pickle", matches=_matches, suffixes=(".p", ".prm", ".pkl", ".pickle"))
+def read_pickle_file(path: Path, options: ReadOptions) -> Contents:
+    """Read a pickle of containers and numpy arrays, also gzipped; nothing in it is imported or called."""
+    saved = read_plain_pickle(_buffer(path))
+    if is_neon(saved):
+        return neon_contents(saved, options)
+    return contents_of(saved, key=options.key)
+
+
+def _buffer(path: Path) -> bytes | memoryview:
+    """Return the bytes of a file: mapped, or unpacked within reason."""
+    with path.open("rb") as file:
+        if file.read(2) == GZIP:
+            return _unpacked(path)
+        if path.stat().st_size == 0:
+            raise CheckpointError("the file is empty")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _unpacked(path: Path) -> bytes:
+    limit = max(_LARGEST_SURPRISE, _LARGEST_RATIO * path.stat().st_size)
+    try:
+        with gzip.open(path) as file:
+            unpacked = file.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise CheckpointError(f"damaged gzip file: {error}") from error
+    if len(unpacked) > limit:
+        raise CheckpointError(
+            f"refused: unpacked it would be over {limit:,} bytes, {_LARGEST_RATIO} times its size"
+        )
+    if not looks_like_pickle(unpacked[:64]):
+        raise CheckpointError("a gzip file that holds no pickle; unpack it (gunzip) and read what is inside")
+    return unpacked
+
+
 def read_plain_pickle(buffer: bytes | memoryview) -> Any:
     """Return what a pickle holds: dicts with string keys, lists, tuples, strings, numbers and numpy arrays.
 
-    Python 2's strings become ``str``. The arrays are copies: in the file they do not lie on the boundaries that
-    a tensor needs.
+    Python 2's strings become ``str``. The arrays are copies, since in the file they are not aligned as a tensor
+    must be.
 
     Raises:
         CheckpointError: It would import anything else, or its arrays do not match their data.
@@ -51,7 +99,7 @@ def read_plain_pickle(buffer: bytes | memoryview) -> Any:
 
 
 def refuse_unknown(pickle: Pickle, known: frozenset[Global]) -> None:
-    """Refuse a pickle that would import what is not ``known``, naming all of it."""
+    """Refuse a pickle that would import anything beyond ``known``, and name all of it."""
     blocked = sorted(str(name) for name in pickle.globals - known)
     if blocked:
         raise CheckpointError(f"refused: reading it the ordinary way would import {listed(blocked)}")
@@ -86,7 +134,7 @@ class _Reader:
 
     def called(self, call: Call) -> Any:
         if not isinstance(call.function, Global):
-            raise CheckpointError("refused: the pickle calls what is no name")
+            raise CheckpointError("refused: the pickle calls something that is not a name")
         name, arguments = call.function.name, call.arguments
         try:
             if name == "_reconstruct":
@@ -162,58 +210,3 @@ def _data(value: Any) -> bytes | memoryview:
 def _text(value: Any) -> str:
     """Return a dict key or a name as text."""
     return str(value, "latin1") if isinstance(value, bytes) else str(value)
-
-
-GZIP = b"\x1f\x8b"
-
-_LARGEST_SURPRISE = 1 << 25  # bytes that a gzip file may hold however small it is
-
-_LARGEST_RATIO = 20  # weights hardly shrink
-
-# How a pickle of a dict or list begins: a protocol number and one of their instructions; or, in the two oldest
-# protocols, those alone.
-_BEGINNING = re.compile(rb"\x80[\x02-\x05][\x95}\](c]|\((dp?|lp?)\d*\n|}q|\]q|c[a-zA-Z_.]+\n", re.DOTALL)
-
-
-def looks_like_pickle(head: bytes) -> bool:
-    """Whether a file that begins like this is a pickle."""
-    return _BEGINNING.match(head) is not None
-
-
-def _matches(path: Path, head: bytes) -> bool:
-    return head.startswith(GZIP) or looks_like_pickle(head)
-
-
-@register_reader("pickle", matches=_matches, suffixes=(".p", ".prm", ".pkl", ".pickle"))
-def read_pickle_file(path: Path, options: ReadOptions) -> Contents:
-    """Read a pickle of containers and numpy arrays, also gzipped; nothing in it is imported or called."""
-    saved = read_plain_pickle(_buffer(path))
-    if is_neon(saved):
-        return neon_contents(saved, options)
-    return contents_of(saved, key=options.key)
-
-
-def _buffer(path: Path) -> bytes | memoryview:
-    """Return the bytes of a file: mapped, or unpacked within reason."""
-    with path.open("rb") as file:
-        if file.read(2) == GZIP:
-            return _unpacked(path)
-        if path.stat().st_size == 0:
-            raise CheckpointError("the file is empty")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _unpacked(path: Path) -> bytes:
-    limit = max(_LARGEST_SURPRISE, _LARGEST_RATIO * path.stat().st_size)
-    try:
-        with gzip.open(path) as file:
-            unpacked = file.read(limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise CheckpointError(f"damaged gzip file: {error}") from error
-    if len(unpacked) > limit:
-        raise CheckpointError(
-            f"refused: unpacked it would be over {limit:,} bytes, {_LARGEST_RATIO} times its size"
-        )
-    if not looks_like_pickle(unpacked[:64]):
-        raise CheckpointError("a gzip file that holds no pickle; unpack it (gunzip) and read what is inside")
-    return unpacked

@@ -1,9 +1,9 @@
 """Read a pickle as data: no import, no call, nothing but inert values.
 
-A pickle is a program for a small stack machine, two of whose instructions import and call. The machine here
-runs that program and, where the original would call, writes down what would have been called. The result is
-made of dicts, lists, tuples, strings, numbers and ``Call`` records; what those records mean is for the reader
-of a format to decide. So nothing in a file can run, whatever it contains.
+A pickle is a program for a small stack machine, some of whose instructions import and call. The machine here
+runs that program and records each call instead of making it. The result consists of dicts, lists, tuples,
+strings, numbers and ``Call`` records; the reader of a format decides what those records mean. So nothing in a
+file can run, whatever it contains.
 
 References:
     The instructions: CPython's ``pickletools.py``.
@@ -20,8 +20,11 @@ from typing import Any
 from transferkit.errors import CheckpointError
 
 MAX_DEPTH = 64
-
 MAX_VALUES = 20_000_000
+MAX_INSTRUCTIONS = 2_000_000
+MAX_CONTAINERS = 500_000
+_LONGEST_NUMBER = 64  # characters of a number written as text, bytes of one in binary
+_VIEWED = 4096  # bytes from this length on are left where they are
 
 
 @dataclass(frozen=True)
@@ -37,19 +40,12 @@ class Global:
 
 @dataclass(eq=False)
 class Call:
-    """A call that the pickle would make, and what it would then put into the result.
+    """A call that the pickle would make, and what it would then put into the result."""
 
-    Attributes:
-        function: What would be called, a :class:`Global` in every honest file.
-        arguments: With what.
-        state: What would be given to ``__setstate__``, or ``None``.
-        items: What would be appended, or the key-value pairs that would be set.
-    """
-
-    function: Any
+    function: Any  # a Global in every honest file
     arguments: tuple[Any, ...]
-    state: Any = None
-    items: list[Any] = field(default_factory=list)
+    state: Any = None  # the argument of __setstate__
+    items: list[Any] = field(default_factory=list)  # items appended, or key-value pairs set
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,24 +55,39 @@ class Persistent:
     key: Any
 
 
-def children_of(value: object) -> list[Any]:
-    """Return what a value directly contains."""
-    if isinstance(value, dict):
-        return [*value.keys(), *value.values()]
-    if isinstance(value, list | tuple):
-        return list(value)
-    if isinstance(value, Call):
-        return [value.function, value.arguments, value.state, *value.items]
-    if isinstance(value, Persistent):
-        return [value.key]
-    return []
+@dataclass(frozen=True)
+class Pickle:
+    """One pickle, read."""
+
+    value: Any
+    globals: frozenset[Global]  # every name that it would import
+    end: int  # its end in the buffer
+
+
+def read_pickle(buffer: bytes | memoryview, start: int = 0) -> Pickle:
+    """Read the pickle that begins at ``start``.
+
+    Raises:
+        CheckpointError: It is damaged, refers to itself, is nested or repeated beyond reason, or uses
+            instructions that files of weights have no use for (extension codes, class instances of the oldest
+            protocol, buffers outside the file).
+    """
+    machine = _Machine(memoryview(buffer), start)
+    try:
+        value = machine.run()
+    except CheckpointError:  # a refusal, which is a ValueError too
+        raise
+    except (IndexError, KeyError, TypeError, ValueError, struct.error, OverflowError) as error:
+        raise CheckpointError(f"damaged pickle at byte {machine.place}: {error!r}") from error
+    check_graph(value)
+    return Pickle(value, frozenset(machine.globals), machine.place)
 
 
 def check_graph(root: object) -> None:
     """Refuse a value that contains itself, is nested too deeply, or would be huge if nothing in it were shared.
 
     A few hundred bytes of pickle can name one list a billion times through lists of lists, and whoever walks
-    that graph never ends. The check visits every object once.
+    that graph never ends. The check visits every object once, children before parents, and adds up sizes.
 
     Raises:
         CheckpointError: With the reason.
@@ -106,20 +117,21 @@ def check_graph(root: object) -> None:
         done[id(value)] = size, depth
 
 
-# Numbers, text and raw bytes out of a buffer, none of them longer than the buffer is.
-
-_LONGEST_NUMBER = 64  # characters of a number written as text, bytes of one in binary
-
-_VIEWED = 4096  # bytes from this length on are left where they are
+def children_of(value: object) -> list[Any]:
+    """Return what a value directly contains."""
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, Call):
+        return [value.function, value.arguments, value.state, *value.items]
+    if isinstance(value, Persistent):
+        return [value.key]
+    return []
 
 
 class ByteReader:
-    """A buffer and a place in it. Every method reads at the place and moves it on.
-
-    Args:
-        buffer: The bytes.
-        place: Where to begin.
-    """
+    """A buffer and a position in it; every method reads there and moves on, never past the end."""
 
     def __init__(self, buffer: memoryview, place: int = 0) -> None:
         self.buffer = buffer
@@ -132,12 +144,16 @@ class ByteReader:
         self.place += count
         return self.buffer[self.place - count : self.place]
 
+    def numbers(self, format: str) -> tuple[Any, ...]:
+        """Return the numbers of a ``struct`` format."""
+        return struct.unpack(format, self.read(struct.calcsize(format)))
+
     def number(self, format: str) -> Any:
-        """Return one number of a ``struct`` format."""
-        return struct.unpack(format, self.read(struct.calcsize(format)))[0]
+        """Return the one number of a ``struct`` format."""
+        return self.numbers(format)[0]
 
     def data(self, format: str) -> Any:
-        """Return a length's worth of bytes; many of them as a view of the buffer."""
+        """Return bytes preceded by their length; many of them as a view of the buffer."""
         found = self.read(self.number(format))
         return found if len(found) >= _VIEWED else bytes(found)
 
@@ -152,7 +168,7 @@ class ByteReader:
         raise ValueError("a line without an end")
 
     def text(self, format: str) -> str:
-        """Return a length's worth of UTF-8."""
+        """Return UTF-8 text preceded by its length."""
         return str(self.read(self.number(format)), "utf-8", "surrogatepass")
 
     def decimal(self) -> str:
@@ -163,48 +179,11 @@ class ByteReader:
         return line.decode("ascii")
 
     def integer(self, format: str) -> int:
-        """Return a length's worth of a signed integer."""
+        """Return a signed integer preceded by its length."""
         length = self.number(format)
         if not 0 <= length <= _LONGEST_NUMBER:
             raise ValueError(f"a number of {length} bytes")
         return int.from_bytes(self.read(length), "little", signed=True)
-
-
-MAX_INSTRUCTIONS = 2_000_000
-
-MAX_CONTAINERS = 500_000
-
-
-@dataclass(frozen=True)
-class Pickle:
-    """One pickle, read.
-
-    Attributes:
-        value: What it holds.
-        globals: Every name that it would import.
-        end: Where it ends in the buffer.
-    """
-
-    value: Any
-    globals: frozenset[Global]
-    end: int
-
-
-def read_pickle(buffer: bytes | memoryview, start: int = 0) -> Pickle:
-    """Read the pickle that begins at ``start``.
-
-    Raises:
-        CheckpointError: It is damaged, refers to itself, is nested or repeated beyond reason, or uses
-            instructions that files of weights have no use for (extension codes, class instances of the oldest
-            protocol, buffers outside the file).
-    """
-    machine = _Machine(memoryview(buffer), start)
-    try:
-        value = machine.run()
-    except (IndexError, KeyError, TypeError, ValueError, struct.error, OverflowError) as error:
-        raise CheckpointError(f"damaged pickle at byte {machine.place}: {error!r}") from error
-    check_graph(value)
-    return Pickle(value, frozenset(machine.globals), machine.place)
 
 
 class _Mark:
@@ -215,13 +194,11 @@ _MARK = _Mark()
 
 
 class _Machine(ByteReader):
-    """The stack machine. One method for each family of instructions, in a table by instruction.
+    """The stack machine: a stack, marks on it and a memo; ``_STEPS`` has the method of each instruction."""
 
-    A pickle is a program for a machine with a stack, marks on it and a memo. Python's own machine imports names
-    (GLOBAL), calls what was imported (REDUCE) and sets attributes (BUILD), which is how a file runs code. This one
-    pushes inert records of the name, the call and the state instead, and counts what it makes, since a short program
-    can ask for a great deal.
-    """
+    # Python's own machine imports names (GLOBAL), calls what was imported (REDUCE) and sets attributes (BUILD),
+    # which is how a file runs code. This one pushes inert records of the name, the call and the state instead. It
+    # counts what it makes, since a short program can ask for a great deal.
 
     def __init__(self, buffer: memoryview, start: int) -> None:
         super().__init__(buffer, start)
@@ -286,7 +263,7 @@ class _Machine(ByteReader):
         self.push({"00": False, "01": True}[text] if text in ("00", "01") else int(text))
 
     def quoted(self) -> None:
-        """Push what Python 2 wrote as a literal: bytes between quotes."""
+        """Push a string literal of Python 2: bytes between quotes."""
         line = self.line()
         if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
             raise ValueError("a string without quotes")
@@ -301,6 +278,8 @@ class _Machine(ByteReader):
             raise ValueError("a key without a value")
         return {as_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
 
+    # Items and keys for the result of a call are kept in the record of the call.
+
     def append(self, items: list[Any]) -> None:
         target = self.top()
         if isinstance(target, Call):
@@ -308,8 +287,6 @@ class _Machine(ByteReader):
         if not isinstance(target, list):
             raise TypeError(f"items are appended to a {type(target).__name__}")
         target.extend(items)
-
-    # A record of a call takes items and keys as the list or dict would that the call makes.
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
@@ -363,7 +340,7 @@ class _Machine(ByteReader):
 
 
 def as_key(key: Any) -> Hashable:
-    """Return a dict key, or refuse one whose hash could be dear: scalars and flat tuples of them pass."""
+    """Return a dict key; refuse all but scalars and flat tuples of them, whose hash is cheap."""
     parts = key if isinstance(key, tuple) else (key,)
     if not all(part is None or isinstance(part, str | bytes | int | float | Global) for part in parts):
         raise TypeError("a dict key that is neither a string nor a number")
@@ -378,7 +355,6 @@ _REFUSED = {
     0x84: "extension codes (EXT4)",
     0x97: "buffers outside the file (NEXT_BUFFER)",
 }
-
 _STOP = ord(".")
 
 _STEPS: dict[int, Callable[[_Machine], None]] = {

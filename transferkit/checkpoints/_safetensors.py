@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
 from transferkit.errors import CheckpointError, MissingExtraError
+from transferkit.layers import natural_order
 
 _LARGEST_HEADER = 100_000_000  # the library's own limit
 _ORDER_NOTE = "safetensors does not keep the order of layers; they are in the natural order of their names"
@@ -29,7 +29,7 @@ def read_safetensors(path: Path, options: ReadOptions) -> Contents:
 
 
 def safetensors_contents(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Contents:
-    """Return tensors in natural order, with the ties that ``safetensors.torch.save_model`` wrote down."""
+    """Return tensors in natural order, with the tied weights that ``safetensors.torch.save_model`` recorded."""
     ties = {name: kept for name, kept in metadata.items() if name not in tensors and kept in tensors}
     tensors = tensors | {name: tensors[kept] for name, kept in ties.items()}
     ordered = {name: tensors[name] for name in sorted(tensors, key=natural_order)}
@@ -53,7 +53,7 @@ def mapped_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is not a dict
     except Exception as error:
         raise CheckpointError(f"damaged safetensors file: {error}") from error
 
@@ -65,14 +65,3 @@ def metadata_of(path: Path) -> dict[str, str]:
         header: Any = json.loads(file.read(min(length, _LARGEST_HEADER)))
     metadata = header.get("__metadata__") or {}
     return {str(name): str(value) for name, value in metadata.items()}
-
-
-def natural_order(name: str) -> list[tuple[int, str]]:
-    """Return a sort key by which ``"features.2"`` comes before ``"features.10"``, and a layer before what is in it.
-
-    Example:
-        >>> sorted(["b.10.bias", "b.2.bias", "a.weight"], key=natural_order)
-        ['a.weight', 'b.2.bias', 'b.10.bias']
-    """
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -14,7 +14,7 @@ from transferkit.checkpoints._safetensors import mapped_tensors, safetensors_con
 from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints._torch_zip import load_torch_zip
 from transferkit.checkpoints.registry import Contents, ReadOptions, find_format, register_reader
-from transferkit.errors import CheckpointError
+from transferkit.errors import CheckpointError, listed
 
 _INDEX = ".index.json"
 _LARGEST_INDEX = 1 << 26
@@ -31,7 +31,7 @@ def read_sharded(path: Path, options: ReadOptions) -> Contents:
     files = {name: folder / name for name in dict.fromkeys(weight_map.values())}
     missing = [name for name, file in files.items() if not file.is_file()]
     if missing:
-        raise CheckpointError(f"{len(missing)} of {len(files)} shards are missing: {', '.join(missing[:4])}")
+        raise CheckpointError(f"{len(missing)} of {len(files)} shards are missing: {listed(missing, 4)}")
     shards = {name: _read_shard(file, options) for name, file in files.items()}
     absent = [key for key, name in weight_map.items() if key not in shards[name]]
     if absent:
@@ -55,11 +55,11 @@ def _read_shard(file: Path, options: ReadOptions) -> dict[str, Tensor]:
 
 
 def _read_single(folder: Path, options: ReadOptions) -> Contents:
-    """Read the one file of weights in a folder; safetensors come before torch files that hold the same."""
+    """Read the one file of weights in a folder, a safetensors file rather than a torch file."""
     for pattern in _SINGLE_FILES:
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
-            names = ", ".join(file.name for file in found[:4])
+            names = listed([file.name for file in found], 4)
             raise CheckpointError(
                 f"a folder with {len(found)} files of weights and no index; name one: {names}"
             )
@@ -71,7 +71,7 @@ def _read_single(folder: Path, options: ReadOptions) -> Contents:
 def _index_in(folder: Path) -> Path | None:
     found = sorted(folder.glob(f"*{_INDEX}"), key=lambda file: ".safetensors" not in file.name)
     if len(found) > 1 and (".safetensors" in found[1].name or ".safetensors" not in found[0].name):
-        names = ", ".join(file.name for file in found[:4])
+        names = listed([file.name for file in found], 4)
         raise CheckpointError(f"a folder with {len(found)} indexes; name one: {names}")
     return found[0] if found else None
 

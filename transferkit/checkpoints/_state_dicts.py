@@ -1,4 +1,4 @@
-"""Find the state dict in what people save: alone, or beside an optimizer, an epoch and a second copy."""
+"""Find the state dict in a saved object: alone, or beside an optimizer, an epoch and a second copy."""
 
 from __future__ import annotations
 
@@ -19,110 +19,7 @@ WRAPPERS = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"}
 )
 
-
-def bare_name(name: str) -> str:
-    """Return a dotted layer name without the parts that a wrapper added.
-
-    Example:
-        >>> bare_name("module._orig_mod.encoder.module.conv")
-        'encoder.conv'
-    """
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
-
-
-def bare_names(names: Iterable[str]) -> dict[str, str]:
-    """Return each layer name with its bare name, or with itself where two layers would share a bare name.
-
-    Example:
-        >>> bare_names(["module.conv", "module.fc", "fc"])
-        {'module.conv': 'conv', 'module.fc': 'module.fc', 'fc': 'fc'}
-    """
-    bare = {name: bare_name(name) for name in names}
-    shared = {name for name, count in Counter(bare.values()).items() if count > 1}
-    return {name: name if short in shared else short for name, short in bare.items()}
-
-
-def bare_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Return each state-dict key with its key under the layer's bare name.
-
-    Example:
-        >>> bare_keys(["module.fc.weight", "module.fc.bias"])
-        {'module.fc.weight': 'fc.weight', 'module.fc.bias': 'fc.bias'}
-    """
-    parts = {key: split_key(key) for key in keys}
-    names = bare_names(dict.fromkeys(name for name, _ in parts.values()))
-    return {key: f"{names[name]}.{short}" if names[name] else short for key, (name, short) in parts.items()}
-
-
-# Weights that a file holds in parts, as torch's parametrizations and weight norm store them.
-
-
-def parametrized_layers(keys: Iterable[str]) -> dict[str, str]:
-    """Return the layers whose weights are stored in parts, with the name of the scheme.
-
-    Example:
-        >>> parametrized_layers(["conv.weight_g", "conv.weight_v", "conv.bias"])
-        {'conv': 'weight norm'}
-        >>> parametrized_layers(["fc.parametrizations.weight.original0"])
-        {'fc': 'parametrization'}
-    """
-    keys = set(keys)
-    found = {}
-    for key in sorted(keys):
-        layer, short = split_key(key)
-        if short.startswith("parametrizations."):
-            found[layer] = "parametrization"
-        elif key.endswith("_g") and f"{key[:-2]}_v" in keys:
-            found[layer] = "weight norm"
-        elif key.endswith("_orig") and (f"{key[:-5]}_u" in keys or f"{key[:-5]}_mask" in keys):
-            found[layer] = "spectral norm" if f"{key[:-5]}_u" in keys else "pruning"
-    return found
-
-
-# Tensors that no layer of a plain model can take: quantized, packed, sharded. Refused by name.
-
-# What marks a packed weight, and who packed it.
-_PACKED = {
-    ".qweight": "GPTQ or AWQ packed weights",
-    ".quant_state.bitsandbytes__nf4": "bitsandbytes 4-bit weights",
-    ".quant_state.bitsandbytes__fp4": "bitsandbytes 4-bit weights",
-    ".SCB": "bitsandbytes 8-bit weights",
-    "._packed_params": "torch's packed quantized weights",
-    "_flat_param": "flattened FSDP shards",
-}
-
-_ADVICE = (
-    "Load the file with what wrote it, make them plain with dequantize(), full_tensor() or to_dense(), save "
-    "that and read it"
-)
-
-
-def check_tensors(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not plain and dense, naming each.
-
-    Raises:
-        CheckpointError: Some are quantized, packed, sparse, nested or of a tensor subclass.
-    """
-    wrong = [f"{key} ({what})" for key, tensor in tensors.items() if (what := _obstacle(key, tensor))]
-    if wrong:
-        raise CheckpointError(f"not plain tensors: {listed(wrong, 3)}. {_ADVICE}.")
-
-
-def _obstacle(key: str, tensor: Tensor) -> str:
-    """Return what keeps a tensor from being used, or an empty string."""
-    if tensor.is_quantized:
-        return f"quantized {str(tensor.dtype).removeprefix('torch.')}"
-    if tensor.is_nested:
-        return "nested"
-    if tensor.layout != torch.strided:
-        return str(tensor.layout).removeprefix("torch.")
-    if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
-        return type(tensor).__name__
-    return next((what for mark, what in _PACKED.items() if key.endswith(mark)), "")
-
-
-# Which of the dicts inside what was saved are state dicts, and which of them is meant.
-
+# Keys of a state dict inside a saved dict, the most usual first; those of an EMA come last.
 USUAL_KEYS = (
     *(
         "state_dict",
@@ -145,95 +42,30 @@ USUAL_KEYS = (
         "params_ema",
     ),
 )
-
 OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim", "optimizer_states")
+MAX_DEPTH = 3  # keys from the saved object to a state dict
 
-MAX_DEPTH = 3
+# Suffix of a packed weight's name, and who packed it.
+_PACKED = {
+    ".qweight": "GPTQ or AWQ packed weights",
+    ".quant_state.bitsandbytes__nf4": "bitsandbytes 4-bit weights",
+    ".quant_state.bitsandbytes__fp4": "bitsandbytes 4-bit weights",
+    ".SCB": "bitsandbytes 8-bit weights",
+    "._packed_params": "torch's packed quantized weights",
+    "_flat_param": "flattened FSDP shards",
+}
 
+_ADVICE = (
+    "Load the file with the library that wrote it, make them plain with dequantize(), full_tensor() or to_dense(), "
+    "save that and read it"
+)
 KeyPath = tuple[str, ...]
-
-
-def state_dicts_in(saved: object) -> dict[KeyPath, dict[str, Any]]:
-    """Return every state dict in what was saved, by the keys that lead to it.
-
-    A dict with dotted tensor names is one, whatever else it holds. One with plain names is one if it stands alone
-    or under a usual key; elsewhere it is the state of something else, of a sampler or a scheduler.
-    """
-    found = dict(_dicts_of_tensors(saved, (), []))
-    dotted = {path for path, content in found.items() if _has_dotted_names(content)}
-    usual = {path for path in found if path and all(part in USUAL_KEYS for part in path)}
-    return {path: content for path, content in found.items() if path in dotted | usual or not dotted | usual}
-
-
-def choose(candidates: Mapping[KeyPath, object], key: str | None) -> KeyPath:
-    """Return the keys of the state dict that is meant.
-
-    Args:
-        candidates: As found.
-        key: The caller's choice, dotted; ``None`` takes the only one, or the one under the most usual key.
-
-    Raises:
-        CheckpointError: There is none, or not the one asked for, or nothing tells which is meant.
-    """
-    paths = {".".join(path): path for path in candidates}
-    if not paths:
-        raise CheckpointError("there is no tensor in it, and no state dict under a key")
-    if key is not None:
-        if key not in paths:
-            hint = did_you_mean(key, paths)
-            raise CheckpointError(f"no state dict under the key {key!r}{hint} It has: {list(paths)}")
-        return paths[key]
-    if len(paths) == 1:
-        return next(iter(paths.values()))
-    usual = [path for path in candidates if path and all(part in USUAL_KEYS for part in path)]
-    if not usual:
-        raise CheckpointError(
-            f"it holds several state dicts; say which is meant with key=, one of {list(paths)}"
-        )
-    return min(usual, key=lambda path: [USUAL_KEYS.index(part) for part in path])
-
-
-def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
-    """Whether a value is a mapping with names for keys."""
-    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
-
-
-def _dicts_of_tensors(
-    value: object, path: KeyPath, seen: list[object]
-) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
-    """Yield the dicts that directly hold tensors, each object once, a dict after those inside it."""
-    if isinstance(value, nn.Module):
-        value = value.state_dict()
-    if any(value is other for other in seen) or not is_mapping(value):
-        return
-    seen.append(value)
-    content = {name: as_tensor(item) for name, item in value.items()}
-    inner = []
-    if len(path) < MAX_DEPTH and not _has_dotted_names(content):
-        for name, item in value.items():
-            if name not in OPTIMIZER_KEYS:
-                inner += list(_dicts_of_tensors(item, (*path, name), seen))
-    yield from inner
-    if not inner and any(isinstance(item, Tensor) for item in content.values()):
-        yield path, content
-
-
-def _has_dotted_names(content: Mapping[str, object]) -> bool:
-    return any("." in name and isinstance(item, Tensor) for name, item in content.items())
-
-
-def as_tensor(value: object) -> object:
-    """Return an array of numbers as a tensor, over the same memory if it can be; anything else as it is."""
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc":
-        return value
-    plain = np.ascontiguousarray(value, value.dtype.newbyteorder("=")).reshape(value.shape)
-    return torch.from_numpy(plain if plain.flags.writeable else plain.copy())
 
 
 def contents_of(
     saved: object, *, key: str | None = None, optimizer_state: Mapping[str, Any] | None = None
 ) -> Contents:
-    """Return the tensors of whatever was saved, the optimizer's state attached to them, the rest as metadata.
+    """Return the tensors of a saved object with their optimizer state, and the rest as metadata.
 
     Args:
         saved: A state dict, a module, or a dict that holds one of them.
@@ -269,16 +101,14 @@ def _choice_note(chosen: KeyPath, candidates: Mapping[KeyPath, object]) -> list[
 
 def _leftover_note(found: Mapping[str, Any]) -> list[str]:
     others = [name for name, value in found.items() if not isinstance(value, Tensor)]
-    return [f"left out what is no tensor: {listed(others, 4)}"] if others else []
+    return [f"left out what is not a tensor: {listed(others, 4)}"] if others else []
 
 
 def _prefix_note(renamed: Mapping[str, str]) -> list[str]:
     changed = [old for old, new in renamed.items() if old != new]
-    return (
-        [f"set aside the prefixes of wrappers, as in {changed[0]!r} -> {renamed[changed[0]]!r}"]
-        if changed
-        else []
-    )
+    if not changed:
+        return []
+    return [f"set aside the prefixes of wrappers, as in {changed[0]!r} -> {renamed[changed[0]]!r}"]
 
 
 def _parametrization_note(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -319,3 +149,169 @@ def _plain_values(around: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta":
             plain[name] = value.item()
     return plain
+
+
+# Finding the state dicts inside what was saved, and choosing the one that is meant.
+
+
+def state_dicts_in(saved: object) -> dict[KeyPath, dict[str, Any]]:
+    """Return every state dict in a saved object, by the keys that lead to it.
+
+    A dict with dotted tensor names counts, whatever else it holds. A dict with plain names counts if it stands
+    alone or under a usual key; elsewhere it is the state of something else, such as a sampler or a scheduler.
+    """
+    found = dict(_dicts_of_tensors(saved, (), []))
+    dotted = {path for path, content in found.items() if _has_dotted_names(content)}
+    usual = {path for path in found if path and all(part in USUAL_KEYS for part in path)}
+    return {path: content for path, content in found.items() if path in dotted | usual or not dotted | usual}
+
+
+def _dicts_of_tensors(
+    value: object, path: KeyPath, seen: list[object]
+) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Yield the dicts that directly hold tensors, each object once, a dict after those inside it."""
+    if isinstance(value, nn.Module):
+        value = value.state_dict()
+    if any(value is other for other in seen) or not is_mapping(value):
+        return
+    seen.append(value)
+    content = {name: as_tensor(item) for name, item in value.items()}
+    inner = []
+    if len(path) < MAX_DEPTH and not _has_dotted_names(content):
+        for name, item in value.items():
+            if name not in OPTIMIZER_KEYS:
+                inner += list(_dicts_of_tensors(item, (*path, name), seen))
+    yield from inner
+    if not inner and any(isinstance(item, Tensor) for item in content.values()):
+        yield path, content
+
+
+def _has_dotted_names(content: Mapping[str, object]) -> bool:
+    return any("." in name and isinstance(item, Tensor) for name, item in content.items())
+
+
+def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a value is a mapping with names for keys."""
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+def as_tensor(value: object) -> object:
+    """Return an array of numbers as a tensor, over the same memory if it can be; anything else as it is."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc":
+        return value
+    plain = np.ascontiguousarray(value, value.dtype.newbyteorder("=")).reshape(value.shape)
+    return torch.from_numpy(plain if plain.flags.writeable else plain.copy())
+
+
+def choose(candidates: Mapping[KeyPath, object], key: str | None) -> KeyPath:
+    """Return the keys of the state dict that is meant.
+
+    Args:
+        candidates: State dicts by the keys that lead to them.
+        key: The caller's choice, dotted; ``None`` takes the only one, or the one under the most usual key.
+
+    Raises:
+        CheckpointError: There is none, or not the one asked for, or nothing tells which is meant.
+    """
+    paths = {".".join(path): path for path in candidates}
+    if not paths:
+        raise CheckpointError("it holds no tensors, neither directly nor in a state dict under a key")
+    if key is not None:
+        if key not in paths:
+            hint = did_you_mean(key, paths)
+            raise CheckpointError(f"no state dict under the key {key!r}{hint} It has: {list(paths)}")
+        return paths[key]
+    if len(paths) == 1:
+        return next(iter(paths.values()))
+    usual = [path for path in candidates if path and all(part in USUAL_KEYS for part in path)]
+    if not usual:
+        raise CheckpointError(
+            f"it holds several state dicts; say which is meant with key=, one of {list(paths)}"
+        )
+    return min(usual, key=lambda path: [USUAL_KEYS.index(part) for part in path])
+
+
+# Names without what wrappers (DDP, torch.compile, FSDP) put into them.
+
+
+def bare_name(name: str) -> str:
+    """Return a dotted layer name without the parts that a wrapper added.
+
+    Example:
+        >>> bare_name("module._orig_mod.encoder.module.conv")
+        'encoder.conv'
+    """
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def bare_names(names: Iterable[str]) -> dict[str, str]:
+    """Return each layer name with its bare name, or with itself where two layers would share a bare name.
+
+    Example:
+        >>> bare_names(["module.conv", "module.fc", "fc"])
+        {'module.conv': 'conv', 'module.fc': 'module.fc', 'fc': 'fc'}
+    """
+    bare = {name: bare_name(name) for name in names}
+    shared = {name for name, count in Counter(bare.values()).items() if count > 1}
+    return {name: name if short in shared else short for name, short in bare.items()}
+
+
+def bare_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Return each state-dict key with its key under the layer's bare name.
+
+    Example:
+        >>> bare_keys(["module.fc.weight", "module.fc.bias"])
+        {'module.fc.weight': 'fc.weight', 'module.fc.bias': 'fc.bias'}
+    """
+    parts = {key: split_key(key) for key in keys}
+    names = bare_names(dict.fromkeys(name for name, _ in parts.values()))
+    return {key: f"{names[name]}.{short}" if names[name] else short for key, (name, short) in parts.items()}
+
+
+# Weights stored in parts, and tensors that no layer can take.
+
+
+def parametrized_layers(keys: Iterable[str]) -> dict[str, str]:
+    """Return the layers whose weights are stored in parts, with the name of the parametrization.
+
+    Example:
+        >>> parametrized_layers(["conv.weight_g", "conv.weight_v", "conv.bias"])
+        {'conv': 'weight norm'}
+        >>> parametrized_layers(["fc.parametrizations.weight.original0"])
+        {'fc': 'parametrization'}
+    """
+    keys = set(keys)
+    found = {}
+    for key in sorted(keys):
+        layer, short = split_key(key)
+        if short.startswith("parametrizations."):
+            found[layer] = "parametrization"
+        elif key.endswith("_g") and f"{key[:-2]}_v" in keys:
+            found[layer] = "weight norm"
+        elif key.endswith("_orig") and (f"{key[:-5]}_u" in keys or f"{key[:-5]}_mask" in keys):
+            found[layer] = "spectral norm" if f"{key[:-5]}_u" in keys else "pruning"
+    return found
+
+
+def check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not plain and dense, naming each.
+
+    Raises:
+        CheckpointError: Some are quantized, packed, sparse, nested or of a tensor subclass.
+    """
+    wrong = [f"{key} ({what})" for key, tensor in tensors.items() if (what := _obstacle(key, tensor))]
+    if wrong:
+        raise CheckpointError(f"not plain tensors: {listed(wrong, 3)}. {_ADVICE}.")
+
+
+def _obstacle(key: str, tensor: Tensor) -> str:
+    """Return what keeps a tensor from being used, or an empty string."""
+    if tensor.is_quantized:
+        return f"quantized {str(tensor.dtype).removeprefix('torch.')}"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return str(tensor.layout).removeprefix("torch.")
+    if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        return type(tensor).__name__
+    return next((what for mark, what in _PACKED.items() if key.endswith(mark)), "")

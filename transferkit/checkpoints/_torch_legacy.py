@@ -1,7 +1,7 @@
 """torch's files from before version 1.6: a row of pickles and raw bytes, and the tar archive before that.
 
-``weights_only`` does not read the tar archive, and for the other it reserves whatever a hostile file asks for.
-Both are therefore read as data here, and their tensors built from the bytes that are there.
+``weights_only`` does not read the tar archive, and for the row of pickles it allocates whatever memory a hostile
+file asks for. Both are therefore read as data here, and tensors are built only from bytes that the file holds.
 
 References:
     ``torch.serialization._legacy_load``.
@@ -10,7 +10,6 @@ References:
 from __future__ import annotations
 
 import mmap
-import struct
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transferkit.checkpoints._pickles import Call, Global, Persistent, Pickle, read_pickle
+from transferkit.checkpoints._pickles import ByteReader, Call, Global, Persistent, Pickle, read_pickle
 from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints._torch_zip import allowed_by_user, key_of, refusal_of, storage_dtype, storages_in
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
 from transferkit.errors import CheckpointError
+
+_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_PROTOCOL = 1001
+_TAR_MEMBERS = ("storages", "tensors", "pickle")
 
 _KNOWN = frozenset(
     {
@@ -33,17 +36,137 @@ _KNOWN = frozenset(
 )
 
 
-class Builder:
-    """Turns records of calls into tensors and plain containers.
+@register_reader("torch legacy", matches=lambda path, head: head[2 : 2 + len(_MAGIC)] == _MAGIC)
+def read_torch_legacy(path: Path, options: ReadOptions) -> Contents:
+    """Read the row of pickles that ``torch.save`` wrote before 1.6."""
+    if options.trusted:
+        return contents_of(torch.load(str(path), map_location="cpu", weights_only=False), key=options.key)
+    row = _Row(_mapped(path))
+    # Magic number, protocol, facts about the machine that wrote it, the object, the keys of its storages.
+    _, protocol, machine, saved, keys = (row.pickle() for _ in range(5))
+    if protocol.value != _PROTOCOL or not isinstance(keys.value, list):
+        raise CheckpointError(f"damaged: protocol {protocol.value!r} instead of {_PROTOCOL}")
+    if isinstance(machine.value, dict) and machine.value.get("little_endian") is False:
+        raise CheckpointError(
+            "written with the other byte order; read it on such a machine and save safetensors"
+        )
+    builder = _builder(saved)
+    dtypes = storages_in(saved.value)
+    for key in keys.value:
+        dtype = dtypes.get(_text(key))
+        if dtype is not None:
+            builder.storages[_text(key)] = row.storage(dtype)
+    return contents_of(builder.build(saved.value), key=options.key)
 
-    Attributes:
-        storages: Flat tensors by storage key.
-        tensors: Tensors by key, in the tar archive, where the pickle refers to whole tensors.
-    """
+
+@register_reader("torch tar", matches=lambda path, head: head[257:262] == b"ustar" and bool(_members(path)))
+def read_torch_tar(path: Path, options: ReadOptions) -> Contents:
+    """Read the tar archive that ``torch.save`` wrote in its first year."""
+    if options.trusted:
+        return contents_of(torch.load(str(path), map_location="cpu", weights_only=False), key=options.key)
+    buffer = _mapped(path)
+    parts = {name: buffer[start:end] for name, (start, end) in _members(path).items()}
+    saved = read_pickle(parts["pickle"])
+    builder = _builder(saved)
+    _tar_storages(parts["storages"], builder)
+    _tar_tensors(parts["tensors"], builder)
+    return contents_of(builder.build(saved.value), key=options.key)
+
+
+def _tar_storages(buffer: memoryview, builder: Builder) -> None:
+    row = _Row(buffer)
+    for _ in range(_count(row.pickle().value, buffer)):
+        key, _, kind = row.pickle().value
+        builder.storages[_text(key)] = row.storage(storage_dtype(kind))
+    for target, root, offset, count in row.pickle().value:
+        flat = builder.storages[_text(root)]
+        builder.storages[_text(target)] = view_of(flat, offset, (count,), (1,))
+
+
+def _tar_tensors(buffer: memoryview, builder: Builder) -> None:
+    row = _Row(buffer)
+    for _ in range(_count(row.pickle().value, buffer)):
+        key, storage, _ = row.pickle().value
+        dimensions, _ = row.numbers("<ii")  # the second is padding
+        if not 0 <= dimensions <= 64:
+            raise CheckpointError(f"damaged: a tensor of {dimensions} dimensions")
+        shape, stride = row.numbers(f"<{dimensions}q"), row.numbers(f"<{dimensions}q")
+        offset = row.number("<q")
+        builder.tensors[_text(key)] = view_of(builder.storages[_text(storage)], offset, shape, stride)
+
+
+def _members(path: Path) -> dict[str, tuple[int, int]]:
+    """Return the (start, end) of each part of a tar archive; nothing if it is not torch's."""
+    size = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as archive:
+            found = {
+                member.name: (member.offset_data, member.offset_data + member.size)
+                for member in archive
+                if member.isreg() and not member.issparse() and 0 <= member.size <= size - member.offset_data
+            }
+    except Exception:  # a damaged header breaks tarfile in many ways
+        return {}
+    return {name: found[name] for name in _TAR_MEMBERS} if set(_TAR_MEMBERS) <= found.keys() else {}
+
+
+def _mapped(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+class _Row(ByteReader):
+    """A row of pickles and raw numbers, read one after another."""
+
+    def read(self, count: int) -> memoryview:
+        """Return the next ``count`` bytes as a view, or say that the file is damaged."""
+        try:
+            return super().read(count)
+        except ValueError as error:
+            raise CheckpointError(f"damaged: it ends too early ({error})") from error
+
+    def pickle(self) -> Pickle:
+        """Return the next pickle."""
+        found = read_pickle(self.buffer, self.place)
+        self.place = found.end
+        return found
+
+    def storage(self, dtype: torch.dtype) -> Tensor:
+        """Return a storage as a flat tensor: a count of elements, then the elements."""
+        return flat_tensor(self.read(self.number("<q") * dtype.itemsize), dtype)
+
+
+def flat_tensor(raw: memoryview, dtype: torch.dtype) -> Tensor:
+    """Return raw bytes as a one-dimensional tensor, copied, since in the file they are not aligned."""
+    return torch.frombuffer(bytearray(raw), dtype=dtype) if len(raw) else torch.empty(0, dtype=dtype)
+
+
+def view_of(flat: Tensor, offset: Any, shape: Any, stride: Any) -> Tensor:
+    """Return a view of a storage after checking that it lies inside."""
+    sizes = [*shape, *stride, offset]
+    if len(shape) != len(stride) or not all(isinstance(size, int) and size >= 0 for size in sizes):
+        raise CheckpointError(f"damaged: a tensor of shape {shape} and stride {stride}")
+    last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
+    if 0 not in shape and last >= flat.numel():
+        raise CheckpointError(f"damaged: a tensor of shape {shape} over a storage of {flat.numel():,} elements")
+    return torch.as_strided(flat, tuple(shape), tuple(stride), offset)
+
+
+def _builder(found: Pickle) -> Builder:
+    """Return a builder for the pickle's value, or refuse what it would import."""
+    builder = Builder()
+    blocked = sorted(str(name) for name in found.globals if not builder.knows(name))
+    if blocked:
+        raise CheckpointError(refusal_of(blocked))
+    return builder
+
+
+class Builder:
+    """Turns records of calls into tensors and plain containers."""
 
     def __init__(self) -> None:
-        self.storages: dict[str, Tensor] = {}
-        self.tensors: dict[str, Tensor] = {}
+        self.storages: dict[str, Tensor] = {}  # flat tensors by storage key
+        self.tensors: dict[str, Tensor] = {}  # by key, in the tar archive, whose pickle refers to whole tensors
         self.done: dict[int, Any] = {}
         self.allowed = allowed_by_user()
 
@@ -105,156 +228,6 @@ class Builder:
             raise CheckpointError(f"damaged: storage {key!r} is not in the file")
         flat = self.storages[key]
         return flat if view is None else view_of(flat, view[1], (view[2],), (1,))
-
-
-def flat_tensor(raw: memoryview, dtype: torch.dtype) -> Tensor:
-    """Return raw bytes as a one-dimensional tensor, copied, since in the file they lie anywhere."""
-    return torch.frombuffer(bytearray(raw), dtype=dtype) if len(raw) else torch.empty(0, dtype=dtype)
-
-
-def view_of(flat: Tensor, offset: Any, shape: Any, stride: Any) -> Tensor:
-    """Return a view of a storage after checking that it lies inside."""
-    sizes = [*shape, *stride, offset]
-    if len(shape) != len(stride) or not all(isinstance(size, int) and size >= 0 for size in sizes):
-        raise CheckpointError(f"damaged: a tensor of shape {shape} and stride {stride}")
-    last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
-    if 0 not in shape and last >= flat.numel():
-        raise CheckpointError(f"damaged: a tensor of shape {shape} over a storage of {flat.numel():,} elements")
-    return torch.as_strided(flat, tuple(shape), tuple(stride), offset)
-
-
-def numbers(format: str, buffer: memoryview, place: int) -> tuple[tuple[int, ...], int]:
-    """Return the numbers at a place, and the place after them."""
-    try:
-        return struct.unpack_from(format, buffer, place), place + struct.calcsize(format)
-    except struct.error as error:
-        raise CheckpointError(f"damaged: it ends too early ({error})") from error
-
-
-# torch's files from before version 1.6: a row of pickles and raw bytes, and the tar archive before that.
-
-_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-
-_PROTOCOL = 1001
-
-_TAR_MEMBERS = ("storages", "tensors", "pickle")
-
-
-@register_reader("torch legacy", matches=lambda path, head: head[2 : 2 + len(_MAGIC)] == _MAGIC)
-def read_torch_legacy(path: Path, options: ReadOptions) -> Contents:
-    """Read the row of pickles that ``torch.save`` wrote before 1.6."""
-    if options.trusted:
-        return contents_of(torch.load(str(path), map_location="cpu", weights_only=False), key=options.key)
-    buffer = _mapped(path)
-    row: list[Pickle] = []
-    for _ in range(5):  # magic number, protocol, facts about the machine, the object, the keys of its storages
-        row.append(read_pickle(buffer, row[-1].end if row else 0))
-    protocol, machine, keys = row[1].value, row[2].value, row[4].value
-    if protocol != _PROTOCOL or not isinstance(keys, list):
-        raise CheckpointError(f"damaged: protocol {protocol!r} instead of {_PROTOCOL}")
-    if isinstance(machine, dict) and machine.get("little_endian") is False:
-        raise CheckpointError(
-            "written with the other byte order; read it on such a machine and save safetensors"
-        )
-    builder = _builder(row[3])
-    cursor = _Cursor(buffer, row[4].end)
-    dtypes = storages_in(row[3].value)
-    for key in keys:
-        dtype = dtypes.get(_text(key))
-        if dtype is not None:
-            builder.storages[_text(key)] = cursor.storage(dtype)
-    return contents_of(builder.build(row[3].value), key=options.key)
-
-
-@register_reader("torch tar", matches=lambda path, head: head[257:262] == b"ustar" and bool(_members(path)))
-def read_torch_tar(path: Path, options: ReadOptions) -> Contents:
-    """Read the tar archive that ``torch.save`` wrote in its first year."""
-    if options.trusted:
-        return contents_of(torch.load(str(path), map_location="cpu", weights_only=False), key=options.key)
-    buffer = _mapped(path)
-    parts = {name: buffer[start:end] for name, (start, end) in _members(path).items()}
-    saved = read_pickle(parts["pickle"])
-    builder = _builder(saved)
-    _tar_storages(parts["storages"], builder)
-    _tar_tensors(parts["tensors"], builder)
-    return contents_of(builder.build(saved.value), key=options.key)
-
-
-class _Cursor:
-    """A place in a buffer of pickles and raw numbers."""
-
-    def __init__(self, buffer: memoryview, place: int = 0) -> None:
-        self.buffer = buffer
-        self.place = place
-
-    def pickle(self) -> Any:
-        found = read_pickle(self.buffer, self.place)
-        self.place = found.end
-        return found.value
-
-    def numbers(self, format: str) -> tuple[int, ...]:
-        values, self.place = numbers(format, self.buffer, self.place)
-        return values
-
-    def storage(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return a storage as a flat tensor: a count of elements, then the elements."""
-        (count,) = self.numbers("<q")
-        end = self.place + count * dtype.itemsize
-        if count < 0 or end > len(self.buffer):
-            raise CheckpointError(f"damaged: a storage of {count:,} elements is not all there")
-        raw, self.place = self.buffer[self.place : end], end
-        return flat_tensor(raw, dtype)
-
-
-def _tar_storages(buffer: memoryview, builder: Builder) -> None:
-    cursor = _Cursor(buffer)
-    for _ in range(_count(cursor.pickle(), buffer)):
-        key, _, kind = cursor.pickle()
-        builder.storages[_text(key)] = cursor.storage(storage_dtype(kind))
-    for target, root, offset, count in cursor.pickle():
-        flat = builder.storages[_text(root)]
-        builder.storages[_text(target)] = view_of(flat, offset, (count,), (1,))
-
-
-def _tar_tensors(buffer: memoryview, builder: Builder) -> None:
-    cursor = _Cursor(buffer)
-    for _ in range(_count(cursor.pickle(), buffer)):
-        key, storage, _ = cursor.pickle()
-        dimensions, _ = cursor.numbers("<ii")  # the second is padding
-        if not 0 <= dimensions <= 64:
-            raise CheckpointError(f"damaged: a tensor of {dimensions} dimensions")
-        shape, stride = cursor.numbers(f"<{dimensions}q"), cursor.numbers(f"<{dimensions}q")
-        (offset,) = cursor.numbers("<q")
-        builder.tensors[_text(key)] = view_of(builder.storages[_text(storage)], offset, shape, stride)
-
-
-def _builder(found: Pickle) -> Builder:
-    """Return a builder for the pickle's value, or refuse what it would import."""
-    builder = Builder()
-    blocked = sorted(str(name) for name in found.globals if not builder.knows(name))
-    if blocked:
-        raise CheckpointError(refusal_of(blocked))
-    return builder
-
-
-def _mapped(path: Path) -> memoryview:
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _members(path: Path) -> dict[str, tuple[int, int]]:
-    """Return where each part lies in a tar archive, nothing if it is not torch's."""
-    size = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as archive:
-            found = {
-                member.name: (member.offset_data, member.offset_data + member.size)
-                for member in archive
-                if member.isreg() and not member.issparse() and 0 <= member.size <= size - member.offset_data
-            }
-    except Exception:  # a damaged header breaks tarfile in many ways
-        return {}
-    return {name: found[name] for name in _TAR_MEMBERS} if set(_TAR_MEMBERS) <= found.keys() else {}
 
 
 def _count(value: Any, buffer: memoryview) -> int:

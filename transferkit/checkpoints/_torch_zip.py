@@ -1,7 +1,7 @@
 """torch's own files since version 1.6: a zip archive of one pickle and the raw bytes of every storage.
 
 ``torch.load(weights_only=True)`` does the reading. Before it, the pickle is read as data and checked for what
-``weights_only`` lets pass: sizes that the file does not hold, and calls that only cost time or memory.
+``weights_only`` lets through: sizes larger than the file, and calls that only cost time or memory.
 """
 
 from __future__ import annotations
@@ -23,9 +23,68 @@ from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
 from transferkit.errors import CheckpointError, listed
 
+# Storage classes by name, as torch's pickles mention them.
+STORAGE_DTYPES: Mapping[str, torch.dtype] = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
+    "UntypedStorage": torch.uint8,
+}
+_REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
+
+_HARMLESS = frozenset(
+    {
+        *("collections.OrderedDict", "collections.Counter", "torch.Size", "torch.device", "_codecs.encode"),
+        *("torch.nn.parameter.Parameter", "torch.serialization._get_layout"),
+        *("builtins.set", "builtins.complex", "__builtin__.set", "__builtin__.complex"),
+    }
+)
+_QUANTIZED = "torch._utils._rebuild_qtensor"
+_EMPTY = "torch._utils._rebuild_meta_tensor_no_storage"
+_DEQUANTIZE = "save the state dict of the model without quantization and read that"
+_PROTOCOL_2 = b"\x80\x02"
+_LARGEST_PICKLE = 1 << 28  # bytes
+_LARGEST_REPEAT = 1 << 22  # elements of a tensor that repeats a smaller storage (stride 0)
+
+
+def _matches(path: Path, head: bytes) -> bool:
+    return head.startswith(b"PK") and any(name.rpartition("/")[2] == "data.pkl" for name in zip_names(path))
+
+
+@register_reader("torch", matches=_matches)
+def read_torch_zip(path: Path, options: ReadOptions) -> Contents:
+    """Read a torch zip archive; its tensors are mapped from the file."""
+    return contents_of(load_torch_zip(path, trusted=options.trusted), key=options.key)
+
+
+def load_torch_zip(path: Path, *, trusted: bool = False) -> Any:
+    """Return what was saved, through ``weights_only`` unless the caller trusts the file.
+
+    Raises:
+        CheckpointError: The file asks for code to run, claims more than it holds, or is damaged.
+    """
+    if not trusted:
+        check_torch_version()
+        _check(path)
+    try:
+        return torch.load(str(path), map_location="cpu", mmap=True, weights_only=not trusted)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"refused by torch's weights_only: {error}") from error
+    except Exception as error:
+        raise CheckpointError(f"torch cannot read it: {error}") from error
+
 
 def check_torch_version(version: str | None = None) -> None:
-    """Refuse a torch whose ``weights_only`` runs code, and warn of one in which it corrupts memory.
+    """Refuse a torch whose ``weights_only`` can run code, and warn of one in which it can corrupt memory.
 
     Args:
         version: ``torch.__version__`` if not given.
@@ -52,46 +111,58 @@ def check_torch_version(version: str | None = None) -> None:
         )
 
 
-# What a torch pickle may ask for: tensors over the storages in its file, in plain containers.
+def _check(path: Path) -> None:
+    """Refuse an archive that holds more than a state dict, or less than it claims."""
+    with open_zip(path) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        _refuse_programs(members)
+        packed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise CheckpointError(f"refused: {packed[0]} is compressed, which torch never does")
+        name = next(name for name in members if name.rpartition("/")[2] == "data.pkl")
+        if members[name].file_size > _LARGEST_PICKLE:
+            raise CheckpointError(f"refused: its pickle alone has {members[name].file_size:,} bytes")
+        program = archive.read(name)
+    if program[:2] != _PROTOCOL_2:
+        raise CheckpointError(
+            "its pickle is not of protocol 2, the only one that weights_only reads; save without pickle_protocol"
+        )
+    found = read_pickle(program)
+    data = f"{name.removesuffix('data.pkl')}data/"
+    sizes = {key.removeprefix(data): member.file_size for key, member in members.items()}
+    blocked = _blocked(path, found)
+    if blocked:
+        raise CheckpointError(refusal_of(blocked))
+    check_torch_pickle(found, sizes)
 
-# Storage classes by name, as torch's pickles mention them.
-STORAGE_DTYPES: Mapping[str, torch.dtype] = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexDoubleStorage": torch.complex128,
-    "ComplexFloatStorage": torch.complex64,
-    "UntypedStorage": torch.uint8,
-}
 
-_REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
+def _refuse_programs(members: dict[str, zipfile.ZipInfo]) -> None:
+    """Refuse archives that hold a program along with its weights."""
+    names = {name.rpartition("/")[2] for name in members}
+    if "constants.pkl" in names:
+        raise CheckpointError(
+            "a TorchScript archive, which holds a program. Where it may run, save its weights alone: "
+            "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
+        )
+    if {"archive_format", "serialized_exported_program.json"} & names:
+        raise CheckpointError(
+            "a torch.export archive, which holds a program. Save its weights alone: "
+            "torch.save(torch.export.load(path).state_dict, 'weights.pt')"
+        )
 
-_HARMLESS = frozenset(
-    {
-        *("collections.OrderedDict", "collections.Counter", "torch.Size", "torch.device", "_codecs.encode"),
-        *("torch.nn.parameter.Parameter", "torch.serialization._get_layout"),
-        *("builtins.set", "builtins.complex", "__builtin__.set", "__builtin__.complex"),
-    }
-)
 
-_QUANTIZED = "torch._utils._rebuild_qtensor"
-
-_EMPTY = "torch._utils._rebuild_meta_tensor_no_storage"
-
-_DEQUANTIZE = "save the state dict of the model without quantization and read that"
-
-_LARGEST_REPEAT = 1 << 22  # elements that a tensor may make of fewer by repeating them
+def _blocked(path: Path, found: Pickle) -> list[str]:
+    """Return what the pickle would import that ``weights_only`` does not allow."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except Exception:  # an instruction that torch does not know; it will say so itself
+        return sorted(
+            str(name) for name in found.globals if not str(name).startswith(("torch.", "collections."))
+        )
 
 
 def refusal_of(blocked: list[str]) -> str:
-    """Return the words in which a pickle that imports what it should not is refused."""
+    """Return the error message for a pickle that would import ``blocked``."""
     return (
         f"refused, since reading it would import {listed(blocked)}. Ask for a file with the plain state dict "
         "(torch.save(model.state_dict(), ...), or safetensors). Names that you know to be harmless, such as "
@@ -100,16 +171,11 @@ def refusal_of(blocked: list[str]) -> str:
     )
 
 
+# What a torch pickle may ask for: tensors over the storages in its file, in plain containers.
+
+
 def check_torch_pickle(found: Pickle, storage_bytes: Mapping[str, int]) -> None:
-    """Refuse a pickle whose tensors are larger than their storages, or that calls what makes no tensor.
-
-    Args:
-        found: The pickle, read as data.
-        storage_bytes: The size of every storage that is in the file.
-
-    Raises:
-        CheckpointError: With what is wrong.
-    """
+    """Refuse a pickle whose tensors exceed their storages, or that calls anything unrelated to tensors."""
     allowed = allowed_by_user()
     for value in _walk(found.value):
         if isinstance(value, Persistent):
@@ -130,7 +196,7 @@ def check_storage(reference: Persistent, storage_bytes: Mapping[str, int]) -> No
 
 
 def key_of(reference: Persistent) -> tuple[str, tuple[Any, int, int] | None]:
-    """Return the key of a storage, and the part of it that is meant: (key, offset, count) or ``None``."""
+    """Return the key of a storage, and the view of it as (key, offset, count), or ``None`` for all of it."""
     match reference.key:
         case (("storage" | b"storage"), Global(), str(key) | bytes(key), _, int()):
             view = None
@@ -144,7 +210,7 @@ def key_of(reference: Persistent) -> tuple[str, tuple[Any, int, int] | None]:
         ):
             pass
         case _:
-            raise CheckpointError("refused: a reference to something that is no storage")
+            raise CheckpointError("refused: a reference to something that is not a storage")
     return str(key, "ascii") if isinstance(key, bytes) else key, view
 
 
@@ -165,7 +231,7 @@ def storages_in(value: Any) -> dict[str, torch.dtype]:
 def _check_call(function: Any, arguments: tuple[Any, ...], allowed: set[str]) -> None:
     name = str(function)
     if not isinstance(function, Global):
-        raise CheckpointError("refused: the pickle calls what is no name")
+        raise CheckpointError("refused: the pickle calls something that is not a name")
     if name == _QUANTIZED:
         raise CheckpointError(f"it holds quantized tensors; {_DEQUANTIZE}")
     if name == _EMPTY:
@@ -212,87 +278,3 @@ def allowed_by_user() -> set[str]:
     """Return the names that the user has declared safe with ``torch.serialization.add_safe_globals``."""
     items = torch.serialization.get_safe_globals()
     return {item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}" for item in items}
-
-
-# torch's own files since version 1.6: a zip archive of one pickle and the raw bytes of every storage.
-
-_LARGEST_PICKLE = 1 << 28
-
-_PROTOCOL_2 = b"\x80\x02"
-
-
-def _matches(path: Path, head: bytes) -> bool:
-    return head.startswith(b"PK") and any(name.rpartition("/")[2] == "data.pkl" for name in zip_names(path))
-
-
-@register_reader("torch", matches=_matches)
-def read_torch_zip(path: Path, options: ReadOptions) -> Contents:
-    """Read a torch zip archive; its tensors are mapped from the file."""
-    return contents_of(load_torch_zip(path, trusted=options.trusted), key=options.key)
-
-
-def load_torch_zip(path: Path, *, trusted: bool = False) -> Any:
-    """Return what was saved, through ``weights_only`` unless the caller trusts the file.
-
-    Raises:
-        CheckpointError: The file asks for code to run, claims more than it holds, or is damaged.
-    """
-    if not trusted:
-        check_torch_version()
-        _check(path)
-    try:
-        return torch.load(str(path), map_location="cpu", mmap=True, weights_only=not trusted)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"refused by torch's weights_only: {error}") from error
-    except Exception as error:
-        raise CheckpointError(f"torch cannot read it: {error}") from error
-
-
-def _check(path: Path) -> None:
-    """Refuse an archive that is more, or claims more, than a state dict."""
-    with open_zip(path) as archive:
-        members = {member.filename: member for member in archive.infolist()}
-        _refuse_programs(members)
-        packed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]
-        if packed:
-            raise CheckpointError(f"refused: {packed[0]} is compressed, which torch never does")
-        name = next(name for name in members if name.rpartition("/")[2] == "data.pkl")
-        if members[name].file_size > _LARGEST_PICKLE:
-            raise CheckpointError(f"refused: its pickle alone has {members[name].file_size:,} bytes")
-        program = archive.read(name)
-    if program[:2] != _PROTOCOL_2:
-        raise CheckpointError(
-            "its pickle is not of protocol 2, the only one that weights_only reads; save without pickle_protocol"
-        )
-    found = read_pickle(program)
-    data = f"{name.removesuffix('data.pkl')}data/"
-    sizes = {key.removeprefix(data): member.file_size for key, member in members.items()}
-    blocked = _blocked(path, found)
-    if blocked:
-        raise CheckpointError(refusal_of(blocked))
-    check_torch_pickle(found, sizes)
-
-
-def _blocked(path: Path, found: Pickle) -> list[str]:
-    """Return what the pickle would import that ``weights_only`` does not allow."""
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # an instruction that torch does not know; it will say so itself
-        return sorted(
-            str(name) for name in found.globals if not str(name).startswith(("torch.", "collections."))
-        )
-
-
-def _refuse_programs(members: dict[str, zipfile.ZipInfo]) -> None:
-    """Refuse archives that hold a program along with its weights."""
-    names = {name.rpartition("/")[2] for name in members}
-    if "constants.pkl" in names:
-        raise CheckpointError(
-            "a TorchScript archive, which holds a program. Where it may run, save its weights alone: "
-            "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
-        )
-    if {"archive_format", "serialized_exported_program.json"} & names:
-        raise CheckpointError(
-            "a torch.export archive, which holds a program. Save its weights alone: "
-            "torch.save(torch.export.load(path).state_dict, 'weights.pt')"
-        )

@@ -30,7 +30,7 @@ from transferkit.errors import CheckpointError, LayerNotFoundError, TransferKitE
 from transferkit.layers import Layer, layers_from_tensors, layers_of
 from transferkit.memory import move, shared_groups
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 22  # bytes hashed at a time
 
 
 class Checkpoint(Sequence[Layer]):
@@ -43,8 +43,8 @@ class Checkpoint(Sequence[Layer]):
         layers: The layers in definition order.
         format: What was read: ``"torch"``, ``"safetensors"``, ``"neon"``, ``"state dict"``, ``"model"``, ...
         source: The file or folder, or ``None`` where there is none.
-        notes: What the reader decided that its user may want to know, one sentence each.
-        metadata: The plain values found beside the tensors (``"epoch"``, ``"neon_version"``).
+        notes: Decisions of the reader that a user should know, one sentence each.
+        metadata: Plain values found beside the tensors (``"epoch"``, ``"neon_version"``).
         files: The files that were read; more than one for shards.
 
     Example:
@@ -113,11 +113,11 @@ class Checkpoint(Sequence[Layer]):
 
     @classmethod
     def from_model(cls, model: nn.Module, optimizer: Optimizer | None = None) -> Checkpoint:
-        """Make a checkpoint of a live model: its own parameters and persistent buffers, not copies of them.
+        """Make a checkpoint of a live model's own parameters and persistent buffers, without copying them.
 
         Args:
             model: Any module.
-            optimizer: Whose state is attached to the layers of its parameters.
+            optimizer: An optimizer of its parameters; its state is attached to their layers.
         """
         kept = model.state_dict(keep_vars=True).keys()
         states = {} if optimizer is None else states_of_optimizer(model, optimizer)
@@ -151,7 +151,7 @@ class Checkpoint(Sequence[Layer]):
         return hashlib.sha256(listing.encode()).hexdigest()
 
     def to(self, device: torch.device | str | None) -> Checkpoint:
-        """Return the checkpoint with every tensor on a device; itself where ``device`` is ``None``."""
+        """Return the checkpoint with every tensor on a device; the same object where ``device`` is ``None``."""
         if device is None:
             return self
         moved = move(self.state_dict(), device)
@@ -238,7 +238,7 @@ def read_checkpoint(
             other device receives them all now. ``None`` leaves those of a dict or module where they are.
         key: Dotted path of the state dict where a file holds more than one, such as ``"model_ema"``.
         format: Name of the format, where content and suffix do not tell it.
-        trusted: Let a torch file run whatever code it brings, as you. Only for a file you made yourself.
+        trusted: Let a torch file run any code it contains, with your permissions. Only for a file you made yourself.
         fold_dropout: For neon files: scale the weights after a dropout layer by its ``keep``, so that a torch
             model computes the same function. neon scales activations when testing, torch when training.
 

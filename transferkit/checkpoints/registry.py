@@ -1,4 +1,4 @@
-"""The formats that can be read, what their readers are given and give back, and how another package adds one."""
+"""The registry of file formats: what a reader receives and returns, and how another package adds one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from transferkit.errors import ArgumentError, CheckpointError
 from transferkit.registry import Registry
 
 States = Mapping[str, Mapping[str, Tensor]]
-
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """The choices of one call of ``read_checkpoint`` that concern a reader.
+    """The options of ``read_checkpoint`` that concern a reader.
 
     Attributes:
         key: Dotted path of the state dict to take, ``"model_ema"`` or ``"state.model"``; ``None`` finds it.
-        trusted: Whether the caller accepts that code from the file runs.
+        trusted: Whether code from the file may run.
         fold_dropout: Whether neon's weights are scaled so that a torch model computes the same function.
     """
 
@@ -40,10 +39,10 @@ class Contents:
     Attributes:
         tensors: Tensors by full key (``"features.0.weight"``), in definition order.
         states: Optimizer state by the same full key, then by state name.
-        notes: What the reader decided that its user may want to know, one sentence each.
-        metadata: The plain values found beside the tensors (``"epoch"``, ``"neon_version"``).
+        notes: Decisions of the reader that a user should know, one sentence each.
+        metadata: Plain values found beside the tensors (``"epoch"``, ``"neon_version"``).
         raw_index: Each layer's number in the file's own count, where the file has one.
-        format: What the content turned out to be, where the reader serves more than one format.
+        format: Name of the format, where the reader serves more than one.
         files: The files that were read, where that is not just the file asked for.
     """
 
@@ -56,7 +55,105 @@ class Contents:
     files: tuple[Path, ...] = ()
 
 
-# Files that people take for weights and that are not, each with what to do about it.
+ReaderFunction = Callable[[Path, ReadOptions], Contents]
+ContentTest = Callable[[Path, bytes], bool]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format: how it is recognized and what reads it."""
+
+    name: str
+    read: ReaderFunction
+    matches: ContentTest | None
+    suffixes: tuple[str, ...]
+
+
+HEAD_BYTES = 4096
+_FORMATS: Registry[Format] = Registry("reader")
+
+
+def register_reader(
+    name: str, *, matches: ContentTest | None = None, suffixes: tuple[str, ...] = ()
+) -> Callable[[ReaderFunction], ReaderFunction]:
+    """Add a file format: decorate the function that reads it.
+
+    A package that wants to be found without being imported names the module that holds the decorated function
+    in the entry-point group ``transferkit.readers``.
+
+    Args:
+        name: What the format is called, also in ``read_checkpoint(format=name)``.
+        matches: Called with the path and the first 4096 bytes (none for a folder); returns whether the file has
+            this format.
+        suffixes: Endings such as ``".h5"``, used where no format recognizes the content.
+
+    Raises:
+        ArgumentError: The name is taken, or neither ``matches`` nor ``suffixes`` is given.
+
+    Example:
+        >>> @register_reader("one number", suffixes=(".num",))
+        ... def read_number(path, options):
+        ...     return Contents({"value": torch.tensor(float(path.read_text()))})
+        >>> unregister_reader("one number")
+    """
+    _FORMATS.require_free(name)
+    if matches is None and not suffixes:
+        raise ArgumentError(f"reader {name!r} needs matches or suffixes, or it would never be asked")
+
+    def register(read: ReaderFunction) -> ReaderFunction:
+        _FORMATS.add(name, Format(name, read, matches, tuple(suffix.lower() for suffix in suffixes)))
+        return read
+
+    return register
+
+
+def unregister_reader(name: str) -> None:
+    """Remove a format from the registry.
+
+    Raises:
+        ArgumentError: No reader has this name.
+    """
+    _FORMATS.remove(name)
+
+
+def format_named(name: str) -> Format:
+    """Return a format by name.
+
+    Raises:
+        ArgumentError: No reader has this name.
+    """
+    _FORMATS.load_all()
+    if name not in _FORMATS:
+        raise ArgumentError(f"format must be one of {', '.join(_FORMATS)}, got {name!r}")
+    return _FORMATS[name]
+
+
+def find_format(path: Path) -> Format:
+    """Return the format of a file or folder, by its content and only then by its suffix.
+
+    Raises:
+        CheckpointError: No format fits.
+    """
+    _FORMATS.load_all()
+    head = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    for form in map(_FORMATS.__getitem__, _FORMATS):
+        if form.matches is not None and form.matches(path, head):
+            return form
+    for form in map(_FORMATS.__getitem__, _FORMATS):
+        if path.name.lower().endswith(form.suffixes):
+            return form
+    raise CheckpointError(
+        what_it_is(path, head)
+        or f"no known format has such content (it begins with {head[:8]!r}). Known are: {', '.join(_FORMATS)}. "
+        "transferkit.register_reader adds another"
+    )
+
+
+# Files that are mistaken for weights, each with what to do about it.
+
 
 # How a file begins, what it is, and what to do.
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
@@ -89,7 +186,7 @@ _SUFFIXES = {
 
 
 def what_it_is(path: Path, head: bytes) -> str:
-    """Return what a file seems to be and what to do about it."""
+    """Return what a file that no reader knows seems to be, and what to do about it."""
     if path.is_file() and not head:
         return "the file is empty"
     start = head[:64].lstrip().lower()
@@ -103,101 +200,3 @@ def what_it_is(path: Path, head: bytes) -> str:
             "a zip archive without a torch pickle or numpy arrays, or a damaged one: unpack it and look inside"
         )
     return _SUFFIXES.get(path.suffix.lower(), "")
-
-
-ReaderFunction = Callable[[Path, ReadOptions], Contents]
-
-ContentTest = Callable[[Path, bytes], bool]
-
-HEAD_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class Format:
-    """A file format: how it is recognized and what reads it."""
-
-    name: str
-    read: ReaderFunction
-    matches: ContentTest | None
-    suffixes: tuple[str, ...]
-
-
-_FORMATS: Registry[Format] = Registry("reader")
-
-
-def register_reader(
-    name: str, *, matches: ContentTest | None = None, suffixes: tuple[str, ...] = ()
-) -> Callable[[ReaderFunction], ReaderFunction]:
-    """Add a file format: decorate the function that reads it.
-
-    A package that wants to be found without being imported names the module that holds the decorated function
-    in the entry-point group ``transferkit.readers``.
-
-    Args:
-        name: What the format is called, also in ``read_checkpoint(format=name)``.
-        matches: Told the path and the first 4096 bytes (none for a folder), says whether a file has the format.
-        suffixes: Endings such as ``".h5"``, asked where no format recognizes the content.
-
-    Raises:
-        ArgumentError: The name is taken, or neither ``matches`` nor ``suffixes`` is given.
-
-    Example:
-        >>> @register_reader("one number", suffixes=(".num",))
-        ... def read_number(path, options):
-        ...     return Contents({"value": torch.tensor(float(path.read_text()))})
-        >>> unregister_reader("one number")
-    """
-    _FORMATS.require_free(name)
-    if matches is None and not suffixes:
-        raise ArgumentError(f"reader {name!r} needs matches or suffixes, or it would never be asked")
-
-    def register(read: ReaderFunction) -> ReaderFunction:
-        _FORMATS.add(name, Format(name, read, matches, tuple(suffix.lower() for suffix in suffixes)))
-        return read
-
-    return register
-
-
-def unregister_reader(name: str) -> None:
-    """Take a format out again.
-
-    Raises:
-        ArgumentError: No reader has this name.
-    """
-    _FORMATS.remove(name)
-
-
-def format_named(name: str) -> Format:
-    """Return a format by name.
-
-    Raises:
-        ArgumentError: No reader has this name.
-    """
-    _FORMATS.load_all()
-    if name not in _FORMATS:
-        raise ArgumentError(f"format must be one of {', '.join(_FORMATS)}, got {name!r}")
-    return _FORMATS[name]
-
-
-def find_format(path: Path) -> Format:
-    """Return the format of a file or folder, told by its content and only then by its suffix.
-
-    Raises:
-        CheckpointError: No format fits.
-    """
-    _FORMATS.load_all()
-    head = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    for form in map(_FORMATS.__getitem__, _FORMATS):
-        if form.matches is not None and form.matches(path, head):
-            return form
-    for form in map(_FORMATS.__getitem__, _FORMATS):
-        if path.name.lower().endswith(form.suffixes):
-            return form
-    raise CheckpointError(
-        what_it_is(path, head)
-        or f"no known format has such content (it begins with {head[:8]!r}). Known are: {', '.join(_FORMATS)}. "
-        "transferkit.register_reader adds another"
-    )

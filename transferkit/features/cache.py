@@ -253,8 +253,13 @@ class FeatureCache(Dataset[CachedImage]):
         own = json.loads((self.folder / "manifest.json").read_bytes())
         differ = [name for name, value in json.loads(json.dumps(other)).items() if own.get(name) != value]
         if differ:
+            names = {
+                "trunk": "backbone",
+                "levels": "pyramid_scales",
+            }  # the names in older files
+            words = ", ".join(names.get(name, name) for name in differ)
             raise ArgumentError(
-                f"the features in {self.folder} are of another network or other settings: {', '.join(differ)} "
+                f"the features in {self.folder} are of another network or other settings: {words} "
                 "differ; make them with the same classifier settings"
             )
 

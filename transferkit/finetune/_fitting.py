@@ -156,7 +156,7 @@ def new_run(
 ) -> Run:
     """Return a run of the prepared network, with a new optimizer and schedule."""
     own = {"network": setup.network_name, "protocol": setup.recipe.name, "seed": setup.seed}
-    stored = {**own, "chosen": None, **(settings or {}), "class_names": list(class_names)}
+    stored = {"chosen": None, **(settings or {}), **own, "class_names": list(class_names)}
     if setup.protocol.choice is None and setup.recipe.choice is not None:
         stored["chosen"] = [setup.protocol.epochs, setup.protocol.exponent]
     return build_run(
@@ -189,6 +189,8 @@ def resumed_from(
     """Return the file of the run to resume, or ``None``."""
     if not isinstance(resume, bool):
         return resume
+    if resume and run_file is None:
+        raise ArgumentError("resume=True needs the run's file: fit(..., run_file=..., resume=True)")
     return run_file if resume and run_file is not None and Path(run_file).exists() else None
 
 

@@ -62,9 +62,7 @@ def prepare_demo(
         if first:
             write_demo_devkit(folder / "data", seed=seed, progress=progress)
             torch.manual_seed(seed)
-            source = small_alexnet(10).to(
-                choose_device(device) if not isinstance(device, torch.device) else device
-            )
+            source = small_alexnet(10).to(choose_device(device))
             loss = train_on_digits(source, IMAGENET, seed=seed, progress=progress)
             torch.save(source.state_dict(), weights)
             if log is not None:

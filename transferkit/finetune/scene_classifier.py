@@ -104,7 +104,7 @@ class SceneClassifier:
         self.network, self.protocol = network, protocol
         self.features, self.loop = features, loop
         self.seed, self.num_workers = seed, num_workers
-        self.device = choose_device(device) if device is None or isinstance(device, str) else device
+        self.device = choose_device(device)
         self._names = None if class_names is None else with_background(class_names)
         self._start = steps.Start(weights, tuple(allow_missing), from_scratch, freeze)
         self._fitted: results.Fitted | None = None
@@ -194,6 +194,11 @@ class SceneClassifier:
             DivergedError: The loss became infinite or NaN.
         """
         require(validation is None or test_every >= 1, "test_every", "at least 1", test_every)
+        if self._fitted is not None and self._fitted.run is None:
+            raise StateError(
+                "a loaded classifier has no pretrained weights to start from; fit one that is made with "
+                f"SceneClassifier({self.network_name!r}, weights=...)"
+            )
         names = agreed_names(self._names, photos)
         source = steps.resumed_from(run_file, resume)
         saved = read_run(source) if source else None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from transferkit.errors import ArgumentError, TransferError, did_you_mean, require
-from transferkit.layers import Layer
+from transferkit.layers import Layer, natural_order
 from transferkit.transfer.select import name_matches
 
 Pattern = str | re.Pattern[str]
@@ -116,7 +116,7 @@ def require_definition_order(sources: Sequence[Layer]) -> None:
         TransferError: They do, and by number they would stand otherwise.
     """
     names = [layer.name for layer in sources]
-    natural = sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+    natural = sorted(names, key=natural_order)
     if names == sorted(names) and names != natural:
         moved = next(name for name, other in zip(names, natural, strict=True) if name != other)
         raise TransferError(

@@ -1,8 +1,8 @@
-"""Make up for the two meanings of dropout.
+"""Fold neon's dropout factor into weights, since neon and torch scale dropout differently.
 
 neon drops while training and multiplies by ``keep`` while testing; torch divides by ``keep`` while training
-and does nothing while testing. The factor of neon's test moves into the next weights that are linear in their
-input, and the torch model computes the same function, training and testing.
+and does nothing while testing. neon's test factor is moved into the next weights that are linear in their
+input, so that the torch model computes the same function, training and testing.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _PASSING_ACTIVATIONS = frozenset(["Rectlin", "Identity"])
 
 @dataclass
 class DropoutPlan:
-    """Which layers take up the factor of the dropout layers before them.
+    """The factors of dropout layers, by the layer whose weights absorb them.
 
     Attributes:
         scales: Factor of the input weights, by layer name.
-        unplaced: Dropout layers whose factor no following layer can take up.
+        unplaced: Dropout layers whose factor no following layer can absorb.
     """
 
     scales: dict[str, float] = field(default_factory=dict)
@@ -55,20 +55,22 @@ def plan_dropout(steps: Steps, *, caffe: bool) -> DropoutPlan:
 
 @dataclass(frozen=True)
 class _Pending:
-    """The factor that the values at one point of the network still lack, and where it came from."""
+    """The factor still to be applied at one point of the network, and the dropout layers it came from."""
 
     factor: float = 1.0
     names: tuple[str, ...] = ()
 
 
 class _Fold:
+    """Walks a tree of layers and carries the pending factor along."""
+
     def __init__(self, caffe: bool) -> None:
         self.caffe = caffe
         self.plan = DropoutPlan()
         self.at_branch_node: dict[str, _Pending] = {}
 
     def walk(self, steps: Steps, pending: _Pending) -> None:
-        """Follow a sequence to its end; whatever is still pending there has found no place."""
+        """Follow a sequence to its end; a factor still pending there cannot be absorbed."""
         self.unplace(self.through(steps, pending))
 
     def through(self, steps: Steps, pending: _Pending) -> _Pending:
@@ -94,7 +96,7 @@ class _Fold:
         return self.unplace(pending)
 
     def container(self, container: Container, pending: _Pending) -> _Pending:
-        """Hand the factor to every branch; what all of them pass on alike goes on behind the container."""
+        """Give the factor to every branch; if all pass on the same, it goes on after the container."""
         if container.type in ("Tree", "SingleOutputTree"):
             for branch in container.branches:
                 self.walk(branch, pending)
@@ -113,11 +115,11 @@ class _Fold:
 
 
 def _keep(config: Mapping[str, Any]) -> float:
-    keep = config.get("keep", 0.5)  # neon leaves defaults out of its files
+    keep = config.get("keep", 0.5)  # neon omits default values from its files
     return float(keep) if isinstance(keep, int | float) and 0 < keep <= 1 else 1.0
 
 
 def _passes(transform: Any) -> bool:
-    """Whether an activation multiplies its output by whatever positive factor its input is multiplied by."""
+    """Whether an activation f satisfies f(c x) = c f(x) for positive c."""
     name = str(transform.get("type", "")).rpartition(".")[2] if isinstance(transform, Mapping) else ""
     return name in _PASSING_ACTIVATIONS

@@ -1,8 +1,8 @@
-"""A neon model file as a tree of layers, also of version 1.0, which is a bare list of parameters.
+"""A neon model file as a tree of layers; neon 1.0's is a bare list of parameters.
 
-Such a file lists the layers that have parameters and nothing else. What follows a matrix, a bias or a batch
-norm, tells a convolution from a linear layer: it is as long as the one is wide and the other high. The kernel's
-side follows from the number of channels before it.
+A file of version 1.0 has neither layer types nor shapes, so both are inferred. The bias or batch norm after a matrix
+has one entry per output: as many as a convolution's matrix has columns, or a linear layer's has rows. The kernel's
+side follows from the number of input channels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Record:
     """One layer of a neon file, with or without parameters.
 
     Attributes:
-        number: Its place in the file, counting every layer, as neon's own scripts do.
+        number: Place in the file, counting every layer, as neon's own scripts do.
         name: Dotted name, unique in the file.
         type: neon's class: ``"Convolution"``, ``"Bias"``, ``"Pooling"``.
         config: The arguments of that class that differ from their defaults.
@@ -45,11 +45,11 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Container:
-    """Sequences side by side: the branches of a merge, the backbone and the side branches of a tree.
+    """Parallel sequences: the branches of a merge, or the backbone and side branches of a tree.
 
     Attributes:
         type: neon's class: ``"MergeSum"``, ``"Tree"``, ``"Sequential"``.
-        branches: What it holds; a plain ``Sequential`` has one branch.
+        branches: The sequences; a plain ``Sequential`` has one.
     """
 
     type: str
@@ -107,7 +107,7 @@ def _with_numbers(steps: Steps, repeated: set[str]) -> Steps:
 
 
 class _Tree:
-    """Reads entries in the file's order, counting layers as it goes."""
+    """Reads entries in the file's order and numbers the layers."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -191,7 +191,7 @@ def _dict(value: Any, what: str) -> Mapping[str, Any]:
     return value
 
 
-# neon 1.0's files: a bare list of parameters, without types and shapes, which are found again where possible.
+# neon 1.0's files: a bare list of parameters, whose types and shapes are inferred where possible.
 
 _INPUT_CHANNELS = (3, 1)
 
@@ -203,7 +203,7 @@ def records_of_first_version(entries: Any) -> tuple[Record, ...]:
         CheckpointError: It is not a list of layers.
     """
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise CheckpointError("not a neon model: layer_params_states is no list of layers")
+        raise CheckpointError("not a neon model: layer_params_states is not a list of layers")
     params = [arrays_of(entry.get("params", {})) for entry in entries]
     records: list[Record] = []
     channels: int | None = None
@@ -218,7 +218,7 @@ def records_of_first_version(entries: Any) -> tuple[Record, ...]:
 
 
 def _type_of(own: dict[str, Array], following: dict[str, Array], name: str, before: list[str]) -> str:
-    """Return neon's class of a layer, or an empty string where nothing tells it."""
+    """Return neon's class of a layer, or an empty string where it cannot be inferred."""
     if "gamma" in own:
         return "BatchNorm"
     weight = own.get("W")
