@@ -15,7 +15,7 @@ __all__ = ["AlexNet"]
 class AlexNet(nn.Module):
     """Five convolutions and three fully connected layers.
 
-    With the defaults its state dict has the names and shapes of torchvision's ``alexnet``, so they fit.
+    With the defaults its state dict has the names and shapes of torchvision's ``alexnet``, so those weights fit.
 
     Args:
         num_classes: Outputs of the last layer.
@@ -24,8 +24,8 @@ class AlexNet(nn.Module):
         stem: Kernel size, stride and padding of the first convolution.
         pooled: Side of the feature map that the classifier sees, whatever the input's size.
         drop_rate: Dropout before each hidden layer.
-        kaiming: Draw the first weights as He et al. do, instead of by torch's defaults. A narrow network, which
-            has no normalization to help it, then learns from the first steps on.
+        kaiming: Initialize weights by He et al. instead of torch's defaults. A narrow network without
+            normalization then learns from the first steps on.
 
     Shape:
         Input (B, 3, H, W), normalized; H and W at least 63 by default. Output: logits (B, num_classes).

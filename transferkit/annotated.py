@@ -1,4 +1,4 @@
-"""An image with its objects, and which classes each image of a set holds."""
+"""An image with its objects, and the table of classes present in each image of a set."""
 
 from __future__ import annotations
 
@@ -34,12 +34,9 @@ class AnnotatedImage:
         return f"AnnotatedImage({self.id!r}, {height} x {width} (h x w), classes {self.classes.tolist()})"
 
 
-# Which classes each image holds: the truth that image scores are measured against.
-
-
 @dataclass(frozen=True)
 class Presence:
-    """Which classes each image holds.
+    """The classes present in each image: the ground truth of image scores.
 
     Attributes:
         present: (N, K) bool, true where an object of the class is in the image, difficult ones included.

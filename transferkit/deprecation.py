@@ -1,7 +1,7 @@
 """Old spellings that go on working for a while, with a warning that says what to write instead.
 
-For a function or class that goes, ``typing_extensions.deprecated`` is enough, and type checkers know it. What it
-cannot do is here: an argument that got another name, and a name that moved.
+For a function or class that is removed, ``typing_extensions.deprecated`` is enough, and type checkers know it. This
+module has what it cannot do: renamed arguments, fields and flags, and names that moved to another module.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -119,12 +120,11 @@ def renamed_fields(*, until: str, **renamed: str) -> Callable[[type[Value]], typ
 
         @functools.wraps(own)
         def accept_both(self: Any, *arguments: Any, **named: Any) -> None:
-            for old in renamed.keys() & named.keys():
-                new = renamed[old]
-                name = kind.__name__
-                message = f"{name}({old}=...) is {name}({new}=...) now; the old name goes in {until}"
-                warnings.warn(message, DeprecationWarning, stacklevel=3)
-                named[new] = named.pop(old)
+            name = kind.__name__
+            for old in [old for old in renamed if old in named]:
+                message = f"{name}({old}=...) is {name}({renamed[old]}=...) now; the old name goes in {until}"
+                warnings.warn(message, DeprecationWarning, stacklevel=_level_outside_dataclasses())
+                named[renamed[old]] = named.pop(old)
             own(self, *arguments, **named)
 
         def read_as(old: str, new: str) -> property:
@@ -141,6 +141,14 @@ def renamed_fields(*, until: str, **renamed: str) -> Callable[[type[Value]], typ
         return kind
 
     return decorate
+
+
+def _level_outside_dataclasses() -> int:
+    """Return the ``stacklevel`` of the code that called a class or ``dataclasses.replace``, seen from ``__init__``."""
+    frame, level = sys._getframe(2), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__") == "dataclasses":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def renamed_flag(old: str, new: str, *, until: str) -> type[argparse.Action]:

@@ -59,7 +59,7 @@ class HandlerError(TransferError, RuntimeError):
 
 
 class UnsharableError(TransferKitError, ValueError):
-    """A backbone's map of a whole image does not hold the maps of its patches."""
+    """A backbone's feature map of a whole image does not contain the maps of its patches."""
 
 
 class DataError(TransferKitError, ValueError):
@@ -79,7 +79,7 @@ class OutputError(TransferKitError, OSError):
 
 
 class DivergedError(TransferKitError, ArithmeticError):
-    """Training lost its way: the loss is no longer a number."""
+    """Training diverged: the loss is NaN or infinite."""
 
 
 class LostRankError(TransferKitError, RuntimeError):

@@ -15,8 +15,8 @@ from transferkit.errors import OutputError
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> Path:
     """Write ``path`` so that a kill at any moment leaves the old file or the new one, never a part.
 
-    The bytes go to ``{path}.part`` beside it, are flushed to the disk, and take the name in one rename. There is
-    one writer per path; what a killed one left in ``.part`` is overwritten by the next.
+    The bytes go to ``{path}.part`` beside it, are flushed to the disk, and are renamed in one step. Only one process
+    may write a path at a time; a ``.part`` file left by a killed one is overwritten by the next.
 
     Args:
         path: Where the file goes; its folder exists.
@@ -43,9 +43,6 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# Proof before any long work that results can be written.
 
 
 def require_writable(path: str | os.PathLike[str]) -> Path:
@@ -82,7 +79,7 @@ def home_folder(home: Path | str | None = None) -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``; other processes wait for it. A process that dies lets go of it.
+    """Hold the lock file ``path``; other processes wait for it. A process that dies releases it.
 
     The file stays behind, empty: removing it would let a third process lock another file of the same name.
     """

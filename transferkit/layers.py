@@ -20,15 +20,7 @@ _EMPTY: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
 _KINDS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("conv", (nn.modules.conv._ConvNd,)),
     ("linear", (nn.Linear, nn.Bilinear)),
-    (
-        "norm",
-        (
-            nn.modules.batchnorm._NormBase,
-            nn.LayerNorm,
-            nn.GroupNorm,
-            nn.LocalResponseNorm,
-        ),
-    ),
+    ("norm", (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)),
     ("embedding", (nn.Embedding, nn.EmbeddingBag)),
     ("recurrent", (nn.RNNBase, nn.RNNCellBase)),
     ("attention", (nn.MultiheadAttention,)),
@@ -43,13 +35,13 @@ class Layer:
         index: 0-based place in definition order, never parsed out of a name.
         name: Dotted path of the module; the empty string for tensors of the root module.
         kind: ``"conv"``, ``"linear"``, ``"norm"``, ``"embedding"``, ``"recurrent"``, ``"attention"`` or
-            ``"other"``. From the module's type in a live model; told from the tensors' names and numbers of
-            dimensions in a file.
+            ``"other"``. From the module's type in a live model; inferred from the names and dimensions of the
+            tensors in a file.
         tensors: Parameters and buffers by short name (``weight``, ``running_mean``), in definition order.
         states: Optimizer state by tensor and then by state name: ``states["weight"]["momentum_buffer"]``.
         module: The module itself where the layer is part of a live model, else ``None``.
-        raw_index: Its number in the file's own count, where the file has one (neon counts poolings too).
-        keys: State-dict keys of the tensors that go by another short name here than in their file.
+        raw_index: The layer's number in the file's own count, where it has one (neon counts poolings too).
+        keys: State-dict keys of tensors whose short name here differs from the one in their file.
     """
 
     index: int
@@ -89,10 +81,7 @@ def kind_of_module(module: nn.Module) -> str:
 
 
 def kind_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return the kind that a layer's tensors suggest.
-
-    An embedding and a linear layer without bias look alike; both are ``"linear"`` here.
-    """
+    """Infer a layer's kind from its tensors; an embedding looks like a linear layer without bias, so it is one."""
     if "running_mean" in tensors:
         return "norm"
     if "in_proj_weight" in tensors:
@@ -146,8 +135,8 @@ def _grouped(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, dict[str, Tenso
 def layers_of(model: nn.Module) -> tuple[Layer, ...]:
     """Return the layers of a live model in definition order.
 
-    The tensors are the model's own parameters and buffers, not copies. A module that stands in two places is
-    two layers with the same tensors, as it is in the model's state dict.
+    The tensors are the model's own parameters and buffers, not copies. A module used in two places is two layers
+    with the same tensors, as in the model's state dict.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))

@@ -12,7 +12,7 @@ def place_of(tensor: Tensor) -> Hashable:
     """Return a key that two tensors share if they are the same elements in the same memory.
 
     No element is read, so a tensor mapped from a file stays unread. A tensor without memory of its own (on the meta
-    device, empty, sparse) is told by the object itself.
+    device, empty, sparse) is identified by the object itself.
     """
     if tensor.is_meta or tensor.numel() == 0 or tensor.layout != torch.strided:
         return id(tensor)
@@ -20,7 +20,7 @@ def place_of(tensor: Tensor) -> Hashable:
 
 
 def same_memory(one: Tensor, other: Tensor) -> bool:
-    """Tell whether two tensors are the same elements in the same memory."""
+    """Return whether two tensors are the same elements in the same memory."""
     return place_of(one) == place_of(other)
 
 

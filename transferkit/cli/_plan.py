@@ -94,7 +94,7 @@ def plan_of(options: argparse.Namespace) -> TransferPlan:
 
 
 def _here(plan: TransferPlan) -> str:
-    """Return how this command line says the advice that an error gives in Python."""
+    """Return an error's advice for mismatched layers as options of this command."""
     names = list(dict.fromkeys(split_key(key)[0] for key in plan.mismatched))
     if not names:
         return ""

@@ -1,4 +1,4 @@
-"""What is printed, fitted to the terminal, colored only there, and harmless; and completion in a shell."""
+"""The parts that commands share: their form, output that suits the terminal, and shell completion."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Command(NamedTuple):
     """A command of the command line.
 
     Attributes:
-        name: As it is typed.
-        purpose: What it does, in a few words that begin in lower case.
-        examples: The end of its help.
-        add_arguments: Adds its arguments to a parser.
-        run: Does it, and returns the exit status.
+        name: The word that is typed.
+        purpose: A few words for the help, beginning in lower case.
+        examples: The end of the command's help.
+        add_arguments: Adds the command's arguments to a parser.
+        run: Runs the command and returns the exit status.
     """
 
     name: str
@@ -30,17 +30,17 @@ class Command(NamedTuple):
 
 
 def width() -> int | None:
-    """Return the terminal's width, or ``None`` where the output is no terminal and need not fit one."""
+    """Return the terminal's width, or ``None`` where the output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() or "COLUMNS" in os.environ else None
 
 
 def color() -> bool:
-    """Return whether to color: on a terminal that can, unless ``NO_COLOR`` asks for none."""
+    """Return whether to color: on a terminal that can, unless ``NO_COLOR`` is set."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def harmless(text: str) -> str:
-    r"""Return text with its control characters shown as ``?``: a name in a file is anybody's.
+    r"""Return text with control characters shown as ``?``, since names in a file may hold terminal escapes.
 
     Example:
         >>> harmless("\x1b[31mconv.weight")
@@ -54,7 +54,7 @@ def as_json(value: object) -> str:
     return json.dumps(value, indent=2, default=str)
 
 
-# Shell completion without any package: a static script, so that a press of TAB imports nothing.
+# Shell completion without any package: a static script, so that pressing TAB imports nothing.
 _SCRIPT = """\
 _transferkit() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} words
