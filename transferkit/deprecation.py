@@ -144,7 +144,7 @@ def renamed_fields(*, until: str, **renamed: str) -> Callable[[type[Value]], typ
 
 
 def _level_outside_dataclasses() -> int:
-    """Return the ``stacklevel`` of the code that called a class or ``dataclasses.replace``, seen from ``__init__``."""
+    """Return the ``stacklevel`` of the code that called a class or ``dataclasses.replace`` from ``__init__``."""
     frame, level = sys._getframe(2), 2
     while frame.f_back is not None and frame.f_globals.get("__name__") == "dataclasses":
         frame, level = frame.f_back, level + 1

@@ -71,3 +71,8 @@ def test_pickles_in_a_row_are_read_one_by_one() -> None:
 def test_damage_is_an_error_of_this_library(content: bytes) -> None:
     with pytest.raises(CheckpointError):
         read_pickle(content)
+
+
+def test_a_refusal_is_not_reported_as_damage() -> None:
+    with pytest.raises(CheckpointError, match=r"^refused: the pickle uses class instances of protocol 0"):
+        read_pickle(b"(i__main__\nX\n.")
