@@ -103,10 +103,7 @@ def transferred_parameters(
     if transfer is None:
         return []
     report = transfer if isinstance(transfer, TransferReport) else TransferReport.from_dict(dict(transfer))
-    moved = set(report.moved)
-    return [
-        parameter for name, parameter in model.named_parameters() if name in moved and parameter.requires_grad
-    ]
+    return [parameter for parameter in report.parameters_in(model) if parameter.requires_grad]
 
 
 def trains_transferred(model: nn.Module, transfer: TransferReport | Mapping[str, Any] | None) -> bool:

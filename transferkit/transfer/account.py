@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, TypeVar
+from weakref import ref
 
 import torch
 from torch import nn
 
-from transferkit.errors import TransferError
+from transferkit.errors import ArgumentError, TransferError
 from transferkit.transfer._entry import MOVED, Entry, Origin, StateLine
 from transferkit.transfer._table import nothing_moves, refusal, render_html, render_text
+from transferkit.transfer._target import Target
 from transferkit.transfer.freezing import parameter_groups
 
 SomeAccount = TypeVar("SomeAccount", bound="Account")
@@ -186,12 +189,59 @@ class TransferPlan(Account):
 
 @dataclass(frozen=True)
 class TransferReport(Account):
-    """What a transfer did: every tensor of source and target in exactly one bucket."""
+    """What a transfer did: every tensor of source and target in exactly one bucket.
+
+    It knows the parameters that were written by the objects themselves, for as long as they live, wherever in a model
+    they are later. A copy, a pickle and :meth:`to_dict` have names and shapes alone.
+    """
+
+    parameters: tuple[ref[nn.Parameter], ...] | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values, for JSON or a run checkpoint. Reads the source's digest."""
+        values = super().to_dict()
+        del values["parameters"]
+        return values
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "parameters": None}
 
     @property
     def moved(self) -> tuple[str, ...]:
         """Keys of the target tensors that hold the source's values now: copied, adapted, cast or tied."""
         return tuple(entry.key for entry in self.entries if entry.bucket in MOVED)
+
+    def parameters_in(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters of a model that hold the source's values, frozen ones included.
+
+        Raises:
+            ArgumentError: There is none: the model is a copy, or another one.
+        """
+        if self.parameters is None:
+            moved = self._by_names(model)
+            by = "names and shapes"
+        else:
+            written = {id(one) for reference in self.parameters if (one := reference()) is not None}
+            moved = [parameter for parameter in model.parameters() if id(parameter) in written]
+            by = "the parameters themselves"
+        if not moved and (self.moved if self.parameters is None else self.parameters):
+            raise ArgumentError(
+                f"no parameter of this {type(model).__name__} was transferred, told by {by} of the report on "
+                f"{self.target}; give the model that apply() wrote to. A copy of it is told by names and shapes: "
+                "TransferReport.from_dict(report.to_dict())"
+            )
+        return moved
+
+    def _by_names(self, model: nn.Module) -> list[nn.Parameter]:
+        shapes = {
+            entry.key: entry.target.shape for entry in self.entries if entry.bucket in MOVED and entry.target
+        }
+        return [
+            tensor
+            for layer in Target.of(model).layers
+            for short, tensor in layer.tensors.items()
+            if isinstance(tensor, nn.Parameter) and shapes.get(layer.key(short)) == tuple(tensor.shape)
+        ]
 
     def parameter_groups(
         self,
@@ -203,18 +253,30 @@ class TransferReport(Account):
     ) -> list[dict[str, Any]]:
         """Split the model's trainable parameters into groups for an optimizer.
 
+        A parameter is transferred if it is one that the transfer wrote, whatever the model around it: a new head
+        under an old name is new, and a backbone that was put into another model is transferred. A report that was
+        copied, pickled or read has only names and shapes to tell by, and warns.
+
         Args:
-            model: The model that was transferred to; also after its head was replaced or layers were frozen.
+            model: The model that was transferred to, or one that holds it; also after its head was replaced, layers
+                were frozen, or it was wrapped.
             transferred: Options of the groups of transferred parameters, ``{"lr": 1e-5}``.
             new: Options of the groups of all others, ``{"lr": 1e-3}``.
             decay_biases_and_norms: ``False`` gives biases and norm layers groups with ``weight_decay`` 0.
 
         Raises:
-            ArgumentError: Nothing in the model is trainable.
+            ArgumentError: Nothing in the model is trainable, or the report fits none of its parameters.
         """
+        moved = self.parameters_in(model)
+        if self.parameters is None:
+            warnings.warn(
+                "the report was copied or read, so transferred parameters are told by names and shapes: a new layer "
+                "of an old name and shape counts as transferred",
+                stacklevel=2,
+            )
         return parameter_groups(
             model,
-            set(self.moved),
+            moved,
             transferred=transferred,
             new=new,
             decay_biases_and_norms=decay_biases_and_norms,

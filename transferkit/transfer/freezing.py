@@ -113,7 +113,7 @@ def _stay_in_evaluation(module: nn.Module, mode: bool = True) -> nn.Module:
 
 def parameter_groups(
     model: nn.Module,
-    moved: Collection[str],
+    moved: Collection[nn.Parameter],
     *,
     transferred: Mapping[str, Any],
     new: Mapping[str, Any],
@@ -123,7 +123,7 @@ def parameter_groups(
 
     Args:
         model: The model that was transferred to.
-        moved: Keys of the tensors that were transferred.
+        moved: The parameters that were transferred.
         transferred: Options of the groups of transferred parameters, ``{"lr": 1e-5}``.
         new: Options of the groups of all others.
         decay_biases_and_norms: ``False`` puts biases and the parameters of norm layers into groups of their own
@@ -137,12 +137,11 @@ def parameter_groups(
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
-        >>> moved = ["0.weight", "0.bias"]
-        >>> groups = parameter_groups(net, moved, transferred={"lr": 1e-5}, new={"lr": 1e-3})
+        >>> groups = parameter_groups(net, [*net[0].parameters()], transferred={"lr": 1e-5}, new={"lr": 1e-3})
         >>> [(group["name"], group["lr"], len(group["params"])) for group in groups]
         [('transferred', 1e-05, 2), ('new', 0.001, 2)]
     """
-    options = {"transferred": dict(transferred), "new": dict(new)}
+    options, old = {"transferred": dict(transferred), "new": dict(new)}, {id(parameter) for parameter in moved}
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     seen: set[int] = set()
     for layer in Target.of(model).layers:
@@ -150,7 +149,7 @@ def parameter_groups(
             if not isinstance(tensor, nn.Parameter) or not tensor.requires_grad or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
-            name = "transferred" if layer.key(short) in moved else "new"
+            name = "transferred" if id(tensor) in old else "new"
             decayed = decay_biases_and_norms or not _is_bias_or_norm(layer, short)
             groups.setdefault((name, decayed), {"params": []})["params"].append(tensor)
     if not groups:

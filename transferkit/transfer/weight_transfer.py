@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from transferkit.errors import ArgumentError
 from transferkit.layers import Layer
 from transferkit.transfer._conversion import Chooser, Conversion, Handlers
 from transferkit.transfer._decide import AllowMissing, allowance, decide
-from transferkit.transfer._entry import WRITTEN, Origin
+from transferkit.transfer._entry import MOVED, WRITTEN, Origin
 from transferkit.transfer._mapping import Pairing, map_by_name, map_by_order, renaming
 from transferkit.transfer._states import NO_STATES, install_states, move_states, optimizer_notes
 from transferkit.transfer._target import Target, settle_ties, tie_groups
@@ -135,7 +136,9 @@ class WeightTransfer:
             transaction.write([write.onto(made.get(id(write.destination))) for write in writes])
         notes = [f"{len(unread)} large tensors were not searched for NaN"] if unread else []
         notes += optimizer_notes(model, optimizer, moved.states) if optimizer is not None else []
-        return TransferReport.of(plan, states=moved.lines, notes=(*plan.notes, *notes))
+        return TransferReport.of(
+            plan, states=moved.lines, notes=(*plan.notes, *notes), parameters=_parameters(model, plan)
+        )
 
     def _prepare(self, model: nn.Module, optimizer: Optimizer | None) -> _Prepared:
         if self.load_states and optimizer is None:
@@ -178,6 +181,17 @@ class WeightTransfer:
         raise ArgumentError(
             f"mapping must be 'name', 'order', 'structure', a dict or a function, got {mapping!r}"
         )
+
+
+def _parameters(model: nn.Module, plan: TransferPlan) -> tuple[ref[nn.Parameter], ...]:
+    """Return the parameters that the plan wrote, as they are in the model now: a meta model's were replaced."""
+    moved = {entry.key for entry in plan.entries if entry.bucket in MOVED}
+    return tuple(
+        ref(tensor)
+        for layer in Target.of(model).layers
+        for short, tensor in layer.tensors.items()
+        if isinstance(tensor, nn.Parameter) and layer.key(short) in moved
+    )
 
 
 def transfer_layer(target: nn.Module, source: Layer | nn.Module, handlers: Handlers = ()) -> TransferReport:
