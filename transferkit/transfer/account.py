@@ -13,7 +13,7 @@ from weakref import ref
 import torch
 from torch import nn
 
-from transferkit.errors import ArgumentError, TransferError
+from transferkit.errors import ArgumentError, TransferError, listed
 from transferkit.transfer._entry import MOVED, Entry, Origin, StateLine
 from transferkit.transfer._table import nothing_moves, refusal, render_html, render_text
 from transferkit.transfer._target import Target
@@ -218,30 +218,41 @@ class TransferReport(Account):
             ArgumentError: There is none: the model is a copy, or another one.
         """
         if self.parameters is None:
-            moved = self._by_names(model)
-            by = "names and shapes"
-        else:
-            written = {id(one) for reference in self.parameters if (one := reference()) is not None}
-            moved = [parameter for parameter in model.parameters() if id(parameter) in written]
-            by = "the parameters themselves"
-        if not moved and (self.moved if self.parameters is None else self.parameters):
+            return self._by_names(model)
+        written = {id(one) for reference in self.parameters if (one := reference()) is not None}
+        moved = [parameter for parameter in model.parameters() if id(parameter) in written]
+        if self.parameters and not moved:
             raise ArgumentError(
-                f"no parameter of this {type(model).__name__} was transferred, told by {by} of the report on "
-                f"{self.target}; give the model that apply() wrote to. A copy of it is told by names and shapes: "
+                f"no parameter of this {type(model).__name__} was transferred: the report on {self.target} is about "
+                "other parameters; give the model that apply() wrote to. A copy of it is told by names and shapes: "
                 "TransferReport.from_dict(report.to_dict())"
             )
         return moved
 
     def _by_names(self, model: nn.Module) -> list[nn.Parameter]:
         shapes = {
-            entry.key: entry.target.shape for entry in self.entries if entry.bucket in MOVED and entry.target
+            entry.key: tuple(entry.target.shape)
+            for entry in self.entries
+            if entry.bucket in MOVED and entry.target
         }
-        return [
-            tensor
+        present = {
+            layer.key(short): tensor
             for layer in Target.of(model).layers
             for short, tensor in layer.tensors.items()
-            if isinstance(tensor, nn.Parameter) and shapes.get(layer.key(short)) == tuple(tensor.shape)
-        ]
+            if isinstance(tensor, nn.Parameter)
+        }
+        moved = [tensor for key, tensor in present.items() if shapes.get(key) == tuple(tensor.shape)]
+        if shapes and not moved:
+            both = [
+                f"{key} is {list(shape)} in the report and "
+                f"{list(present[key].shape) if key in present else 'absent'} in the model"
+                for key, shape in shapes.items()
+            ]
+            raise ArgumentError(
+                f"no parameter of this {type(model).__name__} has a name and shape of the report on {self.target}; "
+                f"give a model of that architecture: {listed(both, most=3)}"
+            )
+        return moved
 
     def parameter_groups(
         self,
