@@ -59,4 +59,4 @@ def test_a_factory_of_ones_own(call, scenes: Path, tmp_path: Path, monkeypatch) 
 def test_a_model_that_nobody_knows(call) -> None:
     outcome = call("--model", "alexnt")
     assert outcome.status == 2
-    assert "module:factory, or a module, got 'alexnt'; did you mean 'alexnet'" in outcome.err
+    assert "or module:factory, got 'alexnt'; did you mean 'alexnet'" in outcome.err

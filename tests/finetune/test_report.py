@@ -151,7 +151,17 @@ def test_is_made_from_a_run_and_those_it_is_compared_with(report):
     outline = Outline(build_report(made).to_html())
     assert [heading["id"] for heading in outline.all("h2")] == [s for s in SECTIONS if s != "transfer"]
     alternative = " ".join(image["alt"] for image in outline.all("img"))
-    assert "from scratch 0.5 nats after 2 epochs, another 2.5 nats after 1 epochs" in alternative
+    assert "another 2.5 nats after 1 epochs, from scratch 0.5 nats after 2 epochs" in alternative
+
+
+def test_another_run_of_the_same_name_hides_none(report):
+    run, other = tiny_run(), tiny_run()
+    run.history = [EpochRecord(1, 0.5, 0.5, 80, 0.1, 1.0)]
+    other.history = [EpochRecord(1, 2.5, 0.5, 80, 0.1, 1.0)]
+    named = {"from scratch": other}
+    made = RunReport.of(run, report.result, report.log, Scenes(), title="A run", compared_with=named)
+    losses = {name: records[0]["loss"] for name, records in made.histories.items()}
+    assert losses == {"from scratch": 2.5, "this run": 0.5}
 
 
 def test_what_is_left_empty_has_no_section(report):

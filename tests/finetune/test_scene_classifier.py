@@ -27,7 +27,7 @@ from transferkit.features import UnsplittableError
 from transferkit.finetune import DEMO, FeatureSettings, Protocol, Run, as_photos, read_run, small_alexnet
 from transferkit.labeling import OverlapRule
 from transferkit.preprocessing import IMAGENET
-from transferkit.sampler import AnnotatedImage
+from transferkit.sampler import AnnotatedImage, RandomSubset
 
 COLORS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
 NAMES = ("background", *COLORS)
@@ -131,6 +131,18 @@ def test_a_saved_classifier_predicts_the_same_in_another_process(
     here = made.predict(tmp_path)
     assert (tuple(ids), tuple(names)) == (here.ids, here.class_names) and here.ids[0] == "2_0.png"
     assert torch.equal(scores, here.scores)
+
+
+def test_a_recipe_that_tests_on_a_random_part_of_the_patches_scores_the_same_when_loaded(
+    tmp_path: Path,
+) -> None:
+    recipe = replace(EXACT, test_balance=RandomSubset(), epochs=1)
+    made = classifier(recipe, seed=7).fit(Squares(4))
+    again = tk.SceneClassifier.load(made.save(tmp_path / "seven.tk"), device="cpu")
+    photos = Squares(3, seed=2)
+    assert torch.equal(again.predict(photos).scores, made.predict(photos).scores)
+    again.seed = 8
+    assert not torch.equal(again.predict(photos).scores, made.predict(photos).scores)
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
@@ -283,12 +295,15 @@ def test_files_of_other_versions_and_other_kinds(shared: tk.SceneClassifier, tmp
     with pytest.raises(CheckpointError, match="of version 99, this transferkit reads version 1"):
         tk.SceneClassifier.load(tmp_path / "newer.tk")
     torch.save(state["model"], tmp_path / "weights.pt")
-    with pytest.raises(CheckpointError, match=r"no saved classifier.*SceneClassifier\(weights="):
+    with pytest.raises(CheckpointError, match=r"not a saved classifier.*SceneClassifier\(weights="):
         tk.SceneClassifier.load(tmp_path / "weights.pt")
     torch.save({**state, "protocol": {**state["protocol"], "rule": {"kind": "os.abort"}}}, tmp_path / "odd.tk")
     with pytest.raises(CheckpointError, match=r"the recipe holds a 'os\.abort'"):
         tk.SceneClassifier.load(tmp_path / "odd.tk")
-    with pytest.raises(MissingFileError, match="no classifier at"):
+    torch.save({key: state[key] for key in state if key != "seed"}, tmp_path / "part.tk")
+    with pytest.raises(CheckpointError, match="it lacks seed"):
+        tk.SceneClassifier.load(tmp_path / "part.tk")
+    with pytest.raises(MissingFileError, match="no saved classifier at"):
         tk.SceneClassifier.load(tmp_path / "nowhere.tk")
     with pytest.raises(
         StateError, match=r"a loaded classifier has no pretrained weights to start from; fit one"

@@ -20,7 +20,7 @@ from transferkit.distributed import in_process_group, place_among_ranks
 from transferkit.errors import ArgumentError, OutputError, StateError, listed, require
 from transferkit.features._identity import describe_cache, key_of
 from transferkit.features.patch_features import PatchFeatures
-from transferkit.features.shards import PRECISIONS, CachedImage, CachedSource, Shards
+from transferkit.features.shards import PRECISIONS, CachedImage, CachedSource, Shards, ViewOfImages
 from transferkit.files import write_atomically
 from transferkit.progress import Progress, track
 from transferkit.sampler import PatchGrid
@@ -115,7 +115,7 @@ FORMAT = "transferkit-features"
 VERSION = 2  # 1: networks were told by modules that have other names now
 
 
-class FeatureCache(Dataset[CachedImage]):
+class FeatureCache(ViewOfImages):
     """The features of all patches of a data set's images, on disk.
 
     Give it to a sampler in place of the data set, and minibatches hold features where they held pixels;
@@ -129,9 +129,9 @@ class FeatureCache(Dataset[CachedImage]):
             loss = cross_entropy(head(batch.pixels), batch.labels)
 
     Its folder is named after a digest of all that its numbers depend on (:func:`describe_cache`): the weights
-    and structure of backbone and pool, method and levels, patches, pixels, precision, and the data, by its images'
-    names and, where it has ``fingerprint(i)``, their content. What changed is looked for elsewhere, so what is
-    stale is never read. A function of proposals is known by its name alone; give it another one when it
+    and structure of backbone and pool, method and pyramid scales, patches, pixels, precision, and the data, by its
+    images' names and, where it has ``fingerprint(i)``, their content. What changed is looked for elsewhere, so what
+    is stale is never read. A function of proposals is known by its name alone; give it another one when it
     changes.
 
     A killed :meth:`fill` loses at most the image in work, and the next one goes on. Each image has one writer.
@@ -166,6 +166,7 @@ class FeatureCache(Dataset[CachedImage]):
         precision: torch.dtype = torch.float16,
         limit: int | None = None,
     ) -> None:
+        super().__init__(dataset, features)
         require(precision in PRECISIONS, "precision", f"one of {', '.join(map(str, PRECISIONS))}", precision)
         require(limit is None or limit > 0, "limit", "positive or None", limit)
         require(len(dataset) > 0, "dataset", "not empty", dataset)
@@ -178,14 +179,10 @@ class FeatureCache(Dataset[CachedImage]):
         self.key = key_of(description)
         self.folder = Path(folder) / self.key
         self.shape = features.shape
-        self._features: PatchFeatures | None = features
-        self._dataset, self._pixels, self._limit = dataset, pixels, limit
+        self._pixels, self._limit = pixels, limit
         self._shards = Shards(self.folder, precision)
         manifest = {"format": FORMAT, "version": VERSION, "shape": list(self.shape), **description}
         _open_folder(self.folder, manifest)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
 
     def __getitem__(self, index: int) -> CachedImage:
         """Return one image's patches, objects and features.
@@ -194,37 +191,6 @@ class FeatureCache(Dataset[CachedImage]):
             DataError: It is not in the cache yet, or could not be used when it was written.
         """
         return self._shards.read(index)
-
-    def __getattr__(self, name: str) -> Any:
-        """Tell what the data set tells about its images as a whole: ``ids``, ``class_names``, ``image_size``
-        and so on.
-        """
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._dataset, name)
-
-    @property
-    def features(self) -> PatchFeatures:
-        """What computes the features.
-
-        Raises:
-            StateError: The cache was sent to another process, which only reads.
-        """
-        if self._features is None:
-            raise StateError("a cache that was sent to another process only reads; fill it where it was made")
-        return self._features
-
-    @property
-    def viewed(self) -> Any:
-        """The data set itself, which may be a view of others."""
-        return self._dataset
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the network at home: workers only read."""
-        return {**self.__dict__, "_features": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
     def __repr__(self) -> str:
         return f"FeatureCache({len(self)} images, {tuple(self.shape)} {self._shards.precision}, {str(self.folder)!r})"
@@ -253,10 +219,7 @@ class FeatureCache(Dataset[CachedImage]):
         own = json.loads((self.folder / "manifest.json").read_bytes())
         differ = [name for name, value in json.loads(json.dumps(other)).items() if own.get(name) != value]
         if differ:
-            names = {
-                "trunk": "backbone",
-                "levels": "pyramid_scales",
-            }  # the names in older files
+            names = {"trunk": "backbone", "levels": "pyramid_scales"}  # the names in older files
             words = ", ".join(names.get(name, name) for name in differ)
             raise ArgumentError(
                 f"the features in {self.folder} are of another network or other settings: {words} "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from transferkit.errors import ArgumentError, DataError
+from transferkit.errors import ArgumentError, DataError, StateError
 from transferkit.features.patch_features import PatchFeatures
 from transferkit.files import write_atomically
 from transferkit.sampler._source import PixelSource, described, tellers_of
@@ -251,7 +251,52 @@ class ComputedSource:
         return torch.zeros(count, *self.features.shape, device=device)
 
 
-class FeatureImages(Dataset[Any]):
+class ViewOfImages(Dataset[Any]):
+    """A data set, image for image, that hands out features; it sends the network to no other process.
+
+    Args:
+        dataset: Of annotated images.
+        features: Computes the features.
+    """
+
+    def __init__(self, dataset: Any, features: PatchFeatures) -> None:
+        self._dataset = dataset
+        self._features: PatchFeatures | None = features
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        """Tell what the data set tells about its images as a whole: ``ids``, ``image_size`` and so on."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+    @property
+    def features(self) -> PatchFeatures:
+        """What computes the features.
+
+        Raises:
+            StateError: This was sent to another process, which only decodes and reads.
+        """
+        if self._features is None:
+            raise StateError(
+                f"a {type(self).__name__} that was sent to another process only reads; compute features where it was "
+                "made"
+            )
+        return self._features
+
+    @property
+    def viewed(self) -> Any:
+        """The data set itself, which may be a view of others."""
+        return self._dataset
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the network at home: workers decode and read."""
+        return {**self.__dict__, "_features": None}
+
+
+class FeatureImages(ViewOfImages):
     """A data set whose patches a sampler hands out as features, computed image by image; nothing is kept.
 
     The images are decoded by the sampler's workers, and their patches go through the backbone in the process that
@@ -271,32 +316,8 @@ class FeatureImages(Dataset[Any]):
         torch.Size([4, 8, 15, 15])
     """
 
-    def __init__(self, dataset: Any, features: PatchFeatures) -> None:
-        self._dataset, self._features = dataset, features
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
     def __getitem__(self, index: int) -> Any:
         return self._dataset[index]
-
-    def __getattr__(self, name: str) -> Any:
-        """Tell what the data set tells about its images as a whole: ``ids``, ``image_size`` and so on."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._dataset, name)
-
-    @property
-    def viewed(self) -> Any:
-        """The data set itself, which may be a view of others."""
-        return self._dataset
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the network at home: workers only decode."""
-        return {**self.__dict__, "_features": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
     def patch_source(self, pixels: PixelSource) -> ComputedSource:
         """Return where a sampler gets its patches, if they are cut as the features want them.
@@ -304,7 +325,7 @@ class FeatureImages(Dataset[Any]):
         Raises:
             ArgumentError: They would be cut otherwise; names each setting that differs.
         """
-        cutting = self._features.resizing
+        cutting = self.features.resizing
         own = PixelSource(
             pixels.grid,
             pixels.proposals,
@@ -314,7 +335,7 @@ class FeatureImages(Dataset[Any]):
             cutting.dtype,
         )
         require_same_patches(own, pixels)
-        return ComputedSource(own, self._features)
+        return ComputedSource(own, self.features)
 
 
 def require_same_patches(here: PixelSource, wanted: PixelSource) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from transferkit import heads, labeling, optimization, sampler, scorer
 from transferkit.checkpoints import Checkpoint
-from transferkit.errors import ArgumentError, CheckpointError, MissingFileError, OutputError
+from transferkit.errors import ArgumentError, CheckpointError, OutputError, listed
 from transferkit.features import FeatureCache, FeatureImages, PatchFeatures
 from transferkit.files import write_atomically
 from transferkit.finetune._fitting import Setup, feature_arguments, given_features, put_head_on
@@ -27,7 +27,7 @@ from transferkit.finetune.on_features import AS_THEY_ARE, features_of_frozen, he
 from transferkit.finetune.photos import agreed_names, ids_of, truth_of
 from transferkit.finetune.predictions import Predictions
 from transferkit.finetune.protocol import Optimization, Protocol
-from transferkit.finetune.run import Run
+from transferkit.finetune.run import Run, read_saved
 from transferkit.finetune.scoring import fill_scorer
 from transferkit.preprocessing import Preprocessing
 from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog, evaluate
@@ -36,6 +36,7 @@ from transferkit.transfer import WeightTransfer, by_name, freeze
 FORMAT = "transferkit-classifier"
 VERSION = 1
 _KIND = "kind"
+_PARTS = ("network", "named", "protocol", "class_names", "preprocessing", "features", "seed", "frozen", "model")
 
 # The classes that a file may name: those that the library's recipes are made of.
 _KNOWN: dict[str, type] = {
@@ -198,6 +199,7 @@ def state_of(fitted: Fitted, setup: Setup) -> dict[str, Any]:
             "pyramid_scales": features.scales_for(fitted.protocol),
             "amp": features.amp,
         },
+        "seed": setup.seed,  # a recipe may test on a random part of the patches
         "frozen": list(fitted.frozen),
         "model": fitted.model.state_dict(),
     }
@@ -226,21 +228,21 @@ def write_classifier(path: str | os.PathLike[str], state: dict[str, Any]) -> Pat
 
 def read_classifier(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a classifier's state to the CPU, running no code from it."""
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"no classifier at {path}; SceneClassifier.save writes one")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a classifier: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is no saved classifier (no format {FORMAT!r} in it); give a file of weights to "
-            "SceneClassifier(weights=...), and a run to classifier.restore"
-        )
+    state = read_saved(
+        Path(path),
+        "saved classifier",
+        FORMAT,
+        missing="SceneClassifier.save writes one",
+        other="give a file of weights to SceneClassifier(weights=...), and a run to classifier.restore",
+    )
     if state.get("version") != VERSION:
         raise CheckpointError(
             f"{path} is a classifier of version {state.get('version')}, this transferkit reads version {VERSION}; "
             "install the transferkit that wrote it, or save it again with this one"
+        )
+    if lacking := [name for name in _PARTS if name not in state]:
+        raise CheckpointError(
+            f"{path} is a damaged classifier: it lacks {listed(lacking)}; save it again with "
+            "SceneClassifier.save"
         )
     return state

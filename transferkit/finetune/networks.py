@@ -123,6 +123,15 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 """Functions that build the networks, by name."""
 
 
+def require_network(name: str) -> None:
+    """Raise ``ArgumentError`` unless a network may have that name."""
+    if name not in NETWORKS and ":" not in name:
+        raise ArgumentError(
+            f"network must be one of {', '.join(NETWORKS)}, or module:factory, got {name!r}"
+            f"{did_you_mean(name, NETWORKS)}"
+        )
+
+
 def build_network(name: str) -> Network:
     """Build a network by name.
 
@@ -143,10 +152,6 @@ def build_network(name: str) -> Network:
     if name in NETWORKS:
         network = NETWORKS[name]()
         return Network(name, network.model, network.preprocessing, network.fetch_weights)
-    if ":" not in name:
-        raise ArgumentError(
-            f"network must be one of {', '.join(NETWORKS)}, or module:factory, got {name!r}"
-            f"{did_you_mean(name, NETWORKS)}"
-        )
+    require_network(name)
     model = build_model(name, meta=False)
     return Network(name, model, find_preprocessing(model))

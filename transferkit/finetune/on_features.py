@@ -66,8 +66,15 @@ def frozen_features(
         UnsplittableError: No layer before the trained ones is frozen, or the model cannot be split there.
         UnsharableError: ``method="shared"``, and features of this backbone cannot be shared.
     """
-    parts = _parts(split_frozen, run.model, protocol, fold)
-    return _features_of(parts, run.preprocessing, protocol, method, pyramid_scales, amp), parts.rest
+    return features_of_frozen(
+        run.model,
+        run.preprocessing,
+        protocol,
+        method=method,
+        pyramid_scales=pyramid_scales,
+        amp=amp,
+        fold=fold,
+    )
 
 
 def features_of_frozen(

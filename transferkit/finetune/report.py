@@ -75,10 +75,12 @@ class RunReport:
             dataset: As for :class:`RunReport`.
             title: As for :class:`RunReport`.
             seconds: As for :class:`RunReport`.
-            compared_with: Other runs by name, whose training curves are drawn too.
+            compared_with: Other runs by name, whose training curves are drawn too, before the run's own.
             patches: As for :class:`RunReport`.
         """
-        runs = {"pretrained" if run.transfer else "from scratch": run, **(compared_with or {})}
+        others = compared_with or {}
+        own = "pretrained" if run.transfer else "from scratch"
+        runs = {**others, "this run" if own in others else own: run}
         return cls(
             title,
             result,

@@ -235,25 +235,40 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: The file is not a run checkpoint, is damaged, or was written by a newer version.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(
-            f"no run checkpoint at {path}; give the run_file (--save_path) of an earlier run"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a run checkpoint: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is not a run checkpoint (no format {FORMAT!r} in it); "
-            "pretrained weights go to weights (--weights), only runs are resumed (--model_file)"
-        )
+    state = read_saved(
+        path,
+        "run checkpoint",
+        FORMAT,
+        missing="give the run_file (--save_path) of an earlier run",
+        other="pretrained weights go to weights (--weights), only runs are resumed (--model_file)",
+    )
     if state["version"] > VERSION:
         raise CheckpointError(
             f"{path} is a run checkpoint of version {state['version']}, this transferkit reads up to {VERSION}; "
             "update transferkit"
         )
     return {**state, "settings": _renamed(state["settings"], path)}
+
+
+def read_saved(path: Path, kind: str, form: str, *, missing: str, other: str) -> dict[str, Any]:
+    """Read a file of this library to the CPU, running no code from it.
+
+    Args:
+        path: The file.
+        kind: The word for it in messages.
+        form: Its ``format``.
+        missing: What to do where there is no file.
+        other: What to do with a file of another format.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"no {kind} at {path}; {missing}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as a {kind}: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != form:
+        raise CheckpointError(f"{path} is not a {kind} (no format {form!r} in it); {other}")
+    return state
 
 
 def _renamed(settings: dict[str, Any], path: Path) -> dict[str, Any]:

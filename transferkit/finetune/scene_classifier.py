@@ -15,12 +15,12 @@ from torch import nn
 from transferkit.checkpoints import Checkpoint
 from transferkit.devices import choose_device
 from transferkit.distributed import is_first
-from transferkit.errors import ArgumentError, StateError, did_you_mean, require
+from transferkit.errors import ArgumentError, StateError, require
 from transferkit.features import FeatureCache
 from transferkit.files import require_writable
 from transferkit.finetune import _fitted as results
 from transferkit.finetune import _fitting as steps
-from transferkit.finetune.networks import NETWORKS
+from transferkit.finetune.networks import require_network
 from transferkit.finetune.on_features import frozen_features
 from transferkit.finetune.photos import agreed_names, as_photos, with_background
 from transferkit.finetune.predictions import Predictions
@@ -94,11 +94,8 @@ class SceneClassifier:
         device: torch.device | str | None = None,
     ) -> None:
         require(isinstance(network, (str, nn.Module)), "network", "a name or a module", network)
-        if isinstance(network, str) and network not in NETWORKS and ":" not in network:
-            raise ArgumentError(
-                f"network must be one of {', '.join(NETWORKS)}, module:factory, or a module, got {network!r}"
-                f"{did_you_mean(network, NETWORKS)}"
-            )
+        if isinstance(network, str):
+            require_network(network)
         require(isinstance(protocol, Protocol), "protocol", "a Protocol, such as RECOMMENDED", protocol)
         require(not isinstance(class_names, str), "class_names", "a list of names", class_names)
         self.network, self.protocol = network, protocol
@@ -189,7 +186,7 @@ class SceneClassifier:
             ArgumentError: No photo shows an object, or the classifier and the data set have different class names.
             DataError: A photo has an object of a class without a name.
             TransferError: The weights do not fit the network; the message compares both.
-            StateError: The resumed run has other frozen layers or parameters.
+            StateError: The resumed run has other frozen layers or parameters, or the classifier was loaded.
             UnsplittableError: ``features.cache=True``, and no features of frozen layers can be computed.
             DivergedError: The loss became infinite or NaN.
         """
@@ -404,7 +401,7 @@ class SceneClassifier:
             device: As for :class:`SceneClassifier`.
 
         Returns:
-            The classifier, to test and predict with. Its :meth:`fit` trains from scratch, not from these weights.
+            The classifier, to test and predict with. Its :meth:`fit` raises ``StateError``.
 
         Raises:
             MissingFileError: There is no such file.
@@ -425,6 +422,7 @@ class SceneClassifier:
             from_scratch=True,
             features=replace(features, **results.from_plain_values(state["features"])),
             loop=loop,
+            seed=state["seed"],
             num_workers=num_workers,
             device=device,
         )

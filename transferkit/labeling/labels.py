@@ -89,16 +89,17 @@ def explain(
     things = Objects.of(as_boxes(objects, "objects").to(boxes), classes, difficult, truncated)
     if not isinstance(rule, MatchRule):
         label = int(rule.label(boxes, things).labels[0])
-        return f"{_name(label, class_names)}: by {rule!r}, which gives no reasons"
+        return f"{label_name(label, class_names)}: by {rule!r}, which gives no reasons"
     decision = rule.decide(boxes, things)
     label, reason = int(decision.labels[0]), Reason(int(decision.reasons[0]))
-    lines = [f"{_name(label, class_names)}: {_sentence(reason, rule)}"]
+    lines = [f"{label_name(label, class_names)}: {_sentence(reason, rule)}"]
     evidence = rule.evidence(boxes, things)
     lines += [f"  {_measured(row, evidence, things, rule, class_names)}" for row in range(len(things))]
     return "\n".join(lines)
 
 
-def _name(label: int, class_names: Sequence[str] | None) -> str:
+def label_name(label: int, class_names: Sequence[str] | None) -> str:
+    """Return what people call a label."""
     if label == IGNORE:
         return "ignored"
     if class_names is not None:
@@ -131,7 +132,7 @@ def _measured(
         if marked[row]
     ]
     where = ", ".join(f"{value:g}" for value in objects.boxes[row].tolist())
-    thing = f"{_name(int(objects.classes[row]), class_names)} at [{where}]" + "".join(
+    thing = f"{label_name(int(objects.classes[row]), class_names)} at [{where}]" + "".join(
         f" ({flag})" for flag in flags
     )
     values = ", ".join(

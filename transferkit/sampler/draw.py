@@ -11,6 +11,7 @@ from torch import Tensor
 from transferkit.display import OKABE_ITO
 from transferkit.errors import require
 from transferkit.labeling import BACKGROUND, IGNORE
+from transferkit.labeling.labels import label_name
 from transferkit.sampler.crop import crop_and_resize
 
 _GRAY, _INK, _PAPER = "#999999", "#222222", "#FFFFFF"
@@ -82,7 +83,7 @@ def _legend(labels: Tensor, class_names: Sequence[str] | None, width: int) -> Im
     """Write the labels with their colors and counts, as many in a line as fit."""
     font = ImageFont.load_default(_TEXT)
     entries = [
-        (color, f"{_name(label, class_names)} {int((labels == label).sum())}")
+        (color, f"{label_name(label, class_names)} {int((labels == label).sum())}")
         for label, color in _colors(labels).items()
     ]
     across = max([font.getlength(text) for _, text in entries], default=0) + 3 * _TEXT
@@ -132,11 +133,3 @@ def _colors(labels: Tensor) -> dict[int, str]:
         label: others.get(label, OKABE_ITO[place % len(OKABE_ITO)])
         for place, label in enumerate(_by_interest(labels))
     }
-
-
-def _name(label: int, class_names: Sequence[str] | None) -> str:
-    if label == IGNORE:
-        return "ignored"
-    if class_names is not None:
-        return class_names[label]
-    return "background" if label == BACKGROUND else f"class {label}"
