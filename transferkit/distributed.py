@@ -9,6 +9,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # Imported later, as DistributedDataParallel does, its functions' defaults would hold this group for ever.
+    import_module("torch.distributed.nn.functional")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     with Path(os.devnull).open("w") as nowhere, nullcontext() if is_first() else redirect_stdout(nowhere):
         try:
@@ -85,8 +88,8 @@ def process_group(device: torch.device) -> Iterator[None]:
                     f"rank's or torchrun's error, and resume from the last saved epoch ({error})"
                 ) from error
             raise
-    # A DistributedDataParallel lies in a reference cycle. One that outlives its group still has threads to join when
-    # the interpreter ends, which then aborts in a quarter of all runs (torch 2.13, gloo).
+    # A group that something still holds keeps its threads, and an interpreter that ends beside them aborts now and then
+    # (torch 2.13, gloo). A DistributedDataParallel, which lies in a reference cycle, is such a holder.
     gc.collect()
     # Only without an error: after one the other ranks may no longer answer, and the process ends anyway.
     distributed.destroy_process_group()

@@ -80,6 +80,11 @@ def test_only_the_first_rank_prints(found) -> None:
     assert "rank 1 of 2" not in found["said"]
 
 
+def test_no_thread_outlives_the_process_group(found) -> None:
+    """With one that does, the interpreter may abort when it ends."""
+    assert found["said"].count("threads of the group that outlive it: []") == 2
+
+
 def test_a_scorer_that_cannot_be_gathered_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Lonely:
         def add_batch(self, probs, image_index, boxes=None): ...
