@@ -88,8 +88,8 @@ def process_group(device: torch.device) -> Iterator[None]:
                     f"rank's or torchrun's error, and resume from the last saved epoch ({error})"
                 ) from error
             raise
-    # A group that something still holds keeps its threads, and an interpreter that ends beside them aborts now and then
-    # (torch 2.13, gloo). A DistributedDataParallel, which lies in a reference cycle, is such a holder.
+    # A group that something still holds keeps its threads, and an interpreter that ends beside them may abort (torch
+    # 2.13, gloo). A DistributedDataParallel, which lies in a reference cycle, is such a holder.
     gc.collect()
     # Only without an error: after one the other ranks may no longer answer, and the process ends anyway.
     distributed.destroy_process_group()

@@ -1,14 +1,15 @@
 """The unit of transfer: a layer, in a file and in a live model.
 
-A layer is a module that itself owns parameters or buffers. It is numbered in definition order and named by its
-dotted path; the same rule gives the same layers for a live model and for the state dict saved from it.
+A layer is a module that itself owns parameters or persistent buffers. It is numbered in definition order and named by
+its dotted path; the same rule gives the same layers for a live model and for the state dict saved from it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class Layer:
         module: The module itself where the layer is part of a live model, else ``None``.
         raw_index: The layer's number in the file's own count, where it has one (neon counts poolings too).
         keys: State-dict keys of tensors whose short name here differs from the one in their file.
+        path: The name in the file or model, where a wrapper (DDP, ``torch.compile``) put something into it.
+        ordered: Whether ``index`` tells the order of definition; some formats keep none.
     """
 
     index: int
@@ -52,6 +55,8 @@ class Layer:
     module: nn.Module | None = None
     raw_index: int | None = None
     keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    path: str = ""
+    ordered: bool = True
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -135,8 +140,9 @@ def _grouped(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, dict[str, Tenso
 def layers_of(model: nn.Module) -> tuple[Layer, ...]:
     """Return the layers of a live model in definition order.
 
-    The tensors are the model's own parameters and buffers, not copies. A module used in two places is two layers
-    with the same tensors, as in the model's state dict.
+    The tensors are the model's own parameters and persistent buffers, not copies. A module used in two places is two
+    layers with the same tensors, as in the model's state dict. Non-persistent buffers belong to no layer, since no
+    file holds them.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
@@ -147,17 +153,26 @@ def layers_of(model: nn.Module) -> tuple[Layer, ...]:
     tensors: list[tuple[str, Tensor]] = []
     for name, module in modules.items():
         tensors += module.named_parameters(name, recurse=False, remove_duplicate=False)
-        tensors += module.named_buffers(name, recurse=False, remove_duplicate=False)
+        tensors += _persistent_buffers(name, module)
     return tuple(
         Layer(index, name, kind_of_module(modules[name]), MappingProxyType(own), module=modules[name])
         for index, (name, own) in enumerate(_grouped(tensors).items())
     )
 
 
+def _persistent_buffers(name: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    scratch = module._non_persistent_buffers_set
+    buffers = module.named_buffers(name, recurse=False, remove_duplicate=False)
+    return ((key, tensor) for key, tensor in buffers if key.rpartition(".")[2] not in scratch)
+
+
 def layers_from_tensors(
     tensors: Mapping[str, Tensor],
     states: Mapping[str, Mapping[str, Tensor]] = _EMPTY,
     raw_index: Mapping[str, int] = MappingProxyType({}),
+    *,
+    paths: Mapping[str, str] = MappingProxyType({}),
+    ordered: bool = True,
 ) -> tuple[Layer, ...]:
     """Group a flat state dict into layers, in order of first appearance.
 
@@ -165,6 +180,8 @@ def layers_from_tensors(
         tensors: Tensors by full key, ``"features.0.weight"``.
         states: Optimizer state by the same full key, then by state name.
         raw_index: Each layer's number in the file's own count, by layer name.
+        paths: Each layer's name in the file, by layer name, where they differ.
+        ordered: Whether the tensors stand in the order of definition.
 
     Example:
         >>> import torch
@@ -176,6 +193,38 @@ def layers_from_tensors(
         name, short = split_key(key)
         own_states.setdefault(name, {})[short] = state
     return tuple(
-        Layer(index, name, kind_of_tensors(own), own, own_states.get(name, {}), raw_index=raw_index.get(name))
+        Layer(
+            index,
+            name,
+            kind_of_tensors(own),
+            own,
+            own_states.get(name, {}),
+            raw_index=raw_index.get(name),
+            path=paths.get(name, ""),
+            ordered=ordered,
+        )
         for index, (name, own) in enumerate(_grouped(tensors.items()).items())
     )
+
+
+def are_sorted(keys: Sequence[str]) -> bool:
+    """Tell whether state-dict keys were put in order of their names, so that their order says nothing of the model.
+
+    Keys that stand sorted may have been defined so. What gives sorting away is a bias before its weight, which no
+    module of torch has, or a tenth block before the second.
+
+    Example:
+        >>> are_sorted(["fc1.bias", "fc1.weight", "fc2.bias", "fc2.weight"])
+        True
+        >>> are_sorted(["fc1.weight", "fc1.bias", "fc21.weight", "fc21.bias", "fc3.weight", "fc3.bias"])
+        False
+        >>> are_sorted(["block.1.weight", "block.10.weight", "block.2.weight"])
+        True
+    """
+    natural = sorted(keys, key=natural_order)
+    biases_first = any(
+        one.endswith(".bias") and two == f"{one.removesuffix('bias')}weight" for one, two in pairwise(natural)
+    )
+    if list(keys) == natural:
+        return biases_first
+    return list(keys) == sorted(keys)

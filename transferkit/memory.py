@@ -1,22 +1,47 @@
-"""Tensors that are one piece of memory under several names."""
+"""What memory tensors lie in: whether two are one under several names, or lie over each other in part."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+
+def not_plain(tensor: Tensor) -> str:
+    """Say what a tensor is where it is no plain block of numbers in memory, or return an empty string.
+
+    Example:
+        >>> not_plain(torch.eye(2)), not_plain(torch.eye(2).to_sparse())
+        ('', 'sparse_coo tensor')
+    """
+    if tensor.is_quantized:
+        return f"quantized {_name(tensor.dtype)} tensor"
+    if tensor.is_nested:
+        return "nested tensor"
+    if tensor.layout != torch.strided:
+        return f"{_name(tensor.layout)} tensor"
+    return type(tensor).__name__ if _wraps_others(tensor) else ""
+
+
+class _Extent(NamedTuple):
+    """The bytes from a tensor's first element to its last: in which memory, from where, and to where."""
+
+    memory: Hashable
+    start: int
+    stop: int
 
 
 def place_of(tensor: Tensor) -> Hashable:
     """Return a key that two tensors share if they are the same elements in the same memory.
 
-    No element is read, so a tensor mapped from a file stays unread. A tensor without memory of its own (on the meta
-    device, empty, sparse) is identified by the object itself.
+    No element is read, so a tensor mapped from a file stays unread. A tensor without memory of its own (empty,
+    sparse, a wrapper around others) is identified by the object itself.
     """
-    if tensor.is_meta or tensor.numel() == 0 or tensor.layout != torch.strided:
-        return id(tensor)
-    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+    extent = _extent(tensor)
+    return id(tensor) if extent is None else (extent, tensor.shape, tensor.stride(), tensor.dtype)
 
 
 def same_memory(one: Tensor, other: Tensor) -> bool:
@@ -38,6 +63,54 @@ def shared_groups(tensors: Iterable[tuple[str, Tensor]]) -> tuple[tuple[str, ...
     return tuple(tuple(keys) for keys in groups.values() if len(keys) > 1)
 
 
+def overlapping(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Return the groups of places whose tensors lie in one stretch of memory without being the same elements.
+
+    A transposed view and its base do, and so do overlapping slices. Interleaved slices do too, though no element is
+    in both.
+
+    Example:
+        >>> base = torch.zeros(6, 2)
+        >>> overlapping([base, torch.zeros(2), base[:2], base[4:]])
+        [[0, 2, 3]]
+        >>> overlapping([base[:3], base[3:], base[3:]])
+        []
+    """
+    extents = {place: extent for place, tensor in enumerate(tensors) if (extent := _extent(tensor))}
+    groups: list[list[int]] = []
+    reached: _Extent | None = None
+    for place, extent in sorted(extents.items(), key=lambda item: (str(item[1].memory), *item[1][1:])):
+        if reached and extent.memory == reached.memory and extent.start < reached.stop:
+            groups[-1].append(place)
+            reached = reached._replace(stop=max(reached.stop, extent.stop))
+        else:
+            groups.append([place])
+            reached = extent
+    return [sorted(group) for group in groups if len({place_of(tensors[place]) for place in group}) > 1]
+
+
+def laid_out_alike(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return zeros that lie in new memory as tensors of one overlapping group lie in theirs.
+
+    Example:
+        >>> base = torch.ones(2, 2)
+        >>> whole, row = laid_out_alike([base, base[1]])
+        >>> _ = row.fill_(5)
+        >>> whole
+        tensor([[0., 0.],
+                [5., 5.]])
+    """
+    extents = [extent for tensor in tensors if (extent := _extent(tensor))]
+    first, last = min(extent.start for extent in extents), max(extent.stop for extent in extents)
+    block = torch.zeros(last - first, dtype=torch.uint8)
+    return [
+        block[extent.start - first : extent.stop - first]
+        .view(tensor.dtype)
+        .as_strided(tensor.shape, tensor.stride())
+        for tensor, extent in zip(tensors, extents, strict=True)
+    ]
+
+
 def move(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
     """Return the tensors on a device; those that shared memory share it there."""
     moved: dict[Hashable, Tensor] = {}
@@ -45,3 +118,23 @@ def move(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str,
         if place_of(tensor) not in moved:
             moved[place_of(tensor)] = tensor.to(device)
     return {key: moved[place_of(tensor)] for key, tensor in tensors.items()}
+
+
+def _wraps_others(tensor: Tensor) -> bool:
+    """Tell whether a tensor's numbers are those of other tensors, as a DTensor's, or nowhere, as a fake one's."""
+    return is_traceable_wrapper_subclass(tensor) or type(tensor).__name__ == "FakeTensor"
+
+
+def _extent(tensor: Tensor) -> _Extent | None:
+    if tensor.numel() == 0 or not_plain(tensor):
+        return None
+    spanned = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    length = spanned * tensor.itemsize
+    if tensor.is_meta:  # no address, but one storage object for all views of it
+        start = int(tensor.storage_offset()) * tensor.itemsize
+        return _Extent(("meta", tensor.untyped_storage()._cdata), start, start + length)
+    return _Extent(tensor.device, tensor.data_ptr(), tensor.data_ptr() + length)
+
+
+def _name(torch_constant: object) -> str:
+    return str(torch_constant).removeprefix("torch.")

@@ -72,7 +72,7 @@ def test_quantized_and_packed_tensors_are_refused_by_name() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls quantized tensors deprecated
         quantized = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
-    with pytest.raises(CheckpointError, match=r"fc\.weight \(quantized qint8\).*dequantize"):
+    with pytest.raises(CheckpointError, match=r"fc\.weight \(quantized qint8 tensor\).*dequantize"):
         read_checkpoint({"fc.weight": quantized})
     with pytest.raises(CheckpointError, match=r"l\.qweight \(GPTQ or AWQ"):
         read_checkpoint({"l.qweight": torch.ones(2, dtype=torch.int32)})

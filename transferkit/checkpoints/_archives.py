@@ -6,6 +6,7 @@ import math
 import struct
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,7 +77,7 @@ def read_npz(path: Path, options: ReadOptions) -> Contents:
                 tensors[name] = array
     found = contents_of(dotted(tensors), key=options.key)
     notes = [*found.notes, f"left out what is not a number: {', '.join(others)}"] if others else found.notes
-    return Contents(found.tensors, notes=tuple(notes), metadata=found.metadata)
+    return replace(found, notes=tuple(notes))
 
 
 def dotted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def safetensors_contents(tensors: dict[str, Tensor], metadata: dict[str, str]) -
     ordered = {name: tensors[name] for name in sorted(tensors, key=natural_order)}
     found = contents_of(ordered)
     plain = {name: value for name, value in metadata.items() if name not in ties}
-    return Contents(found.tensors, notes=(*found.notes, _ORDER_NOTE), metadata=plain)
+    return replace(found, notes=(*found.notes, _ORDER_NOTE), metadata=plain, ordered=False)
 
 
 def mapped_tensors(path: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from transferkit.checkpoints._optimizer_state import attach_states
 from transferkit.checkpoints.registry import Contents
 from transferkit.errors import CheckpointError, did_you_mean, listed
-from transferkit.layers import split_key
+from transferkit.layers import Layer, are_sorted, layers_of, split_key
+from transferkit.memory import not_plain
 
 WRAPPERS = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"}
@@ -88,7 +90,19 @@ def contents_of(
     notes += _prefix_note(renamed) + _parametrization_note(tensors)
     tensors = {renamed[name]: tensor.detach() for name, tensor in tensors.items()}
     states, note = attach_states(tensors, optimizer_state, renamed)
-    return Contents(tensors, states, (*notes, *note), _plain_values(beside))
+    return Contents(
+        tensors,
+        states,
+        (*notes, *note),
+        _plain_values(beside),
+        paths=_paths(renamed),
+        ordered=not are_sorted(list(tensors)),
+    )
+
+
+def _paths(renamed: Mapping[str, str]) -> dict[str, str]:
+    """Return the layers' names in the file by their names here, where they differ."""
+    return {split_key(new)[0]: split_key(old)[0] for old, new in renamed.items() if old != new}
 
 
 def _choice_note(chosen: KeyPath, candidates: Mapping[KeyPath, object]) -> list[str]:
@@ -256,6 +270,23 @@ def bare_names(names: Iterable[str]) -> dict[str, str]:
     return {name: name if short in shared else short for name, short in bare.items()}
 
 
+def bare_layers(model: nn.Module) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
+    """Return a live model's layers under their bare names, and which prefixes were set aside."""
+    layers = layers_of(model)
+    bare = bare_names([layer.name for layer in layers])
+    set_aside = dict.fromkeys(
+        f"{part}."
+        for long, short in bare.items()
+        for part in long.split(".")
+        if long != short and part not in short.split(".")
+    )
+    named = tuple(
+        replace(layer, name=bare[layer.name], path=layer.name) if bare[layer.name] != layer.name else layer
+        for layer in layers
+    )
+    return named, tuple(set_aside)
+
+
 def bare_keys(keys: Iterable[str]) -> dict[str, str]:
     """Return each state-dict key with its key under the layer's bare name.
 
@@ -306,12 +337,8 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
 
 def _obstacle(key: str, tensor: Tensor) -> str:
     """Return what keeps a tensor from being used, or an empty string."""
-    if tensor.is_quantized:
-        return f"quantized {str(tensor.dtype).removeprefix('torch.')}"
-    if tensor.is_nested:
-        return "nested"
-    if tensor.layout != torch.strided:
-        return str(tensor.layout).removeprefix("torch.")
+    if what := not_plain(tensor):
+        return what
     if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
         return type(tensor).__name__
     return next((what for mark, what in _PACKED.items() if key.endswith(mark)), "")

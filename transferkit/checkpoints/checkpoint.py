@@ -24,10 +24,17 @@ from transferkit.checkpoints import (  # noqa: F401  importing a reader register
     _torch_zip,
 )
 from transferkit.checkpoints._optimizer_state import states_of_optimizer
-from transferkit.checkpoints._state_dicts import contents_of
-from transferkit.checkpoints.registry import Contents, ReadOptions, find_format, format_named
-from transferkit.errors import CheckpointError, LayerNotFoundError, TransferKitError, did_you_mean, require
-from transferkit.layers import Layer, layers_from_tensors, layers_of
+from transferkit.checkpoints._state_dicts import bare_layers, contents_of
+from transferkit.checkpoints.registry import Contents, ReadOptions, States, find_format, format_named
+from transferkit.errors import (
+    CheckpointError,
+    LayerNotFoundError,
+    TransferKitError,
+    did_you_mean,
+    listed,
+    require,
+)
+from transferkit.layers import Layer, layers_from_tensors
 from transferkit.memory import move, shared_groups
 
 _CHUNK = 1 << 22  # bytes hashed at a time
@@ -80,7 +87,13 @@ class Checkpoint(Sequence[Layer]):
     @classmethod
     def from_contents(cls, contents: Contents, *, format: str, source: Path | None = None) -> Checkpoint:
         """Group what a reader found into layers."""
-        layers = layers_from_tensors(contents.tensors, contents.states, contents.raw_index)
+        layers = layers_from_tensors(
+            contents.tensors,
+            contents.states,
+            contents.raw_index,
+            paths=contents.paths,
+            ordered=contents.ordered,
+        )
         return cls(
             layers,
             format=format,
@@ -119,15 +132,11 @@ class Checkpoint(Sequence[Layer]):
             model: Any module.
             optimizer: An optimizer of its parameters; its state is attached to their layers.
         """
-        kept = model.state_dict(keep_vars=True).keys()
+        layers, set_aside = bare_layers(model)
+        notes = [f"set aside the prefixes of wrappers: {listed(list(set_aside))}"] if set_aside else []
         states = {} if optimizer is None else states_of_optimizer(model, optimizer)
-        layers: list[Layer] = []
-        for layer in layers_of(model):
-            tensors = {short: tensor for short, tensor in layer.tensors.items() if layer.key(short) in kept}
-            own = {short: states[layer.key(short)] for short in tensors if layer.key(short) in states}
-            if tensors:
-                layers.append(Layer(len(layers), layer.name, layer.kind, tensors, own))
-        return cls(layers, format="model")
+        own = [replace(layer, states=_states_of(layer, states)) for layer in layers]
+        return cls(own, format="model", notes=notes)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -211,6 +220,12 @@ class Checkpoint(Sequence[Layer]):
     @property
     def _where(self) -> str:
         return f"the {self.format}" if self.source is None else str(self.source)
+
+
+def _states_of(layer: Layer, states: States) -> dict[str, Mapping[str, Tensor]]:
+    """Return the optimizer state of one layer of a model, by its tensors' short names."""
+    raw = replace(layer, name=layer.path or layer.name)
+    return {short: states[raw.key(short)] for short in layer.tensors if raw.key(short) in states}
 
 
 def _digest(path: Path) -> str:

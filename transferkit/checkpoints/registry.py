@@ -44,6 +44,8 @@ class Contents:
         raw_index: Each layer's number in the file's own count, where the file has one.
         format: Name of the format, where the reader serves more than one.
         files: The files that were read, where that is not just the file asked for.
+        paths: Each layer's name in the file, by layer name, where a wrapper put something into it.
+        ordered: Whether the tensors stand in definition order; ``False`` where the format does not keep it.
     """
 
     tensors: Mapping[str, Tensor]
@@ -53,6 +55,8 @@ class Contents:
     raw_index: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
     format: str = ""
     files: tuple[Path, ...] = ()
+    paths: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    ordered: bool = True
 
 
 ReaderFunction = Callable[[Path, ReadOptions], Contents]

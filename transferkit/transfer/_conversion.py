@@ -12,6 +12,7 @@ from torch import Tensor
 
 from transferkit.errors import ArgumentError, HandlerError, TransferError
 from transferkit.layers import Layer
+from transferkit.memory import not_plain
 from transferkit.transfer._target import Target
 from transferkit.transfer.handlers import Handler, automatic_handlers, find_handler
 from transferkit.transfer.select import Rule, by_name, select_layers
@@ -27,6 +28,10 @@ def why_not(value: Tensor, target: Tensor) -> str:
         >>> why_not(torch.zeros(2), torch.zeros(3)), why_not(torch.zeros(2), torch.zeros(2).half())
         ('another shape', '')
     """
+    if what := not_plain(target):
+        return f"the target's is a {what}: transfer before the model is quantized, sharded or made sparse"
+    if what := not_plain(value):
+        return f"the source's is a {what}: make it plain first, with dequantize(), full_tensor() or to_dense()"
     if value.shape != target.shape:
         return "another shape"
     alike = (value.is_floating_point(), value.is_complex()) == (target.is_floating_point(), target.is_complex())
@@ -34,26 +39,18 @@ def why_not(value: Tensor, target: Tensor) -> str:
     return "" if value.dtype == target.dtype or (alike and not whole) else "another kind of number"
 
 
-def may_stay(layer: Layer, short: str, derived: frozenset[str]) -> str:
-    """Say why a target tensor needs no source, or return an empty string.
-
-    Args:
-        layer: A target layer.
-        short: One of its tensors.
-        derived: Keys of the target's non-persistent buffers.
-    """
-    if layer.key(short) in derived:
-        return "the model makes this buffer itself"
+def may_stay(layer: Layer, short: str) -> str:
+    """Say why one of a target layer's tensors needs no source, or return an empty string."""
     # Batch norm looks at its batch counter only where it averages without momentum; many files have none.
     if short == "num_batches_tracked" and getattr(layer.module, "momentum", None) is not None:
         return "a counter that is used only without momentum"
     return ""
 
 
-def fills(layer: Layer, values: Mapping[str, Tensor], derived: frozenset[str]) -> bool:
+def fills(layer: Layer, values: Mapping[str, Tensor]) -> bool:
     """Tell whether tensors fill a target layer as they are."""
     return all(
-        not why_not(values[short], tensor) if short in values else bool(may_stay(layer, short, derived))
+        not why_not(values[short], tensor) if short in values else bool(may_stay(layer, short))
         for short, tensor in layer.tensors.items()
     )
 
@@ -140,9 +137,18 @@ class Conversion:
 
 
 def _shapes_only(layer: Layer) -> Layer:
+    """Return a layer whose plain tensors have no values."""
     return replace(
-        layer, tensors={short: tensor.detach().to("meta") for short, tensor in layer.tensors.items()}
+        layer,
+        tensors={
+            short: tensor if not_plain(tensor) else tensor.detach().to("meta")
+            for short, tensor in layer.tensors.items()
+        },
     )
+
+
+def _all_plain(*layers: Layer) -> bool:
+    return not any(not_plain(tensor) for layer in layers for tensor in layer.tensors.values())
 
 
 # Which handler converts which layer: where it is aimed, or where a layer does not fit as it is.
@@ -208,7 +214,7 @@ class Chooser:
         if must is not None:
             return self._certain(source, target, str(must))
         plain = Conversion(source, target)
-        if fills(target, source.tensors, self._target.derived):
+        if fills(target, source.tensors) or not _all_plain(source, target):
             return plain
         for name, handler in self._tried.items():
             attempt = Conversion(source, target, handler, name)
@@ -223,6 +229,8 @@ class Chooser:
         Slices are no advice: they fit most, and make nonsense of a classification layer.
         """
         for name, handler in automatic_handlers().items():
+            if not _all_plain(source, target):
+                return
             try:
                 if name != "slices" and self._fits(Conversion(source, target, handler, name)):
                     yield name
@@ -251,7 +259,7 @@ class Chooser:
 
     def _fits(self, conversion: Conversion) -> bool:
         preview = conversion.preview()
-        return preview is not None and fills(conversion.target, preview.values, self._target.derived)
+        return preview is not None and fills(conversion.target, preview.values)
 
     def _add(self, named: Named) -> str:
         """Register a handler for this transfer and return the name that reports call it by."""

@@ -98,18 +98,18 @@ def decide(
             decision.entries += _not_selected(layer, opposite)
         elif number is None:
             reason = pairing.absent[place]
-            decision.entries += [_unfilled(layer, s, target.derived, allow, reason) for s in layer.tensors]
+            decision.entries += [_unfilled(layer, s, allow, reason) for s in layer.tensors]
         else:
             conversion = choose(sources[number], layer)
             decision.conversions.append(conversion)
-            decision.entries += _advised(_paired(conversion, target.derived, allow), conversion, choose)
+            decision.entries += _advised(_paired(conversion, allow), conversion, choose)
     for number, source in enumerate(sources):
         if number not in used:
             decision.entries += [_source_only("unexpected", side) for side in _sides(source).values()]
     return decision
 
 
-def _paired(conversion: Conversion, derived: frozenset[str], allow: Allow) -> list[Entry]:
+def _paired(conversion: Conversion, allow: Allow) -> list[Entry]:
     """Account for a target layer that has a source layer."""
     source, layer = conversion.source, conversion.target
     preview = conversion.preview() or Preview({}, frozenset())
@@ -117,7 +117,7 @@ def _paired(conversion: Conversion, derived: frozenset[str], allow: Allow) -> li
     entries = []
     for short, tensor in layer.tensors.items():
         if short not in preview.values:
-            entries.append(_unfilled(layer, short, derived, allow, f"{source.name!r} has no {short}"))
+            entries.append(_unfilled(layer, short, allow, f"{source.name!r} has no {short}"))
             continue
         opposite = left.pop(short, None)
         side = Side.of(layer.key(short), tensor)
@@ -162,10 +162,10 @@ def _advised(entries: list[Entry], conversion: Conversion, choose: Chooser) -> l
     ]
 
 
-def _unfilled(layer: Layer, short: str, derived: frozenset[str], allow: Allow, reason: str) -> Entry:
+def _unfilled(layer: Layer, short: str, allow: Allow, reason: str) -> Entry:
     """Account for a target tensor that its source layer does not have."""
     side = Side.of(layer.key(short), layer.tensors[short])
-    stays = may_stay(layer, short, derived)
+    stays = may_stay(layer, short)
     if stays:
         return Entry("skipped", side, (), prod(side.shape), reason=stays)
     return Entry("missing", side, (), prod(side.shape), reason=reason, allowed=allow(layer, short))

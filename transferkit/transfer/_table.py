@@ -249,7 +249,9 @@ def _mismatch(entry: Entry) -> Row:
     dtypes = target is not None and source is not None and target.shape == source.shape
     here = f"target {target.shape_text}{' ' + target.dtype if dtypes else ''}" if target else ""
     there = f"source {source}{' ' + source.dtype if dtypes else ''}" if source else "no source"
-    why = entry.reason if dtypes else f"handler {entry.handler!r} would make it fit" if entry.handler else ""
+    why = f"handler {entry.handler!r} would make it fit" if entry.handler else ""
+    if dtypes or not entry.reason.startswith("another shape"):
+        why = entry.reason
     return Row("mismatched", entry.key, here, there, why)
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from transferkit.checkpoints._state_dicts import bare_names
+from transferkit.checkpoints._state_dicts import bare_layers
 from transferkit.errors import ArgumentError, did_you_mean
-from transferkit.layers import Layer, layers_of
-from transferkit.memory import shared_groups
+from transferkit.layers import Layer
+from transferkit.memory import laid_out_alike, overlapping, shared_groups
 from transferkit.transfer._entry import MOVED, Entry
 
 
@@ -27,13 +27,11 @@ class Target:
     Attributes:
         model: The model itself.
         layers: Its layers, named without what wrappers (DDP, ``torch.compile``) put into the names.
-        derived: Keys of the non-persistent buffers, which the model makes itself and no file holds.
         notes: What was left out of the names.
     """
 
     model: nn.Module
     layers: tuple[Layer, ...]
-    derived: frozenset[str]
     notes: tuple[str, ...]
 
     @classmethod
@@ -45,32 +43,13 @@ class Target:
         """
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        layers = layers_of(model)
+        layers, set_aside = bare_layers(model)
         lazy = [layer.name for layer in layers if any(is_lazy(tensor) for tensor in layer.tensors.values())]
         if lazy:
             raise ArgumentError(
                 f"the model's lazy layers have no shape yet: {', '.join(lazy)}; run one batch through it first"
             )
-        bare = bare_names([layer.name for layer in layers])
-        set_aside = dict.fromkeys(
-            f"{part}."
-            for long, short in bare.items()
-            for part in long.split(".")
-            if long != short and part not in short.split(".")
-        )
-        layers = tuple(replace(layer, name=bare[layer.name]) for layer in layers)
-        notes = tuple(f"set aside in the target's names: {part}" for part in set_aside)
-        return cls(model, layers, frozenset(_derived(layers)), notes)
-
-
-def _derived(layers: tuple[Layer, ...]) -> set[str]:
-    return {
-        layer.key(short)
-        for layer in layers
-        if layer.module is not None
-        for short in layer.module._non_persistent_buffers_set
-        if short in layer.tensors
-    }
+        return cls(model, layers, tuple(f"set aside in the target's names: {part}" for part in set_aside))
 
 
 # Tied weights: tensors of a model that are one piece of memory under several names.
@@ -108,6 +87,35 @@ def settle_ties(entries: Sequence[Entry], groups: Iterable[Sequence[str]]) -> li
         else entry
         for entry in entries
     ]
+
+
+def settle_views(entries: Sequence[Entry], layers: Iterable[Layer]) -> list[Entry]:
+    """Account for tensors that nothing writes and that share memory with written ones, as a transposed view does.
+
+    One that is wholly overwritten is tied. One that is overwritten in part would be neither its own nor the source's.
+    """
+    tensors = {layer.key(short): tensor for layer in layers for short, tensor in layer.tensors.items()}
+    buckets = {entry.key: entry.bucket for entry in entries if entry.target is not None}
+    settled: dict[str, Entry] = {}
+    keys = list(tensors)
+    by_key = {entry.key: entry for entry in entries if entry.target is not None}
+    for group in overlapping(list(tensors.values())):
+        members = [keys[place] for place in group]
+        written = [key for key in members if buckets[key] in MOVED]
+        stand_ins = dict(zip(members, laid_out_alike([tensors[key] for key in members]), strict=True))
+        for key in written:
+            stand_ins[key].fill_(1)
+        for key in set(members) - set(written):
+            if buckets[key] != "mismatched" and bool(stand_ins[key].any()):
+                whole = bool(stand_ins[key].all())
+                settled[key] = _overwritten(by_key[key], written[0], whole=whole)
+    return [entry if entry.target is None else settled.get(entry.key, entry) for entry in entries]
+
+
+def _overwritten(entry: Entry, by: str, *, whole: bool) -> Entry:
+    if whole:
+        return replace(entry, bucket="tied", handler="", reason="", allowed="", tied_to=by)
+    return replace(entry, bucket="mismatched", reason=f"shares part of its memory with {by}, which is written")
 
 
 def build_model(name: str, *, meta: bool = True) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transferkit.errors import ArgumentError, TransferError
-from transferkit.memory import same_memory
+from transferkit.memory import laid_out_alike, overlapping, place_of, same_memory
 from transferkit.transfer._conversion import Conversion
 from transferkit.transfer._entry import MOVED, Entry
 from transferkit.transfer._target import Target
@@ -129,11 +129,12 @@ def stage(
                 results[key] = Write(key, layer.tensors[short], value.detach())
     _check_sources(results, tied_to)
     _check_destinations(results)
+    _check_overlaps(list(results.values()))
     return _without_overlap([write for key, write in results.items() if key in written])
 
 
 def unchecked(writes: Sequence[Write], converted: Collection[str]) -> tuple[str, ...]:
-    """Look for NaN, infinity and overflow in what is to be written.
+    """Look for NaN, infinity and overflow in what is to be written, parameters and buffers alike.
 
     Args:
         writes: What is to be written.
@@ -143,20 +144,21 @@ def unchecked(writes: Sequence[Write], converted: Collection[str]) -> tuple[str,
         Keys of the copied tensors that were not read, being beyond ``CHECKED_ELEMENTS``.
 
     Raises:
-        TransferError: A parameter would become NaN or infinite. Buffers may (a mask of -inf is none the worse).
+        TransferError: A tensor would become NaN or overflow, or a parameter infinite. A buffer may hold the source's
+            infinities: a mask of -inf is none the worse.
     """
     left, skipped, bad = CHECKED_ELEMENTS, [], []
     for write in sorted(writes, key=lambda write: (write.key not in converted, write.value.numel())):
-        if not isinstance(write.destination, nn.Parameter) or not write.value.is_floating_point():
-            continue
         left -= 0 if write.key in converted else write.value.numel()
         if left < 0:
             skipped.append(write.key)
-        elif why := not_finite(write.value, write.destination.dtype):
+            continue
+        mask = not isinstance(write.destination, nn.Parameter)
+        if why := not_finite(write.value, write.destination.dtype, infinite=mask):
             bad.append(f"  {write.key}: {why}")
     if bad:
         raise TransferError(
-            "these parameters would not be finite; the model is bit for bit as it was:\n"
+            "these tensors would not be finite; the model is bit for bit as it was:\n"
             + "\n".join(bad)
             + "\nNext step: look at the source (a diverged training, a damaged file?), or leave the layers out: "
             "select=... & ~by_name(...); an overflow goes away with a wider dtype, such as bfloat16"
@@ -164,8 +166,13 @@ def unchecked(writes: Sequence[Write], converted: Collection[str]) -> tuple[str,
     return tuple(skipped)
 
 
-def not_finite(value: Tensor, dtype: torch.dtype) -> str:
+def not_finite(value: Tensor, dtype: torch.dtype, *, infinite: bool = False) -> str:
     """Say how a tensor is not finite in a dtype, or return an empty string.
+
+    Args:
+        value: A tensor of any dtype; whole numbers are finite.
+        dtype: The dtype that it is to have.
+        infinite: Whether it may hold infinities, though no NaN.
 
     Example:
         >>> not_finite(torch.tensor([1.0, 1e6]), torch.float16)
@@ -173,19 +180,22 @@ def not_finite(value: Tensor, dtype: torch.dtype) -> str:
         >>> not_finite(torch.tensor([1.0, float("nan")]), torch.float32)
         '1 of 2 values are NaN or infinite'
     """
-    if value.numel() == 0:
+    if value.numel() == 0 or not (value.is_floating_point() or value.is_complex()):
         return ""
+    if value.is_complex():
+        value = torch.view_as_real(value.resolve_conj())
     limit = torch.finfo(dtype).max
     narrower = limit < torch.finfo(value.dtype).max
+    value = value.float() if value.itemsize == 1 else value  # torch does not add up float8
     # A sum is read from memory once and finite only if every term is; that of large terms may overflow, which
     # the slow way below then sorts out.
     if not narrower and bool(torch.isfinite(value.sum(dtype=torch.promote_types(value.dtype, torch.float32)))):
         return ""
     wide = value.to(torch.promote_types(value.dtype, torch.float32))
-    broken = int((~torch.isfinite(wide)).sum())
+    broken = int((torch.isnan(wide) if infinite else ~torch.isfinite(wide)).sum())
     if broken:
-        return f"{broken} of {value.numel()} values are NaN or infinite"
-    over = int((wide.abs() > limit).sum()) if narrower else 0
+        return f"{broken} of {value.numel()} values are NaN" + " or infinite" * (not infinite)
+    over = int((torch.isfinite(wide) & (wide.abs() > limit)).sum()) if narrower else 0
     return f"{over} of {value.numel()} values overflow {str(dtype).removeprefix('torch.')}" if over else ""
 
 
@@ -199,11 +209,41 @@ def _check_sources(results: Mapping[str, Write], tied_to: Mapping[str, str]) -> 
     for key, first in tied_to.items():
         if key not in results or same_memory(results[key].value, results[first].value):
             continue
-        if not torch.equal(results[key].value, results[first].value):
+        if not _equal(results[key].value, results[first].value):
             raise TransferError(
                 f"the target ties {key} to {first}, and the source has different values for them; the model is "
                 f"bit for bit as it was. Next step: leave one out, select=... & ~by_name({key.rpartition('.')[0]!r})"
             )
+
+
+def _check_overlaps(writes: Sequence[Write]) -> None:
+    """Rehearse writes to tensors that share memory in part, and refuse those of which one would undo another."""
+    problems = []
+    for group in overlapping([write.destination for write in writes]):
+        members = [writes[place] for place in group]
+        rehearsed = laid_out_alike([write.destination for write in members])
+        for stand_in, write in zip(rehearsed, members, strict=True):
+            stand_in.copy_(write.value)
+        if not all(
+            _equal(stand_in, write.value.to(stand_in))
+            for stand_in, write in zip(rehearsed, members, strict=True)
+        ):
+            problems.append(f"  {', '.join(write.key for write in members)}")
+    if problems:
+        raise TransferError(
+            "these tensors of the target share memory, and the source has different values for what they share; the "
+            "model is bit for bit as it was:\n" + "\n".join(problems) + "\nNext step: leave all but one out, "
+            "select=... & ~by_name(...), or give them memory of their own"
+        )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors hold the same values, NaN where the other does included."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.itemsize == 1 and one.is_floating_point():
+        one, other = one.float(), other.float()
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _check_destinations(results: Mapping[str, Write]) -> None:
@@ -215,8 +255,6 @@ def _check_destinations(results: Mapping[str, Write]) -> None:
             problems.append(
                 f"  {key}: made under torch.inference_mode, where nothing may write to it afterwards"
             )
-        elif tensor.layout != torch.strided:
-            problems.append(f"  {key}: of layout {tensor.layout}")
         elif any(step == 0 and length > 1 for step, length in zip(tensor.stride(), tensor.shape, strict=True)):
             problems.append(f"  {key}: an expanded view, several elements in one place of memory")
     if problems:
@@ -228,24 +266,25 @@ def _check_destinations(results: Mapping[str, Write]) -> None:
 
 def _without_overlap(writes: Sequence[Write]) -> list[Write]:
     """Take copies of values that lie in memory which is itself written to, as when layers of one model swap."""
-    storages = {write.destination.untyped_storage().data_ptr() for write in writes}
+    destinations = {place_of(write.destination) for write in writes}
+    crossing = overlapping([*(write.destination for write in writes), *(write.value for write in writes)])
+    entangled = {place - len(writes) for group in crossing for place in group}
     return [
-        Write(write.key, write.destination, write.value.clone())
-        if write.value.untyped_storage().data_ptr() in storages
-        and not same_memory(write.value, write.destination)
+        replace(write, value=write.value.clone())
+        if place in entangled or place_of(write.value) in destinations - {place_of(write.destination)}
         else write
-        for write in writes
+        for place, write in enumerate(writes)
     ]
 
 
 # Give the parameters of a model on the meta device memory, and take it back if the transfer fails.
 
-_Place = tuple[dict[str, Tensor | None], str, Tensor]
+_Place = tuple[str, dict[str, Tensor | None], str, Tensor]  # full name, module's tensors, name there, tensor
 
 
 def materialize(
     target: Target, entries: tuple[Entry, ...], device: torch.device | str | None, transaction: Transaction
-) -> dict[int, Tensor]:
+) -> dict[Hashable, Tensor]:
     """Replace every meta tensor of a model by one on ``device``; tied ones by one.
 
     Args:
@@ -255,40 +294,30 @@ def materialize(
         transaction: Takes it back if anything fails.
 
     Returns:
-        The new tensor by the ``id`` of the meta tensor that it replaces; empty where there is none.
+        The new tensor by the :func:`place_of` the meta tensor that it replaces; empty where there is none.
 
     Raises:
         ArgumentError: There are meta tensors and no device.
         TransferError: A meta tensor would be left without a value.
     """
     places = list(_meta_places(target.model))
-    made: dict[int, Tensor] = {}
+    made: dict[Hashable, Tensor] = {}
     if not places:
         return made
     if device is None:
         raise ArgumentError("the model is on the meta device; pass device= to say where it is to live")
     moved = {entry.key for entry in entries if entry.bucket in MOVED}
-    empty = [
-        layer.key(short)
-        for layer in target.layers
-        for short, tensor in layer.tensors.items()
-        if tensor.is_meta and layer.key(short) not in moved
-    ]
-    if empty:
-        raise TransferError(
-            "the model is on the meta device, and these tensors would be left without values:\n"
-            + "\n".join(f"  {key}" for key in empty)
-            + "\nNext step: select them and have them in the source, or build the model on a real device"
-        )
+    _require_values(target, places, moved)
+    _require_separate(target)
 
     def fill() -> None:
-        for owner, name, old in places:
-            if id(old) not in made:
-                made[id(old)] = _empty_like(old, torch.device(device))
-            owner[name] = made[id(old)]
+        for _, owner, name, old in places:
+            if place_of(old) not in made:
+                made[place_of(old)] = _empty_like(old, torch.device(device))
+            owner[name] = made[place_of(old)]
 
     def empty_again() -> None:
-        for owner, name, old in places:
+        for _, owner, name, old in places:
             owner[name] = old
 
     transaction.step(fill, undo=empty_again)
@@ -308,12 +337,37 @@ def require_real(optimizer: Optimizer) -> None:
 
 
 def _meta_places(model: nn.Module) -> Iterator[_Place]:
-    """Yield every place in the model's modules that holds a meta tensor."""
-    for module in model.modules():
+    """Yield every place in the model's modules that holds a meta tensor, non-persistent buffers among them."""
+    for path, module in model.named_modules():
         for owner in (module._parameters, module._buffers):
             for name, tensor in owner.items():
                 if tensor is not None and tensor.is_meta:
-                    yield owner, name, tensor  # type: ignore[misc]
+                    yield f"{path}.{name}" if path else name, owner, name, tensor
+
+
+def _require_values(target: Target, places: Sequence[_Place], moved: Collection[str]) -> None:
+    """Refuse to leave meta tensors without values."""
+    keys = {id(tensor): layer.key(s) for layer in target.layers for s, tensor in layer.tensors.items()}
+    lines = [f"  {keys[id(old)]}" for *_, old in places if id(old) in keys and keys[id(old)] not in moved]
+    lines += [f"  {path} (a buffer that no file has)" for path, *_, old in places if id(old) not in keys]
+    if lines:
+        raise TransferError(
+            "the model is on the meta device, and these tensors would be left without values:\n"
+            + "\n".join(lines)
+            + "\nNext step: select them and have them in the source, give a buffer that no file has its value before "
+            "the transfer, or build the model on a real device"
+        )
+
+
+def _require_separate(target: Target) -> None:
+    """Refuse meta tensors that are views of each other, which they would not be in new memory."""
+    tensors = {layer.key(s): tensor for layer in target.layers for s, tensor in layer.tensors.items()}
+    keys = list(tensors)
+    for group in overlapping(list(tensors.values())):
+        raise TransferError(
+            f"{', '.join(keys[place] for place in group)} are views of one memory on the meta device, and would not "
+            "be so in new memory; build the model on a real device"
+        )
 
 
 def _empty_like(tensor: Tensor, device: torch.device) -> Tensor:

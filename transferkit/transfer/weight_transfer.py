@@ -16,12 +16,13 @@ from torch.optim import Optimizer
 from transferkit.checkpoints import Checkpoint, read_checkpoint
 from transferkit.errors import ArgumentError
 from transferkit.layers import Layer
+from transferkit.memory import place_of
 from transferkit.transfer._conversion import Chooser, Conversion, Handlers
 from transferkit.transfer._decide import AllowMissing, allowance, decide
 from transferkit.transfer._entry import MOVED, WRITTEN, Origin
 from transferkit.transfer._mapping import Pairing, map_by_name, map_by_order, renaming
 from transferkit.transfer._states import NO_STATES, install_states, move_states, optimizer_notes
-from transferkit.transfer._target import Target, settle_ties, tie_groups
+from transferkit.transfer._target import Target, settle_ties, settle_views, tie_groups
 from transferkit.transfer._write import Transaction, materialize, require_real, stage, unchecked
 from transferkit.transfer.account import TransferPlan, TransferReport, versions
 from transferkit.transfer.select import Predicate, every, select_layers
@@ -133,7 +134,7 @@ class WeightTransfer:
             made = materialize(target, plan.entries, self.device, transaction)
             if optimizer is not None:
                 install_states(optimizer, moved.states, transaction)
-            transaction.write([write.onto(made.get(id(write.destination))) for write in writes])
+            transaction.write([write.onto(made.get(place_of(write.destination))) for write in writes])
         notes = [f"{len(unread)} large tensors were not searched for NaN"] if unread else []
         notes += optimizer_notes(model, optimizer, moved.states) if optimizer is not None else []
         return TransferReport.of(
@@ -149,8 +150,9 @@ class WeightTransfer:
         pairing = self._pair(target, selection.indices, choose.join(self.source))
         allow = allowance(self.allow_missing, target.layers)
         decision = decide(target, pairing, frozenset(selection.indices), choose, allow)
+        entries = settle_ties(decision.entries, tie_groups(target.layers))
         plan = TransferPlan(
-            entries=tuple(settle_ties(decision.entries, tie_groups(target.layers))),
+            entries=tuple(settle_views(entries, target.layers)),
             rules=selection.counts,
             mapping=pairing.text,
             origin=Origin.of(self.source),
@@ -216,7 +218,8 @@ def transfer_layer(target: nn.Module, source: Layer | nn.Module, handlers: Handl
 
 def _as_checkpoint(source: Source) -> Checkpoint:
     if isinstance(source, nn.Module):
-        return Checkpoint(Target.of(source).layers, format="model")
+        Target.of(source)  # refuses lazy parameters
+        return Checkpoint.from_model(source)
     if isinstance(source, Sequence) and not isinstance(source, str | Checkpoint):
         return Checkpoint(source, format="layers")
     return read_checkpoint(source)
