@@ -176,14 +176,6 @@ def test_tensors_by_other_names():
     assert report.unexpected == ()
 
 
-def test_alphabetical_files_are_refused():
-    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(11)))
-    alphabetical = dict(sorted(model.state_dict().items()))
-    for mapping in ("structure", "order"):
-        with pytest.raises(TransferError, match="'10' before its turn by number"):
-            WeightTransfer(alphabetical, mapping=mapping).apply(model)
-
-
 def test_known_pairs_must_exist():
     model = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(LayerNotFoundError, match="no source layer 'fc' for '0'"):

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from transferkit.errors import ArgumentError, TransferError, did_you_mean, require
-from transferkit.layers import Layer, natural_order
-from transferkit.transfer.select import name_matches
+from transferkit.errors import ArgumentError, TransferError, did_you_mean, listed, require
+from transferkit.layers import Layer
+from transferkit.transfer.select import names_meant
 
 Pattern = str | re.Pattern[str]
 
@@ -35,14 +35,17 @@ class Pairing:
     advice: tuple[str, ...] = ()
 
 
-def map_by_order(selected: Sequence[int], sources: Sequence[Layer]) -> Pairing:
+def map_by_order(targets: Sequence[Layer], selected: Sequence[int], sources: Sequence[Layer]) -> Pairing:
     """Pair the i-th selected layer with the i-th source layer; shapes are checked like everywhere else.
 
     Raises:
-        TransferError: The source is in alphabetical order, so that its order says nothing.
+        TransferError: The source's order says nothing, or names say that it is another than the target's.
     """
-    require_definition_order(sources)
     source_of = dict(zip(selected, range(len(sources)), strict=False))
+    _require_order(targets, selected, sources)
+    _require_uncrossed(
+        {targets[place]: sources[number] for place, number in source_of.items()}, targets, sources
+    )
     absent = {place: f"the source has only {len(sources)} layers" for place in selected[len(sources) :]}
     return Pairing("order", sources, source_of, absent)
 
@@ -59,11 +62,10 @@ def map_by_name(
     Raises:
         ArgumentError: ``rename`` returns something other than a name.
     """
-    places = {layer.name: place for place, layer in enumerate(sources)}
     wanted = {place: rename(layer.name) for place, layer in enumerate(targets)}
     for place, name in wanted.items():
         require(isinstance(name, str), f"mapping({targets[place].name!r})", "the name of a source layer", name)
-    source_of = {place: places[name] for place, name in wanted.items() if name in places}
+    source_of = _by_name(targets, sources, wanted)
     lost = {place: wanted[place] for place in selected if place not in source_of}
     used = set(source_of.values())
     free = [layer.name for place, layer in enumerate(sources) if place not in used]
@@ -72,6 +74,25 @@ def map_by_name(
         for place, name in lost.items()
     }
     return Pairing(text, sources, source_of, absent, _prefix_advice(list(lost.values()), set(free)))
+
+
+def _by_name(targets: Sequence[Layer], sources: Sequence[Layer], wanted: Mapping[int, str]) -> dict[int, int]:
+    """Return the source layer of each wanted name: the one that is called so in its file, else by its bare name.
+
+    A layer that its own name claims is nobody else's: with ``module.fc`` and ``fc`` on one side, ``fc`` is not both.
+    """
+    exact = {layer.path or layer.name: place for place, layer in enumerate(sources)}
+    bare = {layer.name: place for place, layer in enumerate(sources)}
+    full = {
+        p: targets[p].path if name == targets[p].name and targets[p].path else name
+        for p, name in wanted.items()
+    }
+    source_of = {place: exact[name] for place, name in full.items() if name in exact}
+    claimed = set(source_of.values())
+    for place, name in wanted.items():
+        if place not in source_of and name in bare and bare[name] not in claimed:
+            source_of[place] = bare[name]
+    return source_of
 
 
 def renaming(rules: Mapping[Pattern, str], names: Sequence[str]) -> Callable[[str], str]:
@@ -93,7 +114,8 @@ def renaming(rules: Mapping[Pattern, str], names: Sequence[str]) -> Callable[[st
         >>> [rename(name) for name in ["backbone.conv1", "head", "norm"]]
         ['conv1', 'fc', 'norm']
     """
-    idle = [rule for rule in rules if not any(name_matches(rule, name) for name in names)]
+    meant = {rule: names_meant(rule, names) for rule in rules}
+    idle = [rule for rule, matched in meant.items() if not matched]
     if idle:
         raise TransferError(
             "these mapping rules match no layer of the target:\n"
@@ -102,27 +124,56 @@ def renaming(rules: Mapping[Pattern, str], names: Sequence[str]) -> Callable[[st
 
     def rename(name: str) -> str:
         for rule, template in rules.items():
-            if name_matches(rule, name):
+            if name in meant[rule]:
                 return _renamed(rule, template, name)
         return name
 
     return rename
 
 
-def require_definition_order(sources: Sequence[Layer]) -> None:
-    """Refuse a source whose layers stand in alphabetical order, as some writers of files leave them.
+def _require_order(targets: Sequence[Layer], selected: Sequence[int], sources: Sequence[Layer]) -> None:
+    """Refuse a source whose layers do not stand in definition order, as some formats and sorted files leave them."""
+    if all(layer.ordered for layer in sources):
+        return
+    raise TransferError(
+        "mapping='order' needs the order in which the source's layers were defined, which its file does not keep. "
+        f"Next step: {_instead_of_order([targets[place] for place in selected], sources)}"
+    )
 
-    Raises:
-        TransferError: They do, and by number they would stand otherwise.
+
+def _require_uncrossed(
+    pairs: Mapping[Layer, Layer], targets: Sequence[Layer], sources: Sequence[Layer]
+) -> None:
+    """Refuse pairs that cross names: each side has the other's name elsewhere, on a layer that looks the same.
+
+    Names that differ in a place of a sequence alone (``"blocks.3"``, ``"blocks.4"``) are no names to go by.
     """
-    names = [layer.name for layer in sources]
-    natural = sorted(names, key=natural_order)
-    if names == sorted(names) and names != natural:
-        moved = next(name for name, other in zip(names, natural, strict=True) if name != other)
+    here, there = {layer.name for layer in targets}, {layer.name: layer for layer in sources}
+    crossed = [
+        f"{target.name!r} would take {source.name!r}"
+        for target, source in pairs.items()
+        if target.name in there
+        and source.name in here
+        and there[target.name].shapes == target.shapes
+        and _without_places(target.name) != _without_places(source.name)
+    ]
+    if crossed:
         raise TransferError(
-            f"the source's layers stand in alphabetical order ({moved!r} before its turn by number), not in that of "
-            "definition, so their order says nothing; map them by name or by rules"
+            f"mapping='order' would cross names that both sides have: {listed(crossed, 4)}. "
+            f"Next step: {_instead_of_order(list(pairs), sources)}"
         )
+
+
+def _instead_of_order(targets: Sequence[Layer], sources: Sequence[Layer]) -> str:
+    """Say what tells the layers apart where their order does not."""
+    shapes = {layer.name: layer.shapes for layer in sources}
+    if all(shapes.get(layer.name) == layer.shapes for layer in targets):
+        return "mapping='name', since names and shapes agree on all"
+    return "mapping='structure', or say which is which: mapping={'target name': 'source name', ...}"
+
+
+def _without_places(name: str) -> str:
+    return ".".join("#" if part.isdecimal() else part for part in name.split("."))
 
 
 def _renamed(rule: Pattern, template: str, name: str) -> str:

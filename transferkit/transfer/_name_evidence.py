@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 
@@ -98,6 +98,23 @@ def shifted(targets: Sequence[str], sources: Sequence[str]) -> set[int]:
         for place, (target, source) in enumerate(blocks)
         if target and source and _tangled(target, source, partners)
     }
+
+
+def is_elsewhere(target: str, source: str, targets: Collection[str], sources: Collection[str]) -> bool:
+    """Tell whether the name of one layer of a pair is that of another layer on the other side.
+
+    Names that differ in numbers alone are no evidence: one author counts from 0, the other from 1.
+
+    Example:
+        >>> is_elsewhere("fc", "body", ["fc", "body"], ["body", "fc"])
+        True
+        >>> is_elsewhere("fc1", "fc0", ["fc1", "fc2"], ["fc0", "fc1"])
+        False
+    """
+    if target == source or (target not in sources and source not in targets):
+        return False
+    masked = [[part if not part.isdigit() else "#" for part in _parts(name)] for name in (target, source)]
+    return masked[0] != masked[1]
 
 
 def _tangled(target: str, source: str, partners: Mapping[tuple[int, str], set[str]]) -> bool:

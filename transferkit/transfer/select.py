@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import escape
 
 from torch import nn
 
@@ -202,7 +203,8 @@ def by_name(*patterns: str | re.Pattern[str]) -> Rule:
     """Select layers by name.
 
     Args:
-        patterns: Globs (``*`` also matches dots) and compiled regular expressions; each must match whole names.
+        patterns: Names, globs (``*`` also matches dots) and compiled regular expressions; each must match whole
+            names. A layer that is called so is meant before those that a glob would match.
 
     Example:
         >>> from transferkit.layers import layers_of
@@ -214,13 +216,14 @@ def by_name(*patterns: str | re.Pattern[str]) -> Rule:
     text = f"by_name({', '.join(map(repr, patterns))})"
 
     def find(layers: Sequence[Layer]) -> Collection[int]:
-        chosen: set[int] = set()
+        names = [layer.name for layer in layers]
+        chosen: set[str] = set()
         for pattern in patterns:
-            found = {place for place, layer in enumerate(layers) if name_matches(pattern, layer.name)}
+            found = names_meant(pattern, names)
             if not found:
-                raise SelectionError(f"{text}: {_no_such_name(pattern, [layer.name for layer in layers])}")
+                raise SelectionError(f"{text}: {_no_such_name(pattern, names)}")
             chosen |= found
-        return chosen
+        return {place for place, name in enumerate(names) if name in chosen}
 
     return simple_rule(text, find)
 
@@ -275,11 +278,18 @@ def after(layer: str | int) -> Rule:
     return simple_rule(text, lambda layers: range(_span(text, layer, layers)[1], len(layers)))
 
 
-def name_matches(pattern: str | re.Pattern[str], name: str) -> bool:
-    """Tell whether a glob or a compiled regular expression matches a whole name."""
-    if isinstance(pattern, str):
-        return fnmatchcase(name, pattern)
-    return pattern.fullmatch(name) is not None
+def names_meant(pattern: str | re.Pattern[str], names: Collection[str]) -> frozenset[str]:
+    """Return the names that a pattern means: the one that is spelled so, else all that it matches as a whole.
+
+    Example:
+        >>> sorted(names_meant("conv[0]", ["conv0", "conv1"])), sorted(names_meant("conv[0]", ["conv[0]", "conv0"]))
+        (['conv0'], ['conv[0]'])
+    """
+    if isinstance(pattern, re.Pattern):
+        return frozenset(name for name in names if pattern.fullmatch(name))
+    if pattern in names:
+        return frozenset([pattern])
+    return frozenset(name for name in names if fnmatchcase(name, pattern))
 
 
 def _index_text(item: int | range | slice) -> str:
@@ -311,7 +321,7 @@ def _no_such_name(pattern: str | re.Pattern[str], names: Sequence[str]) -> str:
         return f"no layer's whole name matches {pattern.pattern!r}{hint}"
     held = sum(name.startswith(f"{pattern}.") for name in names)
     if held:
-        return f"{pattern!r} is no layer but holds {held}; write '{pattern}.*'"
+        return f"{pattern!r} is no layer but holds {held}; write {escape(pattern) + '.*'!r}"
     hint = (
         did_you_mean(pattern.rstrip("*."), names)
         or f"; the layers are {listed([repr(name) for name in names])}"

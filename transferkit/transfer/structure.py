@@ -1,7 +1,9 @@
 """Mapping by structure: which source layer serves a target layer whose every name is spelled another way.
 
-The longest common subsequence of the two, found by dynamic programming: pairs keep their order, and as many layers as
-possible have a counterpart with tensors of the same shapes.
+Where both sides stand in definition order: the longest common subsequence of the two, found by dynamic programming.
+Pairs keep their order, and as many layers as possible have a counterpart with tensors of the same shapes. Where a
+file lost the order, only shapes that no other layer has tell. Layers of one look that have the same names on both
+sides are told by these, either way.
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from torch import Tensor
 
 from transferkit.errors import LayerNotFoundError, did_you_mean
 from transferkit.layers import Layer
-from transferkit.transfer._mapping import Pairing, Pattern, renaming, require_definition_order
-from transferkit.transfer._name_evidence import doubtful, shifted
+from transferkit.transfer._mapping import Pairing, Pattern, renaming
+from transferkit.transfer._name_evidence import doubtful, is_elsewhere, shifted
 
 # What other frameworks and hand-written layers call the same tensors.
 _ALIASES = {
@@ -139,6 +142,8 @@ def _tensors(layer: Layer) -> Mapping[str, Tensor]:
 
 Options = dict[int, tuple[int | None, ...]]
 
+_SHOWN = 8  # candidates for one layer that a message names
+
 
 @dataclass(frozen=True)
 class ByStructure:
@@ -154,7 +159,7 @@ class ByStructure:
 def map_by_structure(
     targets: Sequence[Layer], selected: Sequence[int], sources: Sequence[Layer], known: Mapping[Pattern, str]
 ) -> Pairing:
-    """Pair layers in order by the shapes of their tensors; what that leaves open stays open, with the candidates.
+    """Pair layers by the shapes of their tensors, their order and their names; what is open stays open.
 
     All target layers are aligned, not the selected ones alone: three blocks of twelve could be any three.
 
@@ -165,12 +170,11 @@ def map_by_structure(
         known: Pairs that are given rather than found.
 
     Raises:
-        TransferError: The source is in alphabetical order, or a known rule matches nothing.
+        TransferError: A known rule matches nothing.
         LayerNotFoundError: A known pair names a source layer that is not there.
     """
-    require_definition_order(sources)
     given = _given(targets, sources, known)
-    options = _doubted(_aligned(targets, sources, given), targets, sources)
+    options = _options(targets, sources, given)
     found = {place: choices[0] for place, choices in options.items() if len(choices) == 1}
     source_of = given | {place: source for place, source in found.items() if source is not None}
     renamed = list(sources)
@@ -194,6 +198,54 @@ def _given(targets: Sequence[Layer], sources: Sequence[Layer], known: Mapping[Pa
             raise LayerNotFoundError(f"no source layer {name!r} for {layer.name!r}{did_you_mean(name, names)}")
         pairs[place] = names.index(name)
     return pairs
+
+
+def _options(targets: Sequence[Layer], sources: Sequence[Layer], given: Mapping[int, int]) -> Options:
+    """Return the source layers that each target layer may be paired with, the given ones set aside."""
+    here = [place for place in range(len(targets)) if place not in given]
+    there = [place for place in range(len(sources)) if place not in set(given.values())]
+    named = _namesakes(targets, sources, here, there)
+    by_name: Options = {place: (source,) for place, source in named.items()}
+    if _keeps_order(sources) and all(a < b for a, b in pairwise(named.values())):
+        return _doubted(_aligned(targets, sources, given), targets, sources) | by_name
+    return _by_looks(targets, sources, here, there) | by_name
+
+
+def _namesakes(
+    targets: Sequence[Layer], sources: Sequence[Layer], here: Sequence[int], there: Sequence[int]
+) -> dict[int, int]:
+    """Return the pairs of layers with one name, of those looks whose layers all have a namesake on the other side."""
+    names = ({p: targets[p].name for p in here}, {p: sources[p].name for p in there})
+    looks = ({p: signature(targets[p]) for p in here}, {p: signature(sources[p]) for p in there})
+    groups: list[dict[object, dict[str, int]]] = [{}, {}]
+    for side in (0, 1):
+        for place, look in looks[side].items():
+            groups[side].setdefault(look, {})[names[side][place]] = place
+    pairs = {
+        place: groups[1][look][name]
+        for look, members in groups[0].items()
+        if look and members.keys() == groups[1].get(look, {}).keys()
+        for name, place in members.items()
+    }
+    return dict(sorted(pairs.items()))
+
+
+def _by_looks(
+    targets: Sequence[Layer], sources: Sequence[Layer], here: Sequence[int], there: Sequence[int]
+) -> Options:
+    """Return all that looks alike; there is no choice only where a look is one layer's alone on both sides."""
+    alike = _alike([targets[place] for place in here], [sources[place] for place in there])
+    takers = [sum(row[column] for row in alike) for column in range(len(there))]
+    options: Options = {}
+    for place, row in zip(here, alike, strict=True):
+        found = [column for column in range(len(there)) if row[column]]
+        alone = len(found) == 1 and takers[found[0]] == 1
+        options[place] = (*(there[column] for column in found), *([] if alone else [None]))
+    return _doubted(options, targets, sources)
+
+
+def _keeps_order(sources: Sequence[Layer]) -> bool:
+    return all(layer.ordered for layer in sources)
 
 
 def _aligned(targets: Sequence[Layer], sources: Sequence[Layer], given: Mapping[int, int]) -> Options:
@@ -221,6 +273,10 @@ def _doubted(options: Options, targets: Sequence[Layer], sources: Sequence[Layer
     for number in shifted(target_names, source_names):
         place, source = certain[number]
         doubted[place] = (*doubted[place], None) if None not in doubted[place] else doubted[place]
+    here, there = {layer.name for layer in targets}, {layer.name for layer in sources}
+    for place, source in certain:
+        if is_elsewhere(targets[place].name, sources[source].name, here, there):
+            doubted[place] = (*doubted[place], None) if None not in doubted[place] else doubted[place]
     return doubted
 
 
@@ -241,8 +297,9 @@ def _with_names_of(target: Layer, source: Layer) -> Layer:
 def _why(choices: Sequence[int | None], sources: Sequence[Layer]) -> str:
     names = [repr(sources[choice].name) for choice in choices if choice is not None]
     if not names:
-        return "no layer of the source, in order, has tensors of these shapes"
-    return "ambiguous: " + " or ".join(names + ["none"] * (None in choices))
+        return f"no layer of the source{', in order,' * _keeps_order(sources)} has tensors of these shapes"
+    more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return "ambiguous: " + " or ".join(names[:_SHOWN] + more + ["none"] * (None in choices))
 
 
 def _advice(
@@ -255,4 +312,5 @@ def _advice(
     candidate = next(sources[choice].name for choice in options[place] if choice is not None)
     count = f"{len(places)} layer{'s are' if len(places) > 1 else ' is'} ambiguous"
     known = f"{{{targets[place].name!r}: {candidate!r}, ...}}"
-    return (f"say which is which, {count}: mapping=ByStructure({known}), globs welcome",)
+    lost = "" if _keeps_order(sources) else ", whose order the source's file does not keep"
+    return (f"say which is which, {count}{lost}: mapping=ByStructure({known}), globs welcome",)

@@ -170,7 +170,7 @@ class WeightTransfer:
         if mapping == "name":
             return map_by_name(layers, selected, sources)
         if mapping == "order":
-            return map_by_order(selected, sources)
+            return map_by_order(layers, selected, sources)
         if mapping == "structure":
             return map_by_structure(layers, selected, sources, {})
         if isinstance(mapping, ByStructure):
