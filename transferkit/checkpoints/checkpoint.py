@@ -53,6 +53,7 @@ class Checkpoint(Sequence[Layer]):
         notes: Decisions of the reader that a user should know, one sentence each.
         metadata: Plain values found beside the tensors (``"epoch"``, ``"neon_version"``).
         files: The files that were read; more than one for shards.
+        model: The live model whose layers these are, or ``None``.
 
     Example:
         >>> state_dict = {"conv.weight": torch.zeros(8, 3, 3, 3), "fc.weight": torch.zeros(2, 8)}
@@ -75,6 +76,7 @@ class Checkpoint(Sequence[Layer]):
         notes: Sequence[str] = (),
         metadata: Mapping[str, Any] = MappingProxyType({}),
         files: Sequence[Path] = (),
+        model: nn.Module | None = None,
     ) -> None:
         self.layers = tuple(layers)
         self.format = format
@@ -82,6 +84,7 @@ class Checkpoint(Sequence[Layer]):
         self.notes = tuple(notes)
         self.metadata = metadata
         self.files = tuple(files)
+        self.model = model
         self._by_name = {layer.name: layer for layer in self.layers}
 
     @classmethod
@@ -136,7 +139,7 @@ class Checkpoint(Sequence[Layer]):
         notes = [f"set aside the prefixes of wrappers: {listed(list(set_aside))}"] if set_aside else []
         states = {} if optimizer is None else states_of_optimizer(model, optimizer)
         own = [replace(layer, states=_states_of(layer, states)) for layer in layers]
-        return cls(own, format="model", notes=notes)
+        return cls(own, format="model", notes=notes, model=model)
 
     @property
     def names(self) -> tuple[str, ...]:

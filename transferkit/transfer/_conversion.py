@@ -199,14 +199,14 @@ class Chooser:
 
     def join(self, sources: Sequence[Layer]) -> list[Layer]:
         """Return the source's layers, some joined to one by the handlers that do so."""
-        layers = list(sources)
+        layers = sources
         for name, handler in {**self._handlers, **self._tried}.items():
             if hasattr(handler, "join"):
                 before = {id(layer) for layer in layers}
                 layers = handler.join(layers, self._target.layers)
                 self._joined |= {id(layer): name for layer in layers if id(layer) not in before}
                 self._handlers.setdefault(name, handler)
-        return layers
+        return list(layers)
 
     def __call__(self, source: Layer, target: Layer) -> Conversion:
         """Return the conversion that must be, else the plain copy where it fits, else the first that fits."""

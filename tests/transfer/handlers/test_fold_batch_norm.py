@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from transferkit.errors import HandlerError, TransferError
@@ -72,4 +73,72 @@ def test_norms_of_another_container_are_not_folded():
     source = nn.ModuleDict({"a": nn.ModuleDict({"conv": nn.Conv2d(3, 3, 1)}), "norm": nn.BatchNorm2d(3)})
     target = nn.ModuleDict({"a": nn.ModuleDict({"conv": nn.Conv2d(3, 3, 1)})})
     with pytest.raises(TransferError, match="had nothing to convert"):
+        WeightTransfer(source.state_dict(), handlers=["fold_batch_norm"]).apply(target)
+
+
+class Block(nn.Module):
+    """Two convolutions and two norms, defined in one order and used in another."""
+
+    def __init__(self, order: str, used: str, norms: bool = True) -> None:
+        super().__init__()
+        for name in order.split():
+            if norms or name.startswith("conv"):
+                setattr(self, name, nn.Conv2d(4, 4, 1) if name.startswith("conv") else nn.BatchNorm2d(4))
+        self.used = used.split()
+
+    def forward(self, x):
+        for name in self.used:
+            x = getattr(self, name)(x) if hasattr(self, name) else x
+        return torch.relu(x)
+
+
+AFTER = "conv1 bn1 conv2 bn2"
+
+
+def shaken(order: str, used: str = AFTER) -> Block:
+    torch.manual_seed(1)
+    block = Block(order, used)
+    for _ in range(3):
+        block(torch.randn(5, 4, 3, 3) * 3 + 1)
+    return block.eval()
+
+
+@pytest.mark.parametrize("order", [AFTER, "conv1 conv2 bn1 bn2", "bn2 bn1 conv2 conv1"])
+def test_a_live_source_is_folded_as_its_data_flow(order):
+    source, target = shaken(order), Block(AFTER, AFTER, norms=False).eval()
+    WeightTransfer(source, handlers=["fold_batch_norm"]).apply(target)
+    pixels = torch.randn(2, 4, 3, 3)
+    assert torch.allclose(target(pixels), source(pixels), atol=1e-5)
+
+
+def test_a_norm_before_its_convolution_is_not_folded_into_it():
+    source, target = shaken("conv1 bn1", "bn1 conv1"), Block("conv1", "conv1", norms=False)
+    with pytest.raises(TransferError, match="had nothing to convert"):
         WeightTransfer(source, handlers=["fold_batch_norm"]).apply(target)
+
+
+def test_what_neither_a_file_nor_the_forward_method_tells_is_asked_for():
+    source, target = shaken("conv1 conv2 bn1 bn2"), Block(AFTER, AFTER, norms=False).eval()
+    with pytest.raises(HandlerError, match=r"which norm follows which of conv1, conv2, bn1, bn2; say it"):
+        WeightTransfer(source.state_dict(), handlers=[FoldBatchNorm(eps=1e-5)]).apply(target)
+    told = FoldBatchNorm(eps=1e-5, pairs={"conv1": "bn1", "conv2": "bn2"})
+    WeightTransfer(source.state_dict(), handlers=[told]).apply(target)
+    pixels = torch.randn(2, 4, 3, 3)
+    assert torch.allclose(target(pixels), source(pixels), atol=1e-5)
+    with pytest.raises(HandlerError, match=r"ModuleDict does not tell which norm .* torch.fx"):
+        WeightTransfer(
+            nn.ModuleDict({"conv": nn.Conv2d(4, 4, 1), "bn": nn.BatchNorm2d(4)}), handlers=["fold_batch_norm"]
+        ).apply(nn.ModuleDict({"conv": nn.Conv2d(4, 4, 1)}))
+
+
+def test_a_file_without_order_tells_only_of_a_lone_pair(tmp_path):
+    source, target = shaken(AFTER), Block(AFTER, AFTER, norms=False).eval()
+    save_file(source.state_dict(), tmp_path / "net.safetensors")
+    with pytest.raises(HandlerError, match="the file does not tell which norm"):
+        WeightTransfer(tmp_path / "net.safetensors", handlers=[FoldBatchNorm(eps=1e-5)]).apply(target)
+    save_file({key: t for key, t in source.state_dict().items() if "1" in key}, tmp_path / "net.safetensors")
+    WeightTransfer(
+        tmp_path / "net.safetensors", handlers=[FoldBatchNorm(eps=1e-5)], allow_missing="conv2"
+    ).apply(target)
+    pixels = torch.randn(2, 4, 3, 3)
+    assert torch.allclose(target.conv1(pixels), source.bn1(source.conv1(pixels)), atol=1e-5)

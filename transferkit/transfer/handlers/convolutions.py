@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import symbolic_trace
 from torch.nn import functional
 
-from transferkit.errors import HandlerError, require
+from transferkit.errors import HandlerError, listed, require
 from transferkit.layers import Layer
+from transferkit.transfer._mapping import Pattern, renaming
 from transferkit.transfer.handlers.registry import register_handler
 
 _PREFIX = "norm."
+_TELL = "say it: handlers=[FoldBatchNorm(pairs={'layer': 'norm', ...})], globs welcome"
 
 
 @register_handler("fold_batch_norm")
 @dataclass(frozen=True)
 class FoldBatchNorm:
-    """Folds what a batch norm does in evaluation mode into the convolution or linear layer before it.
+    """Folds what a batch norm does in evaluation mode into the convolution or linear layer whose output it is given.
 
-    A norm is folded where the source has it next to a layer of as many channels in the same container, and the
-    target has no layer of its name. Where the target has norms under other names nothing is folded: they may be
-    the same ones.
+    A norm is folded where the target has no layer of its name. Where the target has norms under other names nothing
+    is folded: they may be the same ones. Which layer a norm follows is read from the forward method of a live source.
+    A file has none: there a norm follows the layer defined right before it in the same container, and what can be
+    read in two ways is refused.
 
     Args:
         eps: What the norm adds to the variance. No file holds it: torch's default is 1e-5, EfficientNet has 1e-3. Of
             a live source the norm's own is taken.
+        pairs: From layer to norm, names or globs as in a mapping, ``{"*.conv1": "*.bn1"}``, where neither the forward
+            method nor the order of definition tells.
 
     References:
         Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
@@ -36,20 +43,33 @@ class FoldBatchNorm:
     """
 
     eps: float | None = None
+    pairs: Mapping[Pattern, str] | None = None
 
     def join(self, sources: Sequence[Layer], targets: Sequence[Layer]) -> list[Layer]:
-        """Return the source's layers with each norm that is to be folded joined to the layer before it."""
-        known = {layer.name for layer in sources}
-        if any(_is_batch_norm(layer) and layer.name not in known for layer in targets):
+        """Return the source's layers with each norm that is to be folded joined to the layer before it.
+
+        Raises:
+            HandlerError: Nothing tells which layer a norm follows.
+        """
+        known, kept = {layer.name for layer in sources}, {layer.name for layer in targets}
+        norms = {layer.name: layer for layer in sources if _is_batch_norm(layer) and layer.name not in kept}
+        if not norms or any(_is_batch_norm(layer) and layer.name not in known for layer in targets):
             return list(sources)
-        kept = {layer.name for layer in targets}
-        layers: list[Layer] = []
-        for layer in sources:
-            if layers and layer.name not in kept and _may_fold(layers[-1], layer):
-                layers[-1] = _joined(layers[-1], layer)
-            else:
-                layers.append(layer)
-        return layers
+        follows = {layer: norm for layer, norm in self._followers(sources).items() if norm in norms}
+        return [
+            _joined(layer, norms[follows[layer.name]]) if layer.name in follows else layer
+            for layer in sources
+            if layer.name not in follows.values()
+        ]
+
+    def _followers(self, sources: Sequence[Layer]) -> Mapping[str, str]:
+        """Return the norm that follows each layer, by name."""
+        if self.pairs is not None:
+            names = [layer.name for layer in sources]
+            rename = renaming(self.pairs, names)
+            return {name: rename(name) for name in names if rename(name) != name}
+        model = getattr(sources, "model", None)
+        return _by_definition(sources) if model is None else _by_data_flow(model, sources)
 
     def __call__(self, source: Layer, target: Layer) -> Mapping[str, Tensor] | None:
         """Return weight and bias with the norm in them; ``None`` where no norm was joined to the source layer.
@@ -85,15 +105,71 @@ def _is_batch_norm(layer: Layer) -> bool:
     return layer.kind == "norm" and "running_mean" in layer.tensors
 
 
-def _may_fold(layer: Layer, norm: Layer) -> bool:
-    if (
-        layer.kind not in ("conv", "linear")
-        or not _is_batch_norm(norm)
-        or f"{_PREFIX}running_mean" in layer.tensors
-    ):
-        return False
-    channels = norm.tensors["running_mean"].shape[0]
-    return _container(layer) == _container(norm) and channels in layer.tensors["weight"].shape[:2]
+def _by_data_flow(model: nn.Module, sources: Sequence[Layer]) -> dict[str, str]:
+    """Return the batch norm that alone is given a layer's output, by the layer's name."""
+    try:
+        nodes = symbolic_trace(model).graph.nodes
+    except Exception as error:
+        raise HandlerError(
+            f"the forward method of {type(model).__name__} does not tell which norm follows which layer: torch.fx "
+            f"cannot trace it ({error}); {_TELL}"
+        ) from error
+    names = {layer.path or layer.name: layer for layer in sources}
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    once = {node: names[node.target] for node in nodes if calls[node.target] == 1 and node.target in names}
+    return {
+        layer.name: once[user].name
+        for node, layer in once.items()
+        for user in node.users
+        if _takes_norm(layer) and user in once and len(node.users) == 1 and _is_batch_norm(once[user])
+    }
+
+
+def _by_definition(sources: Sequence[Layer]) -> dict[str, str]:
+    """Return the batch norm defined right after each layer in its container, by the layer's name."""
+    containers: dict[str, list[Layer]] = {}
+    for layer in sources:
+        if _takes_norm(layer) or _is_batch_norm(layer):
+            containers.setdefault(layer.name.rpartition(".")[0], []).append(layer)
+    follows: dict[str, str] = {}
+    unclear = []
+    for members in containers.values():
+        found = _alternating(members)
+        if found is None:
+            unclear += [layer.name for layer in members]
+        else:
+            follows |= found
+    if unclear:
+        raise HandlerError(f"the file does not tell which norm follows which of {listed(unclear)}; {_TELL}")
+    return follows
+
+
+def _alternating(members: Sequence[Layer]) -> dict[str, str] | None:
+    """Return the norm after each layer of one container, or ``None`` where it could be another's."""
+    if not all(layer.ordered for layer in members):
+        if len(members) > 2:
+            return None
+        members = sorted(members, key=_is_batch_norm)
+    follows: dict[str, str] = {}
+    waiting: list[Layer] = []  # layers since the last norm
+    for layer in members:
+        if not _is_batch_norm(layer):
+            waiting.append(layer)
+            continue
+        fitting = [other for other in waiting if _has_channels(other, layer)]
+        if len(fitting) > 1 or (fitting and fitting[0] is not waiting[-1]):
+            return None
+        follows |= {other.name: layer.name for other in fitting}
+        waiting = []
+    return follows
+
+
+def _takes_norm(layer: Layer) -> bool:
+    return layer.kind in ("conv", "linear") and "weight" in layer.tensors
+
+
+def _has_channels(layer: Layer, norm: Layer) -> bool:
+    return norm.tensors["running_mean"].shape[0] in layer.tensors["weight"].shape[:2]
 
 
 def _joined(layer: Layer, norm: Layer) -> Layer:
@@ -101,10 +177,6 @@ def _joined(layer: Layer, norm: Layer) -> Layer:
     own = {f"{_PREFIX}{short}": tensor for short, tensor in norm.tensors.items()}
     keys = {f"{_PREFIX}{short}": norm.key(short) for short in norm.tensors}
     return replace(layer, tensors={**layer.tensors, **own}, keys={**layer.keys, **keys}, module=norm.module)
-
-
-def _container(layer: Layer) -> str:
-    return layer.name.rpartition(".")[0]
 
 
 # A first convolution for images with other channels, or with another normalization.
