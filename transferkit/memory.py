@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -113,11 +113,20 @@ def laid_out_alike(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def move(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
     """Return the tensors on a device; those that shared memory share it there."""
-    moved: dict[Hashable, Tensor] = {}
+    return _each_once(tensors, lambda tensor: tensor.to(device))
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of the tensors; those that shared memory share it again."""
+    return _each_once(tensors, Tensor.clone)
+
+
+def _each_once(tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    changed: dict[Hashable, Tensor] = {}
     for tensor in tensors.values():
-        if place_of(tensor) not in moved:
-            moved[place_of(tensor)] = tensor.to(device)
-    return {key: moved[place_of(tensor)] for key, tensor in tensors.items()}
+        if place_of(tensor) not in changed:
+            changed[place_of(tensor)] = change(tensor)
+    return {key: changed[place_of(tensor)] for key, tensor in tensors.items()}
 
 
 def _wraps_others(tensor: Tensor) -> bool:

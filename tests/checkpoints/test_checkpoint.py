@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from transferkit.checkpoints import Checkpoint, read_checkpoint
-from transferkit.errors import LayerNotFoundError
+from transferkit.errors import ArgumentError, CheckpointError, LayerNotFoundError
 
 
 def network() -> nn.Sequential:
@@ -83,3 +86,30 @@ def test_the_real_weights_are_read(shared: Path) -> None:
     assert checkpoint.names == ("features.0", "features.3", "features.6", "features.8", "features.10")
     assert checkpoint["features.0"].shapes == {"weight": (64, 3, 11, 11), "bias": (64,)}
     assert checkpoint.format == "torch"
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz"])
+def test_open_files_are_read_into_memory(tmp_path: Path, suffix: str) -> None:
+    state, path = network().state_dict(), tmp_path / f"net{suffix}"
+    if suffix == ".pt":
+        torch.save(state, path)
+    elif suffix == ".npz":
+        numpy.savez(path, **{key: tensor.numpy() for key, tensor in state.items()})
+    else:
+        save_file(state, path)
+    for opened in (io.BytesIO(path.read_bytes()), path.open("rb")):
+        with opened as file:
+            checkpoint = read_checkpoint(file)
+        assert all(torch.equal(checkpoint.state_dict()[key], state[key]) for key in state)
+        assert checkpoint.source is None and checkpoint.sha256 is None
+    with pytest.raises(CheckpointError, match="^the open file: "):
+        read_checkpoint(io.BytesIO(b"no model"))
+    with path.open(encoding="latin-1") as text, pytest.raises(ArgumentError, match="opened in binary mode"):
+        read_checkpoint(text)
+
+
+def test_a_url_is_not_fetched_and_the_way_is_shown() -> None:
+    url = "https://download.example.org/models/resnet18-f37072fd.pth"
+    with pytest.raises(CheckpointError, match="load_state_dict_from_url") as refused:
+        read_checkpoint(url)
+    assert url in str(refused.value)

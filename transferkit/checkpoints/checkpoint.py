@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any, overload
+from typing import IO, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from transferkit.errors import (
     require,
 )
 from transferkit.layers import Layer, layers_from_tensors
-from transferkit.memory import move, shared_groups
+from transferkit.memory import copied, move, shared_groups
 
 _CHUNK = 1 << 22  # bytes hashed at a time
 
@@ -166,15 +167,7 @@ class Checkpoint(Sequence[Layer]):
         """Return the checkpoint with every tensor on a device; the same object where ``device`` is ``None``."""
         if device is None:
             return self
-        moved = move(self.state_dict(), device)
-        layers = [
-            replace(
-                layer,
-                tensors={short: moved[layer.key(short)] for short in layer.tensors},
-                states={short: move(state, device) for short, state in layer.states.items()},
-            )
-            for layer in self.layers
-        ]
+        layers = self._mapped(lambda tensors: move(tensors, device))
         return Checkpoint(
             layers,
             format=self.format,
@@ -183,6 +176,23 @@ class Checkpoint(Sequence[Layer]):
             metadata=self.metadata,
             files=self.files,
         )
+
+    def _in_memory(self) -> Checkpoint:
+        """Return the checkpoint with copies of its tensors, which need no file any more."""
+        layers = self._mapped(copied)
+        return Checkpoint(layers, format=self.format, notes=self.notes, metadata=self.metadata)
+
+    def _mapped(self, change: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> list[Layer]:
+        """Return the layers with all tensors changed at once, and each one's optimizer states."""
+        changed = change(self.state_dict())
+        return [
+            replace(
+                layer,
+                tensors={short: changed[layer.key(short)] for short in layer.tensors},
+                states={short: change(state) for short, state in layer.states.items()},
+            )
+            for layer in self.layers
+        ]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all tensors by full key, ``"features.0.weight"``."""
@@ -240,7 +250,7 @@ def _digest(path: Path) -> str:
 
 
 def read_checkpoint(
-    source: str | PathLike[str] | Mapping[str, Any] | nn.Module | Checkpoint,
+    source: str | PathLike[str] | IO[bytes] | Mapping[str, Any] | nn.Module | Checkpoint,
     device: torch.device | str | None = None,
     *,
     key: str | None = None,
@@ -251,7 +261,8 @@ def read_checkpoint(
     """Read a checkpoint. No code from the file runs.
 
     Args:
-        source: A file, a folder with shards, a state dict (or a dict around one), or a live module.
+        source: A file, a folder with shards, a file opened in binary mode or a ``BytesIO`` (read into memory), a
+            state dict (or a dict around one), or a live module. Nothing is fetched: of a URL the error says how.
         device: Where the tensors go. A file's are mapped into the cpu's memory and read when first used; any
             other device receives them all now. ``None`` leaves those of a dict or module where they are.
         key: Dotted path of the state dict where a file holds more than one, such as ``"model_ema"``.
@@ -274,13 +285,39 @@ def read_checkpoint(
         return Checkpoint.from_model(source).to(device)
     if isinstance(source, Mapping):
         return Checkpoint.from_state_dict(source, key=key).to(device)
-    require(isinstance(source, str | PathLike), "source", "a path, a dict or a module", source)
-    path = Path(source)
+    options = ReadOptions(key=key, trusted=trusted, fold_dropout=fold_dropout)
+    if not isinstance(source, str | PathLike):
+        require(hasattr(source, "read"), "source", "a path, an open file, a dict or a module", source)
+        return _read_open_file(source, options, format).to(device)
+    if "://" in str(source):
+        raise CheckpointError(
+            f"{source} is a URL, and nothing is fetched here. Next step: "
+            f"read_checkpoint(torch.hub.load_state_dict_from_url({str(source)!r}, weights_only=True))"
+        )
+    return _read_path(Path(source), options, format).to(device)
+
+
+def _read_open_file(file: IO[bytes], options: ReadOptions, format: str | None) -> Checkpoint:
+    """Read what is left of an open file, by way of a file of its own that is gone afterwards."""
+    name = getattr(file, "name", "")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"open{Path(name).suffix if isinstance(name, str) else ''}"
+        content = file.read()
+        require(isinstance(content, bytes), "source", "opened in binary mode", file)
+        path.write_bytes(content)
+        try:
+            found = _read_path(path, options, format)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(path), str(name or "the open file"))) from error
+        return found._in_memory()
+
+
+def _read_path(path: Path, options: ReadOptions, format: str | None) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
     try:
         form = format_named(format) if format else find_format(path)
-        contents = form.read(path, ReadOptions(key=key, trusted=trusted, fold_dropout=fold_dropout))
+        contents = form.read(path, options)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error.__cause__
     except (TransferKitError, KeyboardInterrupt, Warning):  # a warning, where its user made it an error
@@ -289,4 +326,4 @@ def read_checkpoint(
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file breaks a parser in ways that no one lists
         raise CheckpointError(f"{path}: damaged, or not what it seems: {error!r}") from error
-    return Checkpoint.from_contents(contents, format=contents.format or form.name, source=path).to(device)
+    return Checkpoint.from_contents(contents, format=contents.format or form.name, source=path)

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import IO, Literal, NamedTuple
 from weakref import ref
 
 import torch
@@ -29,7 +29,7 @@ from transferkit.transfer.select import Predicate, every, select_layers
 from transferkit.transfer.structure import ByStructure, map_by_structure
 
 MappingRule = str | ByStructure | Mapping[str | re.Pattern[str], str] | Callable[[str], str]
-Source = Checkpoint | nn.Module | Mapping[str, Tensor] | Sequence[Layer] | str | os.PathLike[str]
+Source = Checkpoint | nn.Module | Mapping[str, Tensor] | Sequence[Layer] | str | os.PathLike[str] | IO[bytes]
 
 
 class _Prepared(NamedTuple):
