@@ -139,7 +139,7 @@ def test_ambiguity_is_shown_with_its_candidates_and_the_way_out():
         "ambiguous: 'encoder.layer.{0-2}.attention.self.query' or 'encoder.layer.{0-2}.attention.self.key'"
         in message
     )
-    assert "ByStructure({'h.0.left': 'encoder.layer.0.attention.self.query', ...})" in message
+    assert "ByStructure({'h.0.left': '...'})" in message
 
 
 def test_three_of_five_alike_are_open_and_neighbors_place_them():

@@ -117,6 +117,20 @@ def is_elsewhere(target: str, source: str, targets: Collection[str], sources: Co
     return masked[0] != masked[1]
 
 
+def is_outdone(target: str, source: str, targets: Iterable[str], sources: Iterable[str]) -> bool:
+    """Tell whether one of a pair shares more words with a layer that looks the same and has no partner.
+
+    Example:
+        >>> is_outdone("net.opal", "birch", [], ["opal"]), is_outdone("net.opal", "opal", [], ["birch"])
+        (True, False)
+    """
+    here, there = _words(target), _words(source)
+    shared = _shared(here, there)
+    return any(_shared(here, _words(other)) > shared for other in sources) or any(
+        _shared(_words(other), there) > shared for other in targets
+    )
+
+
 def _tangled(target: str, source: str, partners: Mapping[tuple[int, str], set[str]]) -> bool:
     """Tell whether both blocks of a pair, or a partner of theirs, have several partners."""
     if len(partners[0, target]) > 1 and len(partners[1, source]) > 1:

@@ -9,7 +9,7 @@ sides are told by these, either way.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from transferkit.errors import LayerNotFoundError, did_you_mean
 from transferkit.layers import Layer
 from transferkit.transfer._mapping import Pairing, Pattern, renaming
-from transferkit.transfer._name_evidence import doubtful, is_elsewhere, shifted
+from transferkit.transfer._name_evidence import doubtful, is_elsewhere, is_outdone, shifted
 
 # What other frameworks and hand-written layers call the same tensors.
 _ALIASES = {
@@ -182,7 +182,7 @@ def map_by_structure(
         renamed[number] = _with_names_of(targets[place], sources[number])
     absent = {place: _why(options[place], sources) for place in selected if place not in source_of}
     open_places = [place for place in absent if len(options[place]) > 1]
-    return Pairing("structure", renamed, source_of, absent, _advice(open_places, options, targets, sources))
+    return Pairing("structure", renamed, source_of, absent, _advice(open_places, targets, sources))
 
 
 def _given(targets: Sequence[Layer], sources: Sequence[Layer], known: Mapping[Pattern, str]) -> dict[int, int]:
@@ -207,7 +207,7 @@ def _options(targets: Sequence[Layer], sources: Sequence[Layer], given: Mapping[
     named = _namesakes(targets, sources, here, there)
     by_name: Options = {place: (source,) for place, source in named.items()}
     if _keeps_order(sources) and all(a < b for a, b in pairwise(named.values())):
-        return _doubted(_aligned(targets, sources, given), targets, sources) | by_name
+        return _doubted(_aligned(targets, sources, given), targets, sources, there) | by_name
     return _by_looks(targets, sources, here, there) | by_name
 
 
@@ -241,7 +241,7 @@ def _by_looks(
         found = [column for column in range(len(there)) if row[column]]
         alone = len(found) == 1 and takers[found[0]] == 1
         options[place] = (*(there[column] for column in found), *([] if alone else [None]))
-    return _doubted(options, targets, sources)
+    return _doubted(options, targets, sources, there)
 
 
 def _keeps_order(sources: Sequence[Layer]) -> bool:
@@ -259,8 +259,17 @@ def _aligned(targets: Sequence[Layer], sources: Sequence[Layer], given: Mapping[
     }
 
 
-def _doubted(options: Options, targets: Sequence[Layer], sources: Sequence[Layer]) -> Options:
-    """Return the options with those added that names leave open where the alignment itself does not."""
+def _doubted(
+    options: Options, targets: Sequence[Layer], sources: Sequence[Layer], free: Sequence[int]
+) -> Options:
+    """Return the options with those added that names leave open where the alignment itself does not.
+
+    Args:
+        options: By place of the target layer.
+        targets: The target's layers.
+        sources: The source's layers.
+        free: Places of the source layers that are not given to a target layer.
+    """
     pairs = [(place, choices[0]) for place, choices in options.items() if len(choices) == 1]
     certain = [(place, source) for place, source in pairs if source is not None]
     target_names = [targets[place].name for place, _ in certain]
@@ -273,11 +282,24 @@ def _doubted(options: Options, targets: Sequence[Layer], sources: Sequence[Layer
     for number in shifted(target_names, source_names):
         place, source = certain[number]
         doubted[place] = (*doubted[place], None) if None not in doubted[place] else doubted[place]
-    here, there = {layer.name for layer in targets}, {layer.name for layer in sources}
+    here, there = {targets[place].name for place in options}, {sources[place].name for place in free}
+    left_here = _by_look(targets[place] for place in options if place not in dict(certain))
+    left_there = _by_look(sources[place] for place in free if place not in dict(certain).values())
     for place, source in certain:
-        if is_elsewhere(targets[place].name, sources[source].name, here, there):
+        target_name, source_name, look = targets[place].name, sources[source].name, signature(targets[place])
+        if is_elsewhere(target_name, source_name, here, there) or is_outdone(
+            target_name, source_name, left_here.get(look, ()), left_there.get(look, ())
+        ):
             doubted[place] = (*doubted[place], None) if None not in doubted[place] else doubted[place]
     return doubted
+
+
+def _by_look(layers: Iterable[Layer]) -> dict[object, list[str]]:
+    """Return the names of layers by their look."""
+    names: dict[object, list[str]] = {}
+    for layer in layers:
+        names.setdefault(signature(layer), []).append(layer.name)
+    return names
 
 
 def _with_names_of(target: Layer, source: Layer) -> Layer:
@@ -302,15 +324,12 @@ def _why(choices: Sequence[int | None], sources: Sequence[Layer]) -> str:
     return "ambiguous: " + " or ".join(names[:_SHOWN] + more + ["none"] * (None in choices))
 
 
-def _advice(
-    places: Sequence[int], options: Options, targets: Sequence[Layer], sources: Sequence[Layer]
-) -> tuple[str, ...]:
+def _advice(places: Sequence[int], targets: Sequence[Layer], sources: Sequence[Layer]) -> tuple[str, ...]:
     """Tell how to settle what is ambiguous."""
     if not places:
         return ()
     place = places[0]
-    candidate = next(sources[choice].name for choice in options[place] if choice is not None)
     count = f"{len(places)} layer{'s are' if len(places) > 1 else ' is'} ambiguous"
-    known = f"{{{targets[place].name!r}: {candidate!r}, ...}}"
+    known = f"{{{targets[place].name!r}: '...'}}"
     lost = "" if _keeps_order(sources) else ", whose order the source's file does not keep"
     return (f"say which is which, {count}{lost}: mapping=ByStructure({known}), globs welcome",)
