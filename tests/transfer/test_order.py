@@ -106,6 +106,8 @@ def test_by_order_names_that_both_sides_have_do_not_cross():
     longer = named("stem", "grove", "birch")  # one layer more in front
     with pytest.raises(TransferError, match="'birch' would take 'grove'"):
         WeightTransfer(longer.state_dict(), mapping="order").apply(named("grove", "birch"))
+    with pytest.raises(TransferError, match="'heath' would take 'jade'"):  # its own is not in the source
+        WeightTransfer(named("jade"), mapping="order", select=before("jade")).apply(named("heath", "jade"))
     WeightTransfer(source.state_dict(), mapping="name").apply(model)
     assert holds(model, source, {name: name for name in ("grove", "birch", "opal")})
 

@@ -144,22 +144,23 @@ def _require_order(targets: Sequence[Layer], selected: Sequence[int], sources: S
 def _require_uncrossed(
     pairs: Mapping[Layer, Layer], targets: Sequence[Layer], sources: Sequence[Layer]
 ) -> None:
-    """Refuse pairs that cross names: each side has the other's name elsewhere, on a layer that looks the same.
+    """Refuse pairs that cross names: one side has the other's name elsewhere, on a layer that looks the same.
 
     Names that differ in a place of a sequence alone (``"blocks.3"``, ``"blocks.4"``) are no names to go by.
     """
-    here, there = {layer.name for layer in targets}, {layer.name: layer for layer in sources}
+    here, there = (
+        {layer.name: layer.shapes for layer in targets},
+        {layer.name: layer.shapes for layer in sources},
+    )
     crossed = [
         f"{target.name!r} would take {source.name!r}"
         for target, source in pairs.items()
-        if target.name in there
-        and source.name in here
-        and there[target.name].shapes == target.shapes
+        if (there.get(target.name) == target.shapes or here.get(source.name) == source.shapes)
         and _without_places(target.name) != _without_places(source.name)
     ]
     if crossed:
         raise TransferError(
-            f"mapping='order' would cross names that both sides have: {listed(crossed, 4)}. "
+            f"mapping='order' goes against the names: {listed(crossed, 4)}. "
             f"Next step: {_instead_of_order(list(pairs), sources)}"
         )
 
