@@ -17,7 +17,7 @@ from transferkit.errors import ArgumentError, TransferError, listed
 from transferkit.transfer._entry import MOVED, Entry, Origin, StateLine
 from transferkit.transfer._table import nothing_moves, refusal, render_html, render_text
 from transferkit.transfer._target import Target
-from transferkit.transfer.freezing import parameter_groups
+from transferkit.transfer.groups import parameter_groups
 
 SomeAccount = TypeVar("SomeAccount", bound="Account")
 
