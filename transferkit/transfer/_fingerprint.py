@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isnan
 
 import torch
 from torch import Tensor
@@ -52,7 +53,8 @@ class Fingerprint:
             return f"{self.what} cannot be compared: its values could not be read"
         if self.digest == now.digest:
             return ""
-        most = max((abs(a - b) for a, b in zip(self.sample, now.sample, strict=True) if a != b), default=0.0)
+        pairs = zip(self.sample, now.sample, strict=True)
+        most = max((abs(a - b) for a, b in pairs if a != b and not (isnan(a) and isnan(b))), default=0.0)
         if self.elements <= _KEPT:
             return f"{self.what} changed by up to {most:.3g}"
         return f"{self.what} changed, by up to {most:.3g} in {_KEPT} of {self.elements:,} values"

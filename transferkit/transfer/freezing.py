@@ -26,11 +26,11 @@ def freeze(model: nn.Module, select: Predicate | None = None, *, dropout: bool =
     """Freeze layers: their parameters take no gradient, and their statistics stay as they are in training mode.
 
     Gradients that they have are dropped, since an optimizer would still step along them. A tied parameter is frozen
-    wherever it stands. Layers that are frozen already stay so, and :func:`assert_frozen` counts from now.
+    wherever it stands. Layers that are frozen already stay so.
 
-    A module that owns buffers stays in evaluation mode, itself and not what is in it; so does one that is made in its
-    place (``SyncBatchNorm.convert_sync_batchnorm``), while the module around it stays. Copies and pickles of the model
-    stay frozen. ``torch.jit.script`` would lose it, and is refused.
+    A module that owns buffers stays in evaluation mode, itself and not what is in it; so does one that is made in
+    its place (``SyncBatchNorm.convert_sync_batchnorm``), while the module around it stays. Copies and pickles of the
+    model stay frozen. ``torch.jit.script`` would lose it, and is refused.
 
     Args:
         model: Any module; changed in place.
@@ -55,7 +55,8 @@ def freeze(model: nn.Module, select: Predicate | None = None, *, dropout: bool =
     """
     layers = _layers(model)
     chosen = _chosen(layers, select)
-    records = [_record(layer, _learning(layers)) for layer in chosen]
+    learning = _learning(layers)
+    records = [_record(layer, learning) for layer in chosen]
     for layer, record in zip(chosen, records, strict=True):
         layer.module.__dict__[_RECORD] = record
         for parameter in _parameters(layer).values():
@@ -98,7 +99,9 @@ def unfreeze(model: nn.Module, select: Predicate | None = None) -> tuple[str, ..
         ['0.bias']
     """
     layers = _layers(model)
-    chosen = [layer for layer in _chosen(layers, select) if select is not None or _RECORD in layer.module.__dict__]
+    chosen = [
+        layer for layer in _chosen(layers, select) if select is not None or _RECORD in layer.module.__dict__
+    ]
     if not chosen:
         _refuse_if_fixed(layers)
     _train([parameter for layer in chosen for parameter in _to_train(layer)])
@@ -113,6 +116,7 @@ def unfreeze(model: nn.Module, select: Predicate | None = None) -> tuple[str, ..
     for module in model.modules():
         if id(module) not in kept:
             _release(module)
+    _remember_children(model)
     return tuple(layer.name for layer in chosen)
 
 
@@ -148,9 +152,11 @@ def assert_frozen(model: nn.Module) -> tuple[str, ...]:
         Traceback (most recent call last):
         transferkit.errors.FrozenError: of 1 frozen layers 1 changed since freeze():
           0.bias: float32 [2] changed by up to 0.5
-        if that was meant (a transfer, a conversion), freeze(model, by_name('0')) counts from now
+        if that was meant (a transfer, a conversion), unfreeze(model, by_name('0')) and freeze it again
     """
-    records = [(layer, layer.module.__dict__[_RECORD]) for layer in _layers(model) if _RECORD in layer.module.__dict__]
+    records = [
+        (layer, layer.module.__dict__[_RECORD]) for layer in _layers(model) if _RECORD in layer.module.__dict__
+    ]
     if not records:
         raise ArgumentError(
             f"no layer of this {type(model).__name__} was frozen by freeze(), so there is nothing to compare with; "
@@ -162,7 +168,7 @@ def assert_frozen(model: nn.Module) -> tuple[str, ...]:
         names = ", ".join(repr(_literal(name)) for name in changed)
         raise FrozenError(
             "\n  ".join([f"of {len(records)} frozen layers {len(changed)} changed since freeze():", *lines])
-            + f"\nif that was meant (a transfer, a conversion), freeze(model, by_name({names})) counts from now"
+            + f"\nif that was meant (a transfer, a conversion), unfreeze(model, by_name({names})) and freeze it again"
         )
     return tuple(layer.name for layer, _ in records)
 
@@ -173,15 +179,15 @@ def assert_frozen(model: nn.Module) -> tuple[str, ...]:
 _RECORD, _CHILDREN, _HOLD = "_transferkit_frozen", "_transferkit_frozen_children", "_transferkit_hold"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Record:
-    """What freeze found in a layer.
+    """What freeze found in a layer when it was first frozen.
 
     Attributes:
         learned: Short names of the parameters that took a gradient.
         values: What each tensor held, by short name.
-        own: The module's own parameters, else its buffers: a module that is made in its place has them too. Empty once
-            the layer is unfrozen.
+        own: The module's own parameters, else its buffers: a module that is made in its place has them too. Empty
+            once the layer is unfrozen.
     """
 
     learned: frozenset[str]
@@ -231,7 +237,13 @@ def _learning(layers: Iterable[_LiveLayer]) -> set[int]:
 
 def _record(layer: _LiveLayer, learning: Collection[int]) -> _Record:
     learned = frozenset(short for short, parameter in _parameters(layer).items() if id(parameter) in learning)
-    values = {short: Fingerprint.of(tensor) for short, tensor in layer.tensors.items() if _is_kept(layer, short)}
+    record: _Record | None = layer.module.__dict__.get(_RECORD)
+    if record is not None:
+        record.learned = learned
+        return record
+    values = {
+        short: Fingerprint.of(tensor) for short, tensor in layer.tensors.items() if _is_kept(layer, short)
+    }
     return _Record(learned, values, _own(layer.module))
 
 
@@ -278,7 +290,11 @@ def _to_train(layer: _LiveLayer) -> list[nn.Parameter]:
     record, parameters = layer.module.__dict__.get(_RECORD), _parameters(layer)
     if record is not None:
         return [parameter for short, parameter in parameters.items() if short in record.learned]
-    return [parameter for parameter in parameters.values() if parameter.is_floating_point() or parameter.is_complex()]
+    return [
+        parameter
+        for parameter in parameters.values()
+        if parameter.is_floating_point() or parameter.is_complex()
+    ]
 
 
 def _train(parameters: list[nn.Parameter]) -> None:
@@ -323,8 +339,7 @@ def _hold(module: nn.Module) -> None:
     if _HOLD in module.__dict__:
         return
     own = module.__dict__.get("train")
-    ours = isinstance(own, partial) and own.func in (_stay_in_evaluation, _keep_children)
-    module.__dict__[_HOLD] = _Hold(module.training, None if ours else own)
+    module.__dict__[_HOLD] = _Hold(module.training, None if _is_ours(own) else own)
     module.__dict__["train"] = partial(_stay_in_evaluation, module)
     module.__dict__["__prepare_scriptable__"] = partial(_refuse_scripting, module)
     module.training = False
@@ -375,18 +390,26 @@ def _remember_children(model: nn.Module) -> None:
         records = [child.__dict__[_RECORD] for child in module.children() if _RECORD in child.__dict__]
         if records:
             module.__dict__[_CHILDREN] = records
-            if "train" not in module.__dict__:
-                module.__dict__["train"] = partial(_keep_children, module)
+            module.__dict__.setdefault("train", partial(_keep_children, module))
+        elif (
+            module.__dict__.pop(_CHILDREN, None)
+            and _is_ours(module.__dict__["train"])
+            and _HOLD not in module.__dict__
+        ):
+            del module.__dict__["train"]
+
+
+def _is_ours(train: Callable[..., Any] | None) -> bool:
+    return isinstance(train, partial) and train.func in (_stay_in_evaluation, _keep_children)
 
 
 def _adopt(module: nn.Module) -> None:
     """Freeze what took the place of a frozen child, which is known by its tensors."""
-    children = [*module.children()]
-    present = [child.__dict__.get(_RECORD) for child in children]
+    present = {id(child.__dict__[_RECORD]) for child in module.children() if _RECORD in child.__dict__}
     for record in module.__dict__.get(_CHILDREN, ()):
-        own = {id(tensor) for tensor in record.own}
-        for child in children:
-            if record not in present and own & {id(tensor) for tensor in _own(child)}:
+        own = set() if id(record) in present else {id(tensor) for tensor in record.own}
+        for child in module.children():
+            if own & {id(tensor) for tensor in _own(child)}:
                 child.__dict__[_RECORD] = record
                 if _has_statistics(child):
                     _hold(child)
@@ -404,5 +427,5 @@ def _frozen_part(model: nn.Module, layers: Iterable[_LiveLayer]) -> Iterator[nn.
         if not inside:
             earlier = [is_frozen for other, is_frozen in known if other < place][-1:]
             later = [is_frozen for other, is_frozen in known if other > place][:1]
-            if all(earlier + later):
+            if known and all(earlier + later):
                 yield module
