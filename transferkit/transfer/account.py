@@ -277,8 +277,8 @@ class TransferReport(Account):
                 were frozen, or it was wrapped.
             transferred: Options of the groups of transferred parameters, ``{"lr": 1e-5}``.
             new: Options of the groups of all others, ``{"lr": 1e-3}``.
-            decay_biases_and_norms: ``False`` gives biases, norm layers and all parameters of one dimension or none groups
-                with ``weight_decay`` 0.
+            decay_biases_and_norms: ``False`` gives biases, norm layers and all parameters of one dimension or none
+                groups with ``weight_decay`` 0.
 
         Raises:
             ArgumentError: Nothing in the model is trainable, or the report fits none of its parameters.
