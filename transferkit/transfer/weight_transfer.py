@@ -170,9 +170,9 @@ class WeightTransfer:
         names = [repr(name) for name in packed_modules(model)]
         if names and self._given is None:
             raise TransferError(
-                f"the weights of {len(names)} modules are packed (quantized): no parameters or buffers, so they cannot "
-                f"be written: {listed(names)}; transfer to the model before it is quantized, or give select=every() to "
-                "leave them as they are and write the other layers"
+                f"weights of {len(names)} modules are packed (quantized), not parameters or buffers; they cannot "
+                f"be written: {listed(names)}; transfer to the model before it is quantized, or give select=every() "
+                "to leave them as they are and write the other layers"
             )
         return (
             [f"packed weights of {len(names)} modules were left as they are: {listed(names)}"] if names else []
