@@ -19,8 +19,8 @@ FLOORS: list[set[str]] = [
     {"checkpoints", "labeling"},
     # The ground floor: its rooms may know each other, from left to right.
     {"alexnet"},
-    {"annotated", "layers", "boxes", "devices", "files", "optimization"},
-    {"distributed", "preprocessing"},
+    {"layers", "boxes", "devices", "files", "optimization"},
+    {"annotated", "distributed", "preprocessing"},
     {"deprecation", "memory", "progress", "registry", "display"},
     {"errors"},
 ]

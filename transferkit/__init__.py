@@ -32,6 +32,9 @@ if TYPE_CHECKING:
         transfer_layer,
         unfreeze,
     )
+    from transferkit.transfer import (
+        assert_frozen as assert_frozen,  # beside freeze, though the front page lists thirty names and no more
+    )
 
 __version__ = "0.1.0"
 
@@ -77,8 +80,8 @@ _NAMES_OF = {
     "layers": "layers_of",
     "sampler": "MultiscaleSampler PatchGrid crop_and_resize",
     "scorer": "ImageScorer average_precision evaluate",
-    "transfer": "WeightTransfer after before by_index by_kind by_name every freeze register_handler transfer_layer "
-    "unfreeze",
+    "transfer": "WeightTransfer after assert_frozen before by_index by_kind by_name every freeze register_handler "
+    "transfer_layer unfreeze",
 }
 _HOMES = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 _PARTS = {*_NAMES_OF, "backbones", "datasets", "estimators", "features"}

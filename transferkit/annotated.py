@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from transferkit.errors import ArgumentError
+
 
 @dataclass(frozen=True)
 class AnnotatedImage:
@@ -71,3 +73,29 @@ def presence_of(objects: Iterable[tuple[Sequence[int], Sequence[bool]]], num_cla
             present[row, number] = True
             certain[row, number] |= not hard
     return Presence(present, present & ~certain)
+
+
+def truth(argument: str, values: Tensor) -> Tensor:
+    """Return true and false for 0 and 1 of any dtype.
+
+    Args:
+        argument: Its name, for the message.
+        values: Bool; or integers or floating point numbers that are 0 or 1.
+
+    Raises:
+        ArgumentError: There is another value among them, NaN included.
+
+    Example:
+        >>> truth("targets", torch.tensor([1.0, 0.0]))
+        tensor([ True, False])
+    """
+    values = torch.as_tensor(values)
+    if values.dtype == torch.bool:
+        return values
+    other = values[(values != 0) & (values != 1)].reshape(-1)
+    if len(other):
+        first = ", ".join(str(value) for value in other[:3].tolist())
+        raise ArgumentError(
+            f"{argument} must be true or false, or 0 and 1, got {len(other)} other values: {first}"
+        )
+    return values == 1

@@ -16,6 +16,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "DownloadError",
+    "FrozenError",
     "HandlerError",
     "LayerNotFoundError",
     "LostRankError",
@@ -72,6 +73,10 @@ class MissingFileError(DataError, FileNotFoundError):
 
 class DownloadError(TransferKitError, OSError):
     """A download failed or did not match its checksum."""
+
+
+class FrozenError(TransferKitError, AssertionError):
+    """A frozen layer is not what it was when it was frozen."""
 
 
 class OutputError(TransferKitError, OSError):

@@ -13,6 +13,7 @@ from itertools import pairwise
 from types import MappingProxyType
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["Layer", "layers_of"]
 
@@ -21,10 +22,30 @@ _EMPTY: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
 _KINDS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("conv", (nn.modules.conv._ConvNd,)),
     ("linear", (nn.Linear, nn.Bilinear)),
-    ("norm", (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)),
+    ("norm", (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)),
     ("embedding", (nn.Embedding, nn.EmbeddingBag)),
     ("recurrent", (nn.RNNBase, nn.RNNCellBase)),
     ("attention", (nn.MultiheadAttention,)),
+    ("other", (nn.PReLU,)),  # its one weight looks like a norm's
+)
+
+# What a norm calls its scale and shift, here and in other frameworks: one value a channel, both of one shape.
+_NORM_PAIRS = (
+    ("weight", "bias"),
+    ("gamma", "beta"),
+    ("scale", "bias"),
+    ("scale", "shift"),
+    ("g", "b"),
+    ("a_2", "b_2"),
+)
+
+# Where a reparametrized weight keeps its full shape: spectral norm and pruning, weight norm, and parametrizations.
+_WEIGHTS = (
+    "weight",
+    "weight_orig",
+    "weight_v",
+    "parametrizations.weight.original",
+    "parametrizations.weight.original1",
 )
 
 
@@ -36,8 +57,8 @@ class Layer:
         index: 0-based place in definition order, never parsed out of a name.
         name: Dotted path of the module; the empty string for tensors of the root module.
         kind: ``"conv"``, ``"linear"``, ``"norm"``, ``"embedding"``, ``"recurrent"``, ``"attention"`` or
-            ``"other"``. From the module's type in a live model; inferred from the names and dimensions of the
-            tensors in a file.
+            ``"other"``, which is also what is not known. From the module's type in a live model; inferred from the
+            names and dimensions of the tensors in a file. Norms of unknown types are told by their tensors in both.
         tensors: Parameters and buffers by short name (``weight``, ``running_mean``), in definition order.
         states: Optimizer state by tensor and then by state name: ``states["weight"]["momentum_buffer"]``.
         module: The module itself where the layer is part of a live model, else ``None``.
@@ -78,25 +99,43 @@ class Layer:
 
 
 def kind_of_module(module: nn.Module) -> str:
-    """Return the kind of a live module by its type."""
+    """Return the kind of a live module: by its type and the types that this extends, else a norm by its tensors."""
     for kind, types in _KINDS:
         if isinstance(module, types):
             return kind
-    return "other"
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    known = {name: tensor for name, tensor in own if not is_lazy(tensor)}
+    return "norm" if len(known) == len(own) and _is_norm(known) else "other"
 
 
 def kind_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Infer a layer's kind from its tensors; an embedding looks like a linear layer without bias, so it is one."""
-    if "running_mean" in tensors:
+    if _is_norm(tensors):
         return "norm"
-    if "in_proj_weight" in tensors:
+    if "in_proj_weight" in tensors or "q_proj_weight" in tensors:
         return "attention"
     if any(name.startswith(("weight_ih", "weight_hh")) for name in tensors):
         return "recurrent"
-    weight = tensors.get("weight")
+    weight = next((tensors[name] for name in _WEIGHTS if name in tensors), None)
     if weight is None:
         return "other"
-    return {1: "norm", 2: "linear", 3: "conv", 4: "conv", 5: "conv"}.get(weight.ndim, "other")
+    return {2: "linear", 3: "conv", 4: "conv", 5: "conv"}.get(weight.ndim, "other")
+
+
+def _is_norm(tensors: Mapping[str, Tensor]) -> bool:
+    """Tell whether tensors are a norm's: running statistics, scale and shift of one shape, or a weight a channel."""
+    if "running_mean" in tensors or "moving_mean" in tensors:
+        return True
+    if any(
+        {scale, shift} == set(tensors) and _alike(tensors[scale], tensors[shift])
+        for scale, shift in _NORM_PAIRS
+    ):
+        return True
+    return set(tensors) == {"weight"} and tensors["weight"].ndim == 1 and tensors["weight"].numel() > 1
+
+
+def _alike(scale: Tensor, shift: Tensor) -> bool:
+    return scale.ndim > 0 and scale.shape == shift.shape
 
 
 def split_key(key: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from transferkit.annotated import truth
 from transferkit.errors import require
 
 __all__ = ["EarlyStopping", "HeldOut", "HeldOutChoice", "WarmupCosine", "WeightAverage", "hold_out"]
@@ -231,7 +232,8 @@ def hold_out(presence: Tensor, fraction: float = 0.2, seed: int = 0) -> HeldOut:
         with fewer than ``1 / fraction`` photos may have none there.
 
     Raises:
-        ArgumentError: The shape or the fraction is wrong, or there are fewer than two photos.
+        ArgumentError: The shape or the fraction is wrong, there are values other than 0 and 1, or fewer than two
+            photos.
 
     Example:
         >>> presence = torch.eye(2, dtype=torch.bool).repeat_interleave(torch.tensor([10, 90]), dim=0)
@@ -245,7 +247,7 @@ def hold_out(presence: Tensor, fraction: float = 0.2, seed: int = 0) -> HeldOut:
     require(presence.ndim == 2, "presence", "(N, K)", tuple(presence.shape))
     require(len(presence) >= 2, "presence", "of two photos at least", tuple(presence.shape))
     require(0 < fraction < 1, "fraction", "in (0, 1)", fraction)
-    shows = presence.cpu().bool()
+    shows = truth("presence", presence).cpu()
     order = torch.randperm(len(shows), generator=torch.Generator().manual_seed(seed))
     shares = torch.tensor([1 - fraction, fraction], dtype=torch.float64)
     part = _deal(shows[order], shares)

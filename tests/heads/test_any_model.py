@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -145,3 +146,18 @@ def test_efficientnet_lite_from_its_package() -> None:
     code = pytest.importorskip("efficientnet_lite_pytorch", reason="its code is not installed")
     model = code.EfficientNet.from_name("efficientnet-lite0")
     assert find_head(model)[::2] == ("_fc", 1280)
+
+
+@pytest.mark.parametrize("classes", [12, np.int64(12)])
+def test_a_number_of_classes_is_a_linear_head(classes: int) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Linear(8, 3))
+    replace_head(model, classes)
+    assert model(torch.zeros(2, 4)).shape == (2, 12)
+
+
+@pytest.mark.parametrize("head", [True, 2.0, "12", None])
+def test_what_is_no_head_is_refused(head: object) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Linear(8, 3))
+    with pytest.raises(ArgumentError, match="head must be a number of classes, a module, or a function"):
+        replace_head(model, head)
+    assert model[2].out_features == 3

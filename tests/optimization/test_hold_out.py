@@ -59,3 +59,11 @@ def test_photos_of_nothing_are_split_too() -> None:
 def test_bad_arguments_are_named(arguments: tuple, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         hold_out(*arguments)
+
+
+def test_zeros_and_ones_are_presence_and_nothing_else_is():
+    presence = photos(1)
+    for numbers in (presence.long(), presence.double()):
+        assert torch.equal(hold_out(numbers).held, hold_out(presence).held)
+    with pytest.raises(ArgumentError, match="presence must be true or false, or 0 and 1"):
+        hold_out(presence * 0.5)

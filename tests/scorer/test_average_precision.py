@@ -18,6 +18,7 @@ from sklearn.metrics import average_precision_score
 
 from transferkit.errors import ArgumentError
 from transferkit.scorer import average_precision
+from transferkit.scorer.ap_rules import ALL_RULES
 
 CASES = int(os.environ.get("TRANSFERKIT_CASES", "1000"))
 INF = math.inf
@@ -37,6 +38,19 @@ def precision_recall(ranked: list[int]) -> list[tuple[Fraction | None, Fraction]
         alarms += t < 0
         points.append((Fraction(hits, hits + alarms) if hits + alarms else None, Fraction(hits, positives)))
     return points
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32, torch.float64])
+def test_zeros_and_ones_are_false_and_true(dtype):
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.rand(40, 3, generator=generator)
+    targets, ignore = torch.rand(2, 40, 3, generator=generator) > 0.7
+    as_numbers = average_precision(scores, targets.to(dtype), ignore=ignore.to(dtype))
+    assert torch.equal(as_numbers, average_precision(scores, targets, ignore=ignore))
+    assert torch.equal(average_precision(scores.numpy(), targets.numpy()), average_precision(scores, targets))
+    for rule in ALL_RULES:
+        ap = rule.average_precision(scores, targets.to(dtype), ignore.to(dtype))
+        assert torch.equal(ap, rule.average_precision(scores, targets, ignore))
 
 
 def eleven_points(scores: list[float], truth: list[int]) -> float:
@@ -188,13 +202,17 @@ def test_on_the_device(device):
 @pytest.mark.parametrize(
     ("scores", "targets", "arguments", "message"),
     [
-        (torch.rand(3), torch.tensor([True, False]), {}, r"targets must be .* \(3,\), got torch.bool \(2,\)"),
-        (torch.rand(3), torch.tensor([1, 0, 1]), {}, "targets must be a bool tensor"),
+        (torch.rand(3), torch.tensor([True, False]), {}, r"targets must be .* \(3,\), got \(2,\)"),
+        (torch.rand(3), torch.tensor([1, 0, 2]), {}, r"targets must be .* 0 and 1, got 1 other values: 2"),
+        (torch.rand(2), torch.tensor([1.0, 0.3]), {}, "targets must be true or false, or 0 and 1"),
+        (torch.rand(2), torch.tensor([1.0, math.nan]), {}, "targets must be true or false, or 0 and 1"),
+        (torch.rand(2), torch.tensor([1, -1]), {}, "targets must be true or false, or 0 and 1"),
+        (torch.rand(2), torch.ones(2), {"ignore": torch.full((2,), 0.5)}, "ignore must be true or false"),
         (
             torch.rand(3),
             torch.ones(3).bool(),
             {"ignore": torch.zeros(2).bool()},
-            "ignore must be a bool tensor",
+            "ignore must be of the scores' shape",
         ),
         (torch.tensor([0.1, math.nan]), torch.ones(2).bool(), {}, "must not be NaN, got 1 NaN"),
         (torch.zeros(0), torch.zeros(0).bool(), {}, "N >= 1"),

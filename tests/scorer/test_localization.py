@@ -56,7 +56,7 @@ def test_only_images_with_an_object_that_is_not_difficult_count_but_any_may_be_f
     meter.add_image(probs, tiles(), (40, 40), objects, twice, torch.tensor([True, True]))
     assert meter.compute().images == (0, 0, 0)
     assert math.isnan(meter.compute().mean().pointing)
-    meter.add_image(probs, tiles(), (40, 40), objects, twice, torch.tensor([True, False]))
+    meter.add_image(probs, tiles(), (40, 40), objects, twice, torch.tensor([1, 0]))
     assert meter.compute().images == (0, 1, 0)
     assert meter.compute().rates[1].pointing == 1
     assert meter.compute().rates[1].chance == pytest.approx(500 / 1600)

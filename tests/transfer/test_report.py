@@ -189,3 +189,10 @@ def test_a_report_keeps_the_rule_as_it_was_written():
         assert f"{written} matches {len(report.copied) // 2} layer" in str(report)
         assert TransferReport.from_dict(json.loads(json.dumps(report.to_dict()))).rules == report.rules
     assert both[0].rules[1:] == both[1].rules[1:] and both[0].rules[0] != both[1].rules[0]
+
+
+def test_a_plan_and_a_report_are_one_line_where_they_are_not_printed() -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(300)))
+    transfer = WeightTransfer(model, select=before("299"))
+    assert repr(transfer.plan(model)) == "TransferPlan(a model onto Sequential: 598 copied, 2 skipped)"
+    assert repr(transfer.apply(model)) == "TransferReport(a model onto Sequential: 598 copied, 2 skipped)"

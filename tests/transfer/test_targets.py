@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from transferkit.errors import ArgumentError, TransferError
-from transferkit.transfer import WeightTransfer, by_name, freeze, frozen_layers
+from transferkit.transfer import WeightTransfer, by_name, every, freeze, frozen_layers
 
 
 class Net(nn.Module):
@@ -249,3 +249,17 @@ def test_a_view_that_overlaps_itself_is_refused():
     model.weight = nn.Parameter(torch.zeros(1, 3).expand(2, 3))
     with pytest.raises(TransferError, match="several elements in one place of memory"):
         WeightTransfer(nn.Linear(3, 2)).apply(model)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_packed_weights_are_refused_or_noted() -> None:
+    def net() -> nn.Sequential:
+        return nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), nn.Linear(3, 2))
+
+    model = net()
+    model[0] = torch.ao.quantization.quantize_dynamic(net()[0], {nn.Linear})
+    with pytest.raises(TransferError, match=r"'0\.0', '0\.1'; .* select=every\(\)"):
+        WeightTransfer(net()).apply(model)
+    report = WeightTransfer(net(), select=every()).apply(model)
+    assert report.copied == ("1.weight", "1.bias")
+    assert "packed weights of 2 modules were left as they are: '0.0', '0.1'" in report.notes

@@ -234,10 +234,11 @@ def _changes(module: nn.Module) -> bool:
     """Tell whether a module without children changes in training, or is random there."""
     if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
         return True
+    if "train" in vars(module):  # what freeze keeps in evaluation mode has a train of its own
+        return False
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return module.p > 0
-    follows = getattr(module, "running_mean", None) is not None
-    return follows and "train" not in vars(module)  # a frozen norm layer has a train of its own
+    return getattr(module, "running_mean", None) is not None
 
 
 def _ends_backbone(steps: list[Step], place: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -45,6 +46,9 @@ def shallow_copy(module: nn.Module) -> nn.Module:
     """Return a copy that shares tensors and children, and has its own lists of children and hooks."""
     same = with_hooks_of(module, copy.copy(module))
     same.__dict__["_modules"] = copy.copy(module._modules)
+    for own, value in vars(module).items():
+        if isinstance(value, partial) and value.args == (module,):  # what freeze puts in the place of train
+            same.__dict__[own] = partial(value.func, same)
     return same
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -202,8 +203,13 @@ def replace_head(
 
 
 def _built(head: int | nn.Module | Callable[[int], nn.Module], in_features: int) -> nn.Module:
-    if isinstance(head, int):
-        return linear_head(in_features, head)
+    if isinstance(head, Integral) and not isinstance(head, bool):  # numpy's whole numbers are none of int's
+        return linear_head(in_features, int(head))
+    if not callable(head):
+        raise ArgumentError(
+            "head must be a number of classes, a module, or a function of in_features that builds one, "
+            f"got {head!r}"
+        )
     return head if isinstance(head, nn.Module) else head(in_features)
 
 

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from transferkit.annotated import truth
 from transferkit.errors import ArgumentError, did_you_mean, require
 
 
@@ -85,14 +86,15 @@ def rank(
 
     Args:
         scores: (N,) or (N, K); ``-inf`` means unscored and ranks last.
-        targets: Same shape, bool: whether the image shows the class.
-        ignore: Same shape, bool: images that are neither right nor wrong, and not among the positives.
+        targets: Same shape, bool or 0 and 1: whether the image shows the class.
+        ignore: Same shape, bool or 0 and 1: images that are neither right nor wrong, and not among the positives.
         minimum_score: Images scored below it are neither right nor wrong, but stay among the positives.
 
     Raises:
-        ArgumentError: Shapes or dtypes that do not fit, no image at all, or a NaN score.
+        ArgumentError: Shapes that do not fit, targets other than 0 and 1, no image at all, or a NaN score.
     """
-    ignore = torch.zeros_like(targets) if ignore is None else ignore
+    scores, targets = torch.as_tensor(scores), truth("targets", targets)
+    ignore = torch.zeros_like(targets) if ignore is None else truth("ignore", ignore)
     _check(scores, targets, ignore)
     scores = scores.double().reshape(len(scores), -1)
     targets, ignore = (mask.to(scores.device).reshape(scores.shape) for mask in (targets, ignore))
@@ -110,9 +112,10 @@ def _check(scores: Tensor, targets: Tensor, ignore: Tensor) -> None:
     elif scores.isnan().any():
         problems.append(f"scores must not be NaN, got {int(scores.isnan().sum())} NaN")
     for name, mask in (("targets", targets), ("ignore", ignore)):
-        if mask.shape != scores.shape or mask.dtype != torch.bool:
-            expected = f"a bool tensor of the scores' shape {tuple(scores.shape)}"
-            problems.append(f"{name} must be {expected}, got {mask.dtype} {tuple(mask.shape)}")
+        if mask.shape != scores.shape:
+            problems.append(
+                f"{name} must be of the scores' shape {tuple(scores.shape)}, got {tuple(mask.shape)}"
+            )
     if problems:
         raise ArgumentError("; ".join(problems))
 
@@ -148,8 +151,8 @@ def average_precision(
 
     Args:
         scores: (N,) or (N, K), higher means more surely present; any monotonic scale.
-        targets: Same shape, bool: whether the image shows the class.
-        ignore: Same shape, bool: images that count neither as right nor as wrong for the class.
+        targets: Same shape, bool or 0 and 1: whether the image shows the class.
+        ignore: Same shape, bool or 0 and 1: images that count neither as right nor as wrong for the class.
         interpolation: ``"all-points"``, ``"11-point"`` or ``"none"``.
         minimum_score: Images scored below it are not retrieved: neither right nor wrong where they stand,
             though their positives remain among those to be found.
@@ -158,7 +161,7 @@ def average_precision(
         () or (K,) float64 on the device of ``scores``; NaN for a class without positives.
 
     Raises:
-        ArgumentError: Shapes or dtypes that do not fit, a NaN score, or an unknown interpolation.
+        ArgumentError: Shapes that do not fit, targets other than 0 and 1, a NaN score, or an unknown interpolation.
 
     Example:
         >>> scores = torch.tensor([0.9, 0.8, 0.7])
@@ -170,7 +173,7 @@ def average_precision(
         VOC2007 and VOC2012 development kits, VOCevalcls.m and VOCap.m.
     """
     ranking = rank(scores, targets, ignore=ignore, minimum_score=minimum_score)
-    return ranking_ap(ranking, interpolation).reshape(scores.shape[1:])
+    return ranking_ap(ranking, interpolation).reshape(torch.as_tensor(scores).shape[1:])
 
 
 def ranking_ap(ranking: Ranking, interpolation: Interpolation) -> Tensor:
@@ -238,9 +241,10 @@ class APRule:
 
         Args:
             scores: (N, K).
-            present: (N, K) bool: the image shows the class at all.
-            difficult_only: (N, K) bool: it does, but only in objects marked difficult.
+            present: (N, K) bool or 0 and 1: the image shows the class at all.
+            difficult_only: (N, K) bool or 0 and 1: it does, but only in objects marked difficult.
         """
+        present, difficult_only = truth("present", present), truth("difficult_only", difficult_only)
         easy = present & ~difficult_only
         targets = present | difficult_only if self.difficult == "positive" else easy
         ignore = difficult_only if self.difficult == "ignored" else None

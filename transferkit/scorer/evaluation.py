@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from transferkit.annotated import truth
 from transferkit.errors import ArgumentError, require
 from transferkit.scorer.ap_rules import ALL_RULES, VOC2010, APRule, Interpolation, Ranking, ranking_ap
 from transferkit.scorer.image_scorer import BACKGROUND
@@ -96,17 +97,19 @@ def find_extremes(scores: Tensor, targets: Tensor, ignore: Tensor | None = None,
 
     Args:
         scores: (N,) of one class.
-        targets: (N,) bool: the image shows the class.
-        ignore: (N,) bool: images to leave out, such as those with only difficult objects.
+        targets: (N,) bool or 0 and 1: the image shows the class.
+        ignore: (N,) bool or 0 and 1: images to leave out, such as those with only difficult objects.
         count: How many of each at most.
 
     Raises:
-        ArgumentError: Shapes that do not fit.
+        ArgumentError: Shapes that do not fit, or targets other than 0 and 1.
 
     Example:
         >>> find_extremes(torch.tensor([0.9, 0.1, 0.8]), torch.tensor([True, True, False]), count=1)
         Extremes(hits=(0,), misses=(1,), alarms=(2,))
     """
+    targets = truth("targets", targets)
+    ignore = None if ignore is None else truth("ignore", ignore)
     for name, mask in (("targets", targets), ("ignore", ignore)):
         fits = mask is None or mask.shape == scores.shape
         require(fits and scores.ndim == 1, name, "of the scores' shape (N,)", (scores.shape, mask))
@@ -137,8 +140,8 @@ def evaluate(
 
     Args:
         scores: (N, K) scores, higher means more surely present, ``-inf`` unscored.
-        targets: (N, K) bool: the image shows the class.
-        difficult: (N, K) bool: it shows the class only in objects marked difficult; ``None``: nowhere.
+        targets: (N, K) bool or 0 and 1: the image shows the class.
+        difficult: (N, K) bool or 0 and 1: it shows the class only in objects marked difficult; ``None``: nowhere.
         class_names: K names.
         image_ids: N distinct names of the images, to speak of in errors and for the devkit's result files.
         rule: The rule that the result means where none is named.
@@ -147,7 +150,7 @@ def evaluate(
         seed: Of the resampling.
 
     Raises:
-        ArgumentError: Shapes, dtypes, names or ids that do not fit, or a NaN score.
+        ArgumentError: Shapes, names or ids that do not fit, targets other than 0 and 1, or a NaN score.
 
     Example:
         >>> present = torch.tensor([[False, True, False], [False, False, True]])
@@ -155,7 +158,8 @@ def evaluate(
         >>> result.class_names, result.mean_ap()
         (('cat', 'dog'), 1.0)
     """
-    difficult = torch.zeros_like(targets) if difficult is None else difficult
+    scores, targets = torch.as_tensor(scores), truth("targets", targets)
+    difficult = torch.zeros_like(targets) if difficult is None else truth("difficult", difficult)
     _check(scores, targets, difficult, class_names, image_ids)
     kept = [k for k, name in enumerate(class_names) if name != BACKGROUND]
     scores, targets, difficult = (tensor.detach().cpu()[:, kept] for tensor in (scores, targets, difficult))
@@ -190,9 +194,10 @@ def _check(
     if scores.ndim != 2 or len(scores) == 0:
         problems.append(f"scores must be (N, K) with N >= 1, got {tuple(scores.shape)}")
     for name, mask in (("targets", targets), ("difficult", difficult)):
-        if mask.shape != scores.shape or mask.dtype != torch.bool:
-            found = f"{mask.dtype} {tuple(mask.shape)}"
-            problems.append(f"{name} must be bool of the scores' shape {tuple(scores.shape)}, got {found}")
+        if mask.shape != scores.shape:
+            problems.append(
+                f"{name} must be of the scores' shape {tuple(scores.shape)}, got {tuple(mask.shape)}"
+            )
     problems += _wrong_names("class_names", class_names, scores.shape[-1])
     if image_ids is not None:
         problems += _wrong_names("image_ids", image_ids, len(scores))

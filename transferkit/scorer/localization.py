@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transferkit.annotated import truth
 from transferkit.boxes import iou
 from transferkit.display import markdown_table, summary_table
 from transferkit.errors import require
@@ -241,9 +242,9 @@ class LocalizationMeter:
             image_size: ``(height, width)``, pixels.
             objects: (N, 4) xyxy in pixels.
             classes: (N,) integers in 1..K-1.
-            difficult: (N,) bool.
+            difficult: (N,) bool or 0 and 1.
         """
-        for k in sorted(set(classes[~difficult].tolist())):
+        for k in sorted(set(classes[~truth("difficult", difficult)].tolist())):
             values = score_map(probs[:, k : k + 1], boxes, image_size, self.exponent)[0]
             found = _locate(values, objects[classes == k].double().cpu(), self.threshold, self.tolerance)
             self._images[k] += 1

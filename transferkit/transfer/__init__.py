@@ -8,11 +8,11 @@ To read the code, follow ``weight_transfer`` in the order of a transfer: ``_targ
 ``_conversion`` (which of the ``handlers`` converts a layer, and how it is run), ``_decide`` (every tensor into its
 bucket), ``_write`` (the values, and the only place that changes a model), ``_states`` (optimizer states).
 ``account`` is what a plan and a report share, ``_entry`` one line of it, ``_table`` its words. ``freezing``
-freezes layers and makes parameter groups.
+freezes layers (``_fingerprint`` tells that they stayed as they were), ``groups`` makes parameter groups.
 """
 
 from transferkit.transfer.account import TransferPlan, TransferReport
-from transferkit.transfer.freezing import freeze, frozen_layers, unfreeze
+from transferkit.transfer.freezing import assert_frozen, freeze, frozen_layers, unfreeze
 from transferkit.transfer.handlers import Handler, register_handler
 from transferkit.transfer.select import Predicate, Rule, after, before, by_index, by_kind, by_name, every
 from transferkit.transfer.structure import ByStructure
@@ -27,6 +27,7 @@ __all__ = [
     "TransferReport",
     "WeightTransfer",
     "after",
+    "assert_frozen",
     "before",
     "by_index",
     "by_kind",

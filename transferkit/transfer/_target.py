@@ -52,6 +52,33 @@ class Target:
         return cls(model, layers, tuple(f"set aside in the target's names: {part}" for part in set_aside))
 
 
+# Weights that no parameter or buffer shows.
+
+
+def packed_modules(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of modules that save weights which are neither parameters nor buffers, as quantized ones do.
+
+    Example:
+        >>> packed_modules(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+        ()
+    """
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(f"{name}.".startswith(f"{outer}.") for outer in found if outer)
+        if not inside and _saves_more(module):
+            found.append(name)
+    return tuple(found)
+
+
+def _saves_more(module: nn.Module) -> bool:
+    own = getattr(type(module), "_save_to_state_dict", None)
+    if module._parameters or isinstance(module, torch.jit.ScriptModule) or own is nn.Module._save_to_state_dict:
+        return False
+    saved: dict[str, object] = {}
+    module._save_to_state_dict(saved, "", True)
+    return any(key not in module._buffers and key != "_extra_state" for key in saved)
+
+
 # Tied weights: tensors of a model that are one piece of memory under several names.
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from transferkit.errors import ArgumentError, TransferError, listed
-from transferkit.transfer._entry import MOVED, Entry, Origin, StateLine
+from transferkit.transfer._entry import BUCKETS, MOVED, Entry, Origin, StateLine
 from transferkit.transfer._table import nothing_moves, refusal, render_html, render_text
 from transferkit.transfer._target import Target
-from transferkit.transfer.freezing import parameter_groups
+from transferkit.transfer.groups import parameter_groups
 
 SomeAccount = TypeVar("SomeAccount", bound="Account")
 
@@ -35,7 +35,7 @@ class Coverage(NamedTuple):
         return f"{part(*self.tensors, 'tensors')}, {part(*self.elements, 'elements')}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Account:
     """Every tensor of source and target in exactly one bucket, with the rules that put it there.
 
@@ -142,6 +142,10 @@ class Account:
         }
         return cls(**{**values, **read})
 
+    def __repr__(self) -> str:
+        counts = [f"{len(keys)} {bucket}" for bucket in BUCKETS if (keys := self.bucket(bucket))]
+        return f"{type(self).__name__}({self.origin.name} onto {self.target}: {', '.join(counts) or 'nothing'})"
+
     def __str__(self) -> str:
         return render_text(self)
 
@@ -161,7 +165,7 @@ def versions() -> dict[str, str]:
 # What a transfer would do, and whether it may.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TransferPlan(Account):
     """What :meth:`WeightTransfer.apply` would do, from shapes alone: print it, compare it, store it."""
 
@@ -187,7 +191,7 @@ class TransferPlan(Account):
 # What a transfer did, and what training needs to know of it.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TransferReport(Account):
     """What a transfer did: every tensor of source and target in exactly one bucket.
 
@@ -195,7 +199,7 @@ class TransferReport(Account):
     they are later. A copy, a pickle and :meth:`to_dict` have names and shapes alone.
     """
 
-    parameters: tuple[ref[nn.Parameter], ...] | None = field(default=None, repr=False, compare=False)
+    parameters: tuple[ref[nn.Parameter], ...] | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values, for JSON or a run checkpoint. Reads the source's digest."""
@@ -273,7 +277,8 @@ class TransferReport(Account):
                 were frozen, or it was wrapped.
             transferred: Options of the groups of transferred parameters, ``{"lr": 1e-5}``.
             new: Options of the groups of all others, ``{"lr": 1e-3}``.
-            decay_biases_and_norms: ``False`` gives biases and norm layers groups with ``weight_decay`` 0.
+            decay_biases_and_norms: ``False`` gives biases, norm layers and all parameters of one dimension or none
+                groups with ``weight_decay`` 0.
 
         Raises:
             ArgumentError: Nothing in the model is trainable, or the report fits none of its parameters.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transferkit.checkpoints import Checkpoint, read_checkpoint
-from transferkit.errors import ArgumentError
+from transferkit.errors import ArgumentError, TransferError, listed
 from transferkit.layers import Layer
 from transferkit.memory import place_of
 from transferkit.transfer._conversion import Chooser, Conversion, Handlers
@@ -22,7 +22,7 @@ from transferkit.transfer._decide import AllowMissing, allowance, decide
 from transferkit.transfer._entry import MOVED, WRITTEN, Origin
 from transferkit.transfer._mapping import Pairing, map_by_name, map_by_order, renaming
 from transferkit.transfer._states import NO_STATES, install_states, move_states, optimizer_notes
-from transferkit.transfer._target import Target, settle_ties, settle_views, tie_groups
+from transferkit.transfer._target import Target, packed_modules, settle_ties, settle_views, tie_groups
 from transferkit.transfer._write import Transaction, materialize, require_real, stage, unchecked
 from transferkit.transfer.account import TransferPlan, TransferReport, versions
 from transferkit.transfer.select import Predicate, every, select_layers
@@ -81,6 +81,7 @@ class WeightTransfer:
         device: torch.device | str | None = None,
     ) -> None:
         self.source = _as_checkpoint(source)
+        self._given = select
         self.select = every() if select is None else select
         self.mapping = mapping
         self.handlers = handlers
@@ -145,6 +146,7 @@ class WeightTransfer:
         if self.load_states and optimizer is None:
             raise ArgumentError("load_states=True needs the optimizer: apply(model, optimizer)")
         target = Target.of(model)
+        packed = self._packed(model)
         selection = select_layers(self.select, target.layers)
         choose = Chooser(self.handlers, self.on_mismatch, target)
         pairing = self._pair(target, selection.indices, choose.join(self.source))
@@ -157,13 +159,26 @@ class WeightTransfer:
             mapping=pairing.text,
             origin=Origin.of(self.source),
             target=type(model).__name__,
-            notes=target.notes,
+            notes=(*target.notes, *packed),
             versions=versions(),
             advice=pairing.advice,
         )
         if not plan.problems:
             choose.check_all_ran()
         return _Prepared(target, plan, decision.conversions)
+
+    def _packed(self, model: nn.Module) -> list[str]:
+        """Refuse a model some of whose weights cannot be seen; where a rule says what is meant, note it."""
+        names = [repr(name) for name in packed_modules(model)]
+        if names and self._given is None:
+            raise TransferError(
+                f"weights of {len(names)} modules are packed (quantized), not parameters or buffers; they cannot "
+                f"be written: {listed(names)}; transfer to the model before it is quantized, or give select=every() "
+                "to leave them as they are and write the other layers"
+            )
+        return (
+            [f"packed weights of {len(names)} modules were left as they are: {listed(names)}"] if names else []
+        )
 
     def _pair(self, target: Target, selected: Sequence[int], sources: Sequence[Layer]) -> Pairing:
         layers, mapping = target.layers, self.mapping

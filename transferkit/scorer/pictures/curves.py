@@ -176,8 +176,8 @@ def plot_precision_recall(
 
     Args:
         scores: (N, K).
-        targets: (N, K) bool.
-        difficult: (N, K) bool, or ``None`` for nowhere.
+        targets: (N, K) bool or 0 and 1.
+        difficult: (N, K) bool or 0 and 1, or ``None`` for nowhere.
         class_names: K names.
         rule: Which AP; see :func:`evaluate`.
         columns: Panels in a row.
