@@ -23,7 +23,7 @@ from transferkit.checkpoints import (  # noqa: F401  importing a reader register
     _torch_legacy,
     _torch_zip,
 )
-from transferkit.checkpoints._optimizer_state import states_of_optimizer
+from transferkit.checkpoints._optimizers import ParameterState, states_of
 from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints.registry import Contents, ReadOptions, find_format, format_named
 from transferkit.errors import CheckpointError, LayerNotFoundError, TransferKitError, did_you_mean, require
@@ -120,14 +120,14 @@ class Checkpoint(Sequence[Layer]):
             optimizer: An optimizer of its parameters; its state is attached to their layers.
         """
         kept = model.state_dict(keep_vars=True).keys()
-        states = {} if optimizer is None else states_of_optimizer(model, optimizer)
+        states, notes = ({}, []) if optimizer is None else states_of(optimizer)
         layers: list[Layer] = []
         for layer in layers_of(model):
             tensors = {short: tensor for short, tensor in layer.tensors.items() if layer.key(short) in kept}
-            own = {short: states[layer.key(short)] for short in tensors if layer.key(short) in states}
+            own = {short: states[id(tensor)] for short, tensor in tensors.items() if id(tensor) in states}
             if tensors:
                 layers.append(Layer(len(layers), layer.name, layer.kind, tensors, own))
-        return cls(layers, format="model")
+        return cls(layers, format="model", notes=notes)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -159,7 +159,7 @@ class Checkpoint(Sequence[Layer]):
             replace(
                 layer,
                 tensors={short: moved[layer.key(short)] for short in layer.tensors},
-                states={short: move(state, device) for short, state in layer.states.items()},
+                states={short: ParameterState.of(state).to(device) for short, state in layer.states.items()},
             )
             for layer in self.layers
         ]

@@ -124,18 +124,21 @@ class WeightTransfer:
         target, plan, conversions = self._prepare(model, optimizer)
         plan.check()
         written = {entry.key for entry in plan.entries if entry.bucket in WRITTEN}
-        writes = stage(conversions, written, {e.key: e.tied_to for e in plan.entries if e.tied_to})
+        tied_to = {e.key: e.tied_to for e in plan.entries if e.tied_to}
+        writes = stage(conversions, written, tied_to)
         unread = unchecked(writes, {*plan.adapted, *plan.cast})
-        moved = move_states(optimizer, conversions, written) if self.load_states and optimizer else NO_STATES
+        moved = NO_STATES
+        if self.load_states and optimizer is not None:
+            moved = move_states(optimizer, conversions, written, tied_to, self.source.notes)
+        notes = [f"{len(unread)} large tensors were not searched for NaN"] if unread else []
         if optimizer is not None:
             require_real(optimizer)
+            notes += [*moved.notes, *optimizer_notes(model, optimizer, moved.states)]
         with Transaction() as transaction:
             made = materialize(target, plan.entries, self.device, transaction)
             if optimizer is not None:
                 install_states(optimizer, moved.states, transaction)
             transaction.write([write.onto(made.get(id(write.destination))) for write in writes])
-        notes = [f"{len(unread)} large tensors were not searched for NaN"] if unread else []
-        notes += optimizer_notes(model, optimizer, moved.states) if optimizer is not None else []
         return TransferReport.of(
             plan, states=moved.lines, notes=(*plan.notes, *notes), parameters=_parameters(model, plan)
         )
