@@ -2,7 +2,7 @@
 
 A saved torch optimizer numbers its parameters by their place in its groups, and names them only where it was built
 from named parameters. Numbers are turned into names only where there is one way to do so. Within a group the
-parameters are taken to stand in definition order, as in torch's own ``load_state_dict``; between groups nothing tells.
+parameters are taken to stand in definition order, as is usual; the order of the groups tells nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transferkit.checkpoints._optimizers import ParameterState, leaves, own_options
+from transferkit.checkpoints._optimizers import ELEMENTWISE, ParameterState, leaves, own_options
 from transferkit.checkpoints.registry import States
 from transferkit.layers import split_key
 from transferkit.memory import shared_groups
@@ -164,12 +164,17 @@ def _leftmost(have: Sequence[tuple[int, ...]], wanted: Sequence[_Shape]) -> list
 
 def _shape(state: Mapping[str, Any]) -> _Shape:
     """Return the shape of a state's parameter, or ``None`` where its states do not tell it."""
-    shapes = [leaf.shape for leaf in leaves(dict(state)) if isinstance(leaf, Tensor) and leaf.ndim]
+    shapes = {name: leaf.shape for name, value in state.items() for leaf in leaves(value) if _has_shape(leaf)}
+    whole = [shape for name, shape in shapes.items() if name in ELEMENTWISE]
     try:
         # Adafactor keeps a row (n, 1) and a column (1, m) for a parameter (n, m).
-        return tuple(torch.broadcast_shapes(*shapes)) if shapes else None
+        return tuple(torch.broadcast_shapes(*(whole or shapes.values()))) if shapes else None  # type: ignore[no-untyped-call]
     except RuntimeError:
         return None
+
+
+def _has_shape(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0
 
 
 def _under_all_names(attached: States, tensors: Mapping[str, Tensor]) -> States:

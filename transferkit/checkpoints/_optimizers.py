@@ -178,18 +178,23 @@ def unlike(state: ParameterState, optimizer: Optimizer, options: Mapping[str, An
         ndim: Number of dimensions of the parameter.
     """
     cls = class_that_steps(type(optimizer))
-    name, found = type(optimizer).__name__, [key for key, value in state.items() if value is not None]
+    name, found = type(optimizer).__name__, [str(key) for key, value in state.items() if value is not None]
     kept = _kept(cls, options, ndim)
     if kept is not None and set(kept) != set(found):
         whose = f" ({state.made_by})" if state.made_by else ""
         return f"{name} keeps {', '.join(kept) or 'none'}, the source has {', '.join(found)}{whose}"
-    if state.made_by and state.made_by != name_of(cls):
-        return (
-            f"the source has {', '.join(found)} of {state.made_by}, and the optimizer steps as {name_of(cls)}"
-        )
-    if state.options is None:
-        return "" if state.made_by or kept is not None else f"nothing tells that they are {name}'s"
-    return _other_names(state, optimizer, options) or _other_form(state.options, optimizer, options)
+    if state.options is None and not state.made_by and kept is None:
+        return f"nothing tells that they are {name}'s"
+    return other_class(state, optimizer, options) or _other_form(state.options or {}, optimizer, options)
+
+
+def other_class(state: ParameterState, optimizer: Optimizer, options: Mapping[str, Any]) -> str:
+    """Say how it is known that a state is of another class than an optimizer, or return an empty string."""
+    cls = name_of(class_that_steps(type(optimizer)))
+    if not state.made_by:
+        return _other_names(state.options, optimizer, options)
+    here = type(optimizer).__name__
+    return "" if state.made_by == cls else f"the source steps as {state.made_by}, and {here} as {cls}"
 
 
 # Hyperparameters that torch's classes got later, or that say how to compute and not what; those that schedules add.
@@ -203,26 +208,27 @@ _OF_THE_STEP = (
 )
 
 
-def _other_names(state: ParameterState, optimizer: Optimizer, options: Mapping[str, Any]) -> str:
+def _other_names(there: Mapping[str, Any] | None, optimizer: Optimizer, here: Mapping[str, Any]) -> str:
     """Compare the names of hyperparameters, by which files that name no class are told apart."""
-    if state.made_by or state.options is None:
+    if there is None:
         return ""
-    only_here = set(optimizer.defaults) - _COMPUTED - set(state.options)
-    only_there = set(state.options) - _COMPUTED - _SCHEDULED - {*optimizer.defaults, *options}
+    only_here = set(optimizer.defaults) - _COMPUTED - set(there)
+    only_there = set(there) - _SCHEDULED - {*optimizer.defaults, *here}
+    if is_torchs(optimizer):  # the file may be of a later torch
+        only_there -= _COMPUTED
     if not only_here and not only_there:
         return ""
     return (
-        f"the source's optimizer is not a {type(optimizer).__name__} by its hyperparameters: "
+        f"the source's optimizer is no {type(optimizer).__name__} by its hyperparameters: "
         f"only here {', '.join(sorted(only_here)) or 'none'}, only there {', '.join(sorted(only_there)) or 'none'}"
     )
 
 
 def _other_form(there: Mapping[str, Any], optimizer: Optimizer, here: Mapping[str, Any]) -> str:
     """Compare the hyperparameters that switch a state on or off, or turn it around."""
-    for name in optimizer.defaults:
-        if name in here and name in there and name not in _OF_THE_STEP:
-            if _form(here[name]) != _form(there[name]):
-                return f"{name} is {here[name]!r} in {type(optimizer).__name__}, {there[name]!r} in the source"
+    for name in [name for name in optimizer.defaults if name in here and name in there]:
+        if name not in _OF_THE_STEP and _form(here[name]) != _form(there[name]):
+            return f"{name} is {here[name]!r} in {type(optimizer).__name__}, {there[name]!r} in the source"
     return ""
 
 
@@ -257,9 +263,16 @@ _WHERE_SET: dict[str, dict[str, str]] = {
 }
 # States that have a value for every element of their parameter, whatever optimizer keeps them.
 ELEMENTWISE = frozenset(
-    "momentum_buffer exp_avg exp_avg_sq max_exp_avg_sq exp_inf square_avg acc_delta grad_avg sum prev step_size ax "
-    "variance".split()
+    [
+        *("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta"),
+        *("grad_avg", "sum", "prev", "step_size", "ax", "variance"),
+    ]
 )
+
+
+def is_torchs(optimizer: Optimizer) -> bool:
+    """Tell whether an optimizer steps as one of torch's own, whose states are known."""
+    return _kept(class_that_steps(type(optimizer)), {}, 1) is not None
 
 
 def _kept(cls: type, options: Mapping[str, Any], ndim: int) -> list[str] | None:

@@ -102,7 +102,8 @@ class Checkpoint(Sequence[Layer]):
 
         Args:
             state_dict: Tensors by full key; shared, not copied.
-            optimizer_state: ``optimizer.state_dict()``, attached to the layers by parameter order.
+            optimizer_state: ``optimizer.state_dict()``, attached to the layers by the names of its parameters, or
+                else by their order where that can be done in one way; a note says where it cannot.
             key: Dotted path of the state dict within ``state_dict``; ``None`` finds it.
 
         Raises:
@@ -117,7 +118,8 @@ class Checkpoint(Sequence[Layer]):
 
         Args:
             model: Any module.
-            optimizer: An optimizer of its parameters; its state is attached to their layers.
+            optimizer: An optimizer of its parameters; its state is attached to their layers. One that keeps states
+                of its own around another optimizer's is left out with a note.
         """
         kept = model.state_dict(keep_vars=True).keys()
         states, notes = ({}, []) if optimizer is None else states_of(optimizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transferkit.checkpoints._optimizers import (
     ELEMENTWISE,
     ParameterState,
     each_tensor,
+    is_torchs,
     leaves,
     obstacle,
     unlike,
@@ -68,7 +70,7 @@ def move_states(
     inner = unwrapped(optimizer)
     options = {parameter: group for group in inner.param_groups for parameter in group["params"]}
     states: dict[nn.Parameter, State | None] = {}
-    lines, found = [], []
+    lines, found, broken = [], [], []
     for key, parameter, places in _places(conversions, written, tied_to):
         if parameter not in options:
             continue
@@ -78,13 +80,14 @@ def move_states(
             reason = unlike(state, inner, options[parameter], parameter.ndim)
             if reason:
                 raise _ResetError(reason)
+            broken += [f"  {key}: {problem}" for problem in state_problems(state, parameter, inner)]
             states[parameter] = cast_state(state, parameter, options[parameter])
-            lines.append(StateLine(key, "adapted" if conversion.handler else "moved", tuple(state)))
+            lines.append(StateLine(key, "adapted" if conversion.handler else "moved", tuple(map(str, state))))
         except _ResetError as reset:
             lines.append(StateLine(key, "reset", reason=str(reset)))
             states[parameter] = None
     _require_some(states, lines, notes)
-    _check(states, {parameter: key for key, parameter, _ in _places(conversions, written, tied_to)})
+    _require_sound(broken)
     return MovedStates(states, tuple(lines), tuple(_untold(found, inner)))
 
 
@@ -93,7 +96,7 @@ def cast_state(state: Mapping[str, Any], parameter: nn.Parameter, options: Mappi
     # A tensor made in inference mode could not be written to by the next step, outside of it.
     with torch.inference_mode(False), torch.no_grad():
         return {
-            name: each_tensor(value, lambda tensor, name=name: _cast(tensor, name, parameter, options))
+            name: each_tensor(value, partial(_cast, name=name, parameter=parameter, options=options))
             for name, value in state.items()
         }
 
@@ -109,22 +112,23 @@ def _cast(tensor: Tensor, name: str, parameter: nn.Parameter, options: Mapping[s
     return torch.empty_like(like, dtype=dtype, device=parameter.device).copy_(tensor)
 
 
-def state_problems(state: Mapping[str, Any], parameter: Tensor) -> list[str]:
-    """Say what is wrong with the values of a state: shapes, NaN and infinity, and overflow in the parameter's dtype."""
-    problems = []
-    for name, value in state.items():
-        for leaf in leaves(value):
-            why = _problem(name, leaf, parameter)
-            if why:
-                problems.append(f"{name} {why}")
-    return problems
+def state_problems(state: Mapping[str, Any], parameter: Tensor, optimizer: Optimizer) -> list[str]:
+    """Say what is wrong with the values of a state: shapes, NaN, infinity, and overflow in the parameter's dtype."""
+    return [
+        f"{name} {why}"
+        for name, value in state.items()
+        for leaf in leaves(value)
+        if (why := _problem(name, leaf, parameter, optimizer))
+    ]
 
 
-def _problem(name: str, leaf: object, parameter: Tensor) -> str:
+def _problem(name: str, leaf: object, parameter: Tensor, optimizer: Optimizer) -> str:
     if not isinstance(leaf, Tensor):
         return f"is {leaf}" if isinstance(leaf, float) and not math.isfinite(leaf) else ""
     shape, whole = list(leaf.shape), list(parameter.shape)
-    if shape != whole and (name in ELEMENTWISE or not set(shape) <= {1, *whole}):
+    # Novograd and its like keep one number where Adam keeps a tensor.
+    strict = name in ELEMENTWISE and (leaf.ndim > 0 or is_torchs(optimizer))
+    if shape != whole and (strict or not set(shape) <= {1, *whole}):
         return f"of shape {shape}, and its parameter is {whole}"
     if not leaf.is_floating_point():
         return ""
@@ -173,7 +177,7 @@ def _state_at(places: Sequence[_Place]) -> tuple[ParameterState, Conversion]:
         raise _ResetError("the target ties what the source keeps different states for")
     conversion, short = having[0]
     state = ParameterState.of(first)
-    strange = [name for name, value in state.items() if not all(map(_is_plain, leaves(value)))]
+    strange = [str(name) for name, value in state.items() if not all(map(_is_plain, leaves(value)))]
     if strange:
         raise _ResetError(f"{', '.join(strange)} is neither numbers nor a plain tensor")
     if conversion.handler is None:
@@ -234,18 +238,13 @@ def _require_some(
     if reasons == ["the source has none"]:
         next_step = "Checkpoint.from_model(model, optimizer) of a live source, or load_states=False"
     raise TransferError(
-        f"load_states=True, and no optimizer state could be moved ({'; '.join(reasons)}); the model is bit for bit as "
-        f"it was. {told[0] if told else f'Next step: {next_step}'}"
+        f"load_states=True, and no optimizer state could be moved ({'; '.join(reasons)}); the model is bit for bit "
+        f"as it was. {f'The source says: {told[0]}' if told else f'Next step: {next_step}'}"
     )
 
 
-def _check(states: Mapping[nn.Parameter, State | None], keys: Mapping[nn.Parameter, str]) -> None:
+def _require_sound(problems: Sequence[str]) -> None:
     """Refuse states that would break the training, as weights are refused."""
-    problems = [
-        f"  {keys[parameter]}: {problem}"
-        for parameter, state in states.items()
-        for problem in state_problems(state or {}, parameter)
-    ]
     if problems:
         raise TransferError(
             "these optimizer states are broken; the model is bit for bit as it was:\n"

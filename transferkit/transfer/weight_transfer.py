@@ -53,7 +53,8 @@ class WeightTransfer:
             aims handlers at layers, ``{"features.0": "input_channels"}``.
         on_mismatch: ``"error"``, or ``"adapt"`` to try every registered handler on what does not fit.
         allow_missing: Globs (``"classifier.*"``) or a rule for what the source need not have.
-        load_states: Also move optimizer state (momentum, moving averages, step counts) of the layers.
+        load_states: Also move optimizer state (momentum, moving averages, step counts) of the layers. The source's
+            optimizer must be of the same class, or, in a file that names none, have the same hyperparameters.
         device: Where parameters of a model on the meta device are materialized.
 
     Example:
