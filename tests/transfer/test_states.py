@@ -334,7 +334,7 @@ def test_broken_states_are_not_moved(kind):
 STRANGE = [None, {}, [], object(), "text", torch.ones(3), {"momentum_buffer": None}, {0: 1}, {"a": [[[]]]}]
 
 
-@pytest.mark.parametrize("value", STRANGE, ids=str)
+@pytest.mark.parametrize("value", STRANGE, ids=lambda value: type(value).__name__)
 def test_whatever_either_optimizer_holds_a_transfer_ends_or_changes_nothing(value):
     for side in ("source", "target"):
         for load_states in (False, True):
