@@ -33,6 +33,7 @@ from transferkit.finetune import AveragedWeights, Run, StopEarly, fit, read_run
 from transferkit.finetune.optimizer import build_optimizer
 from transferkit.heads import MultiLabel
 from transferkit.optimization import EarlyStopping, WeightAverage
+from transferkit.transfer import WeightTransfer
 
 
 def test_training_lowers_the_loss_and_records_every_epoch() -> None:
@@ -389,3 +390,11 @@ def test_a_run_file_gives_each_layer_the_state_of_its_own_parameters(tmp_path: P
             assert torch.equal(state["momentum_buffer"], own["momentum_buffer"])
             assert state.made_by == "torch.optim.sgd.SGD"
     assert all(len(layer.states) == 2 for layer in checkpoint)
+
+
+def test_a_transfer_report_as_plain_values_is_taken_as_one(tmp_path: Path) -> None:
+    run = tiny_run()
+    report = WeightTransfer(tiny_run(seed=1).model).apply(run.model)
+    plain = Run(run.model, run.optimizer, run.schedule, run.preprocessing, transfer=report.to_dict())
+    plain.restore(read_run(plain.save(tmp_path / "run.pt")))
+    assert plain.transfer.copied == report.copied

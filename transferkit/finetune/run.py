@@ -114,6 +114,10 @@ class Run:
     average: AveragedWeights | None = None
     stopping: StopMemory | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.transfer, Mapping):  # as earlier versions kept it
+            self.transfer = TransferReport.from_dict(dict(self.transfer))
+
     @property
     def device(self) -> torch.device:
         """The device of the model."""
