@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 __all__ = ["Layer", "layers_of"]
 
-_EMPTY: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
+_EMPTY: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 _KINDS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("conv", (nn.modules.conv._ConvNd,)),
@@ -60,7 +61,8 @@ class Layer:
             ``"other"``, which is also what is not known. From the module's type in a live model; inferred from the
             names and dimensions of the tensors in a file. Norms of unknown types are told by their tensors in both.
         tensors: Parameters and buffers by short name (``weight``, ``running_mean``), in definition order.
-        states: Optimizer state by tensor and then by state name: ``states["weight"]["momentum_buffer"]``.
+        states: Optimizer state by tensor and then by state name: ``states["weight"]["momentum_buffer"]``; tensors,
+            numbers, or what else the optimizer keeps.
         module: The module itself where the layer is part of a live model, else ``None``.
         raw_index: The layer's number in the file's own count, where it has one (neon counts poolings too).
         keys: State-dict keys of tensors whose short name here differs from the one in their file.
@@ -72,7 +74,7 @@ class Layer:
     name: str
     kind: str
     tensors: Mapping[str, Tensor]
-    states: Mapping[str, Mapping[str, Tensor]] = field(default_factory=lambda: _EMPTY)
+    states: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _EMPTY)
     module: nn.Module | None = None
     raw_index: int | None = None
     keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -207,7 +209,7 @@ def _persistent_buffers(name: str, module: nn.Module) -> Iterator[tuple[str, Ten
 
 def layers_from_tensors(
     tensors: Mapping[str, Tensor],
-    states: Mapping[str, Mapping[str, Tensor]] = _EMPTY,
+    states: Mapping[str, Mapping[str, Any]] = _EMPTY,
     raw_index: Mapping[str, int] = MappingProxyType({}),
     *,
     paths: Mapping[str, str] = MappingProxyType({}),
@@ -227,7 +229,7 @@ def layers_from_tensors(
         >>> layers_from_tensors({"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)})
         (Layer(0, 'fc', linear: weight [2, 3], bias [2]),)
     """
-    own_states: dict[str, dict[str, Mapping[str, Tensor]]] = {}
+    own_states: dict[str, dict[str, Mapping[str, Any]]] = {}
     for key, state in states.items():
         name, short = split_key(key)
         own_states.setdefault(name, {})[short] = state

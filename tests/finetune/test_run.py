@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import random
@@ -9,12 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
 
 from tests.finetune.tiny import SETTINGS, Stream, tiny_run
+from transferkit.checkpoints import read_checkpoint
 from transferkit.errors import (
     ArgumentError,
     CheckpointError,
@@ -23,8 +29,11 @@ from transferkit.errors import (
     StateError,
     TransferError,
 )
-from transferkit.finetune import fit, read_run
+from transferkit.finetune import AveragedWeights, Run, StopEarly, fit, read_run
 from transferkit.finetune.optimizer import build_optimizer
+from transferkit.heads import MultiLabel
+from transferkit.optimization import EarlyStopping, WeightAverage
+from transferkit.transfer import WeightTransfer
 
 
 def test_training_lowers_the_loss_and_records_every_epoch() -> None:
@@ -193,3 +202,199 @@ def test_every_kill_leaves_a_run_that_goes_on(tmp_path: Path, root: Path) -> Non
             epochs.append(run.epoch)
     assert epochs == sorted(epochs)
     assert epochs and epochs[-1] > 0
+
+
+# A run fits, or the one that was to resume it is bit for bit as it was.
+
+
+def everything(run: Run) -> dict[str, object]:
+    """A copy of all that a restoration writes to."""
+    return copy.deepcopy(
+        {
+            "model": dict(run.model.state_dict()),
+            "optimizer": run.optimizer.state_dict(),
+            "schedule": run.schedule.state_dict(),
+            "random": torch.get_rng_state(),
+            "plain": [run.epoch, run.history, run.transfer, run.sampler_state, run.stopping],
+            "average": run.average and run.average.state_dict(),
+        }
+    )
+
+
+def equal(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def averaged_run(seed: int = 0, decay: float = 0.9) -> Run:
+    run = tiny_run(seed=seed)
+    run.average = AveragedWeights(run.model, run.optimizer, WeightAverage(decay), steps_per_epoch=5)
+    return run
+
+
+@pytest.fixture(scope="module")
+def saved_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = averaged_run()
+    fit(run, Stream(), epochs=2, stop=StopEarly(EarlyStopping(), lambda run: -run.history[-1].loss))
+    return run.save(tmp_path_factory.mktemp("run") / "run.pt")
+
+
+def nested(state: dict[str, object], *keys: object) -> dict[object, object]:
+    for key in keys:
+        state = state[key]
+    return state
+
+
+PARTS = (
+    "epoch",
+    "history",
+    "frozen",
+    "transfer",
+    "sampler",
+    "random",
+    "schedule",
+    "optimizer",
+    "model",
+    "average",
+)
+SPOILT: dict[str, Callable[[dict[str, object]], object]] = {
+    **{f"no {part}": lambda state, part=part: state.pop(part) for part in PARTS},
+    **{f"{part} a number": lambda state, part=part: state.update({part: 7.5}) for part in PARTS},
+    "unknown field": lambda state: state["history"][0].update(nonsense=1),
+    "short random state": lambda state: state["random"].update(cpu=torch.zeros(3, dtype=torch.uint8)),
+    "momentum of another shape": lambda state: nested(state, "optimizer", "state", 0).update(
+        momentum_buffer=torch.zeros(9)
+    ),
+    "NaN momentum": lambda state: nested(state, "optimizer", "state", 0)["momentum_buffer"].fill_(math.nan),
+    "half a state": lambda state: (
+        nested(state, "optimizer", "state", 0).clear()
+        or nested(state, "optimizer", "state", 0).update(exp_avg=torch.zeros(8, 3, 3, 3))
+    ),
+    "NaN weight": lambda state: state["model"]["0.weight"].fill_(math.nan),
+    "NaN average": lambda state: state["average"]["average"]["module.0.weight"].fill_(math.nan),
+    "a weight less": lambda state: state["model"].pop("7.bias"),
+    "a weight more": lambda state: state["model"].update({"8.weight": torch.zeros(2)}),
+    "another dtype": lambda state: state["model"].update({"7.bias": state["model"]["7.bias"].half()}),
+    "other parameters": lambda state: nested(state, "optimizer", "param_groups", 0)["param_names"].reverse(),
+    "another optimizer": lambda state: state["optimizer"].update(optimizer_class="torch.optim.muon.Muon"),
+    "another schedule": lambda state: state.update(schedule_class="torch.optim.lr_scheduler.StepLR"),
+    "more groups": lambda state: state["schedule"]["base_lrs"].append(1),
+    "another objective": lambda state: state.update(objective="MultiLabel(positive_weight=1.0)"),
+    "an image loss": lambda state: state.update(image_loss="ImageLoss()"),
+    "other pixels": lambda state: state["preprocessing"].update(scale=1),
+    "another memory": lambda state: state["stopping"]["best"].pop("0.weight"),
+    "another average": lambda state: state["average"].update(settings="WeightAverage(decay=0.5)"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_run_that_does_not_fit_changes_nothing(kind: str, saved_run: Path) -> None:
+    state = read_run(saved_run)
+    SPOILT[kind](state)
+    run = averaged_run(seed=4)
+    fit(run, Stream(), epochs=1)
+    before = everything(run)
+    with pytest.raises((StateError, TransferError)):
+        run.restore(state)
+    assert equal(before, everything(run))
+    run.restore(read_run(saved_run))
+    assert not equal(before, everything(run)) and run.epoch == 2
+
+
+def test_a_failure_while_writing_is_taken_back(saved_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner, name in ((SGD, "load_state_dict"), (LambdaLR, "load_state_dict"), (torch, "set_rng_state")):
+        run = averaged_run(seed=4)
+        fit(run, Stream(), epochs=1)
+        before, real, left = everything(run), getattr(owner, name), [1]
+
+        def fail(*args: object, real: object = real, left: list[int] = left) -> object:
+            result = real(*args)
+            if left:
+                left.pop()
+                raise RuntimeError("injected")
+            return result
+
+        with monkeypatch.context() as patch, pytest.raises(StateError, match="injected"):
+            patch.setattr(owner, name, fail)
+            run.restore(read_run(saved_run))
+        assert equal(before, everything(run))
+
+
+def test_all_that_differs_is_said_at_once(tmp_path: Path) -> None:
+    run = tiny_run(frozen=("0",))
+    run.objective = MultiLabel()
+    fit(run, Stream(), epochs=1)
+    other = averaged_run()
+    with pytest.raises(StateError) as caught:
+        other.restore(read_run(run.save(tmp_path / "run.pt")))
+    for part in ("frozen layers", "groups of", "without an average", "objective is MultiLabel"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["now", "by an earlier version"])
+def test_a_run_is_not_resumed_by_another_optimizer(tmp_path: Path, written: str) -> None:
+    run = tiny_run()
+    fit(run, Stream(), epochs=1)
+    state = read_run(run.save(tmp_path / "run.pt"))
+    if written != "now":
+        state["optimizer"].pop("optimizer_class")
+    other = tiny_run()
+    other.optimizer = torch.optim.AdamW(other.model.parameters())
+    before = everything(other)
+    with pytest.raises(StateError, match="optimizer is of another class: .*AdamW"):
+        other.restore(state)
+    assert equal(before, everything(other))
+
+
+def test_a_run_of_an_earlier_version_is_resumed(saved_run: Path) -> None:
+    """It has neither names nor classes, losses or a memory."""
+    state = read_run(saved_run)
+    for key in ("schedule_class", "objective", "image_loss", "stopping"):
+        del state[key]
+    del state["optimizer"]["optimizer_class"], state["optimizer"]["param_groups"][0]["param_names"]
+    del state["average"]["settings"]
+    run = averaged_run(seed=4)
+    run.restore(state)
+    fit(run, Stream(), epochs=3)
+    whole = averaged_run()
+    fit(whole, Stream(), epochs=3)
+    assert equal(dict(run.tested_model.state_dict()), dict(whole.tested_model.state_dict()))
+
+
+def test_a_restored_run_shares_no_memory_with_the_one_that_it_came_from() -> None:
+    first, second = tiny_run(), tiny_run(seed=1)
+    fit(first, Stream(), epochs=1)
+    second.restore(first.state_dict())
+    before = everything(first)
+    fit(second, Stream(), epochs=2)
+    assert equal(before["optimizer"], first.optimizer.state_dict())
+    assert "param_names" not in second.optimizer.param_groups[0]
+
+
+def test_a_run_file_gives_each_layer_the_state_of_its_own_parameters(tmp_path: Path) -> None:
+    run = tiny_run()
+    run.model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    settings = replace(SETTINGS, transferred=0.1)
+    run.optimizer = build_optimizer(run.model.parameters(), settings, transferred=run.model[0].parameters())
+    run.model(torch.randn(3, 4)).square().sum().backward()
+    run.optimizer.step()
+    checkpoint = read_checkpoint(run.save(tmp_path / "run.pt"))
+    for layer in checkpoint:
+        for short, state in layer.states.items():
+            own = run.optimizer.state[run.model.get_parameter(layer.key(short))]
+            assert torch.equal(state["momentum_buffer"], own["momentum_buffer"])
+            assert state.made_by == "torch.optim.sgd.SGD"
+    assert all(len(layer.states) == 2 for layer in checkpoint)
+
+
+def test_a_transfer_report_as_plain_values_is_taken_as_one(tmp_path: Path) -> None:
+    run = tiny_run()
+    report = WeightTransfer(tiny_run(seed=1).model).apply(run.model)
+    plain = Run(run.model, run.optimizer, run.schedule, run.preprocessing, transfer=report.to_dict())
+    plain.restore(read_run(plain.save(tmp_path / "run.pt")))
+    assert plain.transfer.copied == report.copied

@@ -248,7 +248,7 @@ def _layer(layer: Layer) -> dict[str, Any]:
         "name": layer.name,
         "kind": layer.kind,
         "tensors": {short: _tensor(tensor) for short, tensor in layer.tensors.items()},
-        "states": {short: sorted(states) for short, states in layer.states.items()},
+        "states": {short: sorted(map(str, states)) for short, states in layer.states.items()},
         "elements": layer.elements,
     }
 

@@ -1,80 +1,137 @@
-"""An optimizer's state, given back to the parameters it belongs to.
+"""A saved optimizer's state, given back to the parameters it belongs to.
 
-A saved torch optimizer numbers its parameters by their place in its groups and does not name them. The numbers
-are turned into names only where there is exactly one way to do so.
+A saved torch optimizer numbers its parameters by their place in its groups, and names them only where it was built
+from named parameters. Numbers are turned into names only where there is one way to do so. Within a group the
+parameters are taken to stand in definition order, as is usual; the order of the groups tells nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
+from transferkit.checkpoints._optimizers import ELEMENTWISE, ParameterState, leaves, own_options
 from transferkit.checkpoints.registry import States
+from transferkit.layers import split_key
 from transferkit.memory import shared_groups
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+_NEXT_STEP = (
+    "save an optimizer that was built from model.named_parameters(), which stores their names; or build the source "
+    "model and its optimizer, load both, and give Checkpoint.from_model(model, optimizer)"
+)
 
 _Shape = tuple[int, ...] | None
 
 
-def states_of_optimizer(model: nn.Module, optimizer: Optimizer) -> States:
-    """Return the state of a live optimizer by the names its parameters have in ``model``."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    states = {}
-    for parameter, state in optimizer.state.items():
-        if id(parameter) in names and state:
-            states[names[id(parameter)]] = _as_tensors(state)
-    return states
+@dataclass(frozen=True)
+class _Group:
+    """A parameter group of a saved optimizer: a state for each parameter, and their names where it has them."""
+
+    states: list[Mapping[str, Any]]
+    names: list[str] | None
+    options: Mapping[str, Any]
+    made_by: str
+
+    @property
+    def shapes(self) -> list[_Shape]:
+        return [_shape(state) for state in self.states]
 
 
 def attach_states(
-    tensors: Mapping[str, Tensor], saved: Mapping[str, Any] | None, renamed: Mapping[str, str]
+    tensors: Mapping[str, Tensor], saved: Sequence[Mapping[str, Any]], renamed: Mapping[str, str]
 ) -> tuple[States, list[str]]:
     """Return saved optimizer state by state-dict key, and a note where it was found but not attached.
 
     Args:
         tensors: The state dict, in definition order.
-        saved: ``optimizer.state_dict()``, or ``None``.
+        saved: What ``optimizer.state_dict()`` returned, of each optimizer in the file.
         renamed: New key by old key, for states that are saved by name.
     """
-    state = saved.get("state") if saved else None
-    if not saved or not isinstance(state, Mapping) or not any(state.values()):
+    try:
+        groups = [group for optimizer in saved for group in _groups(optimizer)]
+    except (KeyError, TypeError, AttributeError) as error:
+        return {}, [f"the optimizer's state is left out: not as torch saves it ({error!r})"]
+    if not any(state for group in groups for state in group.states):
         return {}, []
-    groups = [list(group["params"]) for group in saved["param_groups"]]
-    ids = [number for group in groups for number in group]
-    named = [name for group in saved["param_groups"] for name in group.get("param_names", ())]
-    if all(isinstance(number, str) for number in ids):
-        named = ids
-    if len(named) == len(ids):
-        keys: Sequence[str] | None = [renamed.get(name, name) for name in named]
-    else:
-        keys = _keys_by_order(tensors, [_shape(state.get(number)) for number in ids])
-    if keys is None or any(key not in tensors for key in keys):
+    keys = _keys(tensors, groups, renamed)
+    if keys is None:
+        several = f"the file holds {len(saved)} optimizers, and " if len(saved) > 1 else ""
         return {}, [
-            "the optimizer's state is not attached: its parameters cannot be told apart by order and shape"
+            f"{several}the optimizer's state is not attached: its parameters cannot be told apart by names, or by "
+            f"order and shape. Next step: {_NEXT_STEP}"
         ]
     attached = {
-        key: _as_tensors(state[number]) for key, number in zip(keys, ids, strict=True) if state.get(number)
+        key: ParameterState(dict(state), group.made_by, group.options, by_order=group.names is None)
+        for group, names in zip(groups, keys, strict=True)
+        for key, state in zip(names, group.states, strict=True)
+        if state
     }
-    return attached, []
+    return _under_all_names(attached, tensors), []
 
 
-def _keys_by_order(tensors: Mapping[str, Tensor], shapes: Sequence[_Shape]) -> list[str] | None:
-    """Return the keys that the optimizer's parameters have, or ``None`` where more than one answer fits.
+def _groups(saved: Mapping[str, Any]) -> list[_Group]:
+    """Take a saved optimizer apart."""
+    state, made_by = saved["state"], str(saved.get("optimizer_class", ""))
+    groups = []
+    for group in saved["param_groups"]:
+        ids = list(group["params"])
+        names = group.get("param_names") or (ids if all(isinstance(number, str) for number in ids) else None)
+        states = [state.get(number) or {} for number in ids]
+        if not all(isinstance(each, Mapping) for each in states):
+            raise TypeError("a state that is no dict")
+        if names is not None and len(names) != len(ids):
+            raise TypeError("not one name per parameter")
+        groups.append(_Group(states, names and list(names), own_options(group), made_by))
+    stray = set(state) - {number for group in saved["param_groups"] for number in group["params"]}
+    if stray:
+        raise TypeError(f"states of no parameter: {sorted(map(str, stray))}")
+    return groups
 
-    Two orders are in use: definition order, and weights before biases and norms (the usual split for weight
-    decay). Frozen parameters are absent, so the shapes may be found with gaps.
+
+def _keys(
+    tensors: Mapping[str, Tensor], groups: Sequence[_Group], renamed: Mapping[str, str]
+) -> list[list[str]] | None:
+    """Return the keys of each group's parameters, or ``None`` where more than one answer fits, or none."""
+    found = []
+    for group in groups:
+        if group.names is not None:
+            keys: list[str] | None = [renamed.get(name, name) for name in group.names]
+        else:
+            keys = _keys_by_order(tensors, group.shapes, only_one_group=len(groups) == 1)
+        if keys is None or not _agree(tensors, keys, group.shapes):
+            return None
+        found.append(keys)
+    every = [key for keys in found for key in keys]
+    return found if len(set(every)) == len(every) else None
+
+
+def _agree(tensors: Mapping[str, Tensor], keys: Sequence[str], shapes: Sequence[_Shape]) -> bool:
+    """Tell whether there are such tensors, of these shapes."""
+    return all(
+        key in tensors and (shape is None or shape == tuple(tensors[key].shape))
+        for key, shape in zip(keys, shapes, strict=True)
+    )
+
+
+def _keys_by_order(
+    tensors: Mapping[str, Tensor], shapes: Sequence[_Shape], *, only_one_group: bool
+) -> list[str] | None:
+    """Return the keys that a group's parameters have, or ``None`` where more than one answer fits.
+
+    Two orders are in use where there is one group: definition order, and weights before biases and norms (the usual
+    split for weight decay). Frozen parameters are absent, so the shapes may be found with gaps.
     """
     aliases = {key for group in shared_groups(tensors.items()) for key in group[1:]}
-    keys = [key for key in tensors if not key.endswith(_BUFFERS) and key not in aliases]
+    keys = [key for key in tensors if split_key(key)[1] not in _BUFFERS and key not in aliases]
     matrices = [key for key in keys if tensors[key].ndim > 1]
     vectors = [key for key in keys if tensors[key].ndim <= 1]
     fits: list[list[str]] = []
-    for order in (keys, matrices + vectors, vectors + matrices):
+    for order in (keys, matrices + vectors, vectors + matrices) if only_one_group else (keys,):
         fit = _only_embedding(order, [tuple(tensors[key].shape) for key in order], shapes)
         if fit is not None and fit not in fits:
             fits.append(fit)
@@ -105,18 +162,25 @@ def _leftmost(have: Sequence[tuple[int, ...]], wanted: Sequence[_Shape]) -> list
     return places
 
 
-def _shape(state: Mapping[str, Any] | None) -> _Shape:
-    """Return the shape of a state's parameter, or ``None`` where the state holds only scalars."""
-    shapes = [
-        tuple(value.shape) for value in (state or {}).values() if isinstance(value, Tensor) and value.ndim
-    ]
-    return max(shapes, key=len) if shapes else None
+def _shape(state: Mapping[str, Any]) -> _Shape:
+    """Return the shape of a state's parameter, or ``None`` where its states do not tell it."""
+    shapes = {name: leaf.shape for name, value in state.items() for leaf in leaves(value) if _has_shape(leaf)}
+    whole = [shape for name, shape in shapes.items() if name in ELEMENTWISE]
+    try:
+        # Adafactor keeps a row (n, 1) and a column (1, m) for a parameter (n, m).
+        return tuple(torch.broadcast_shapes(*(whole or shapes.values()))) if shapes else None  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return None
 
 
-def _as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a state; numbers such as a step count become tensors without dimensions."""
-    return {
-        name: value if isinstance(value, Tensor) else torch.tensor(value)
-        for name, value in state.items()
-        if isinstance(value, Tensor | int | float)
-    }
+def _has_shape(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0
+
+
+def _under_all_names(attached: States, tensors: Mapping[str, Tensor]) -> States:
+    """Give a tied parameter's state to each of its names: another model may define them in another order."""
+    every = dict(attached)
+    for names in shared_groups(tensors.items()):
+        having = [name for name in names if name in attached]
+        every |= {name: attached[having[0]] for name in names if having}
+    return {key: every[key] for key in tensors if key in every}

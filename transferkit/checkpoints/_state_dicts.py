@@ -83,13 +83,12 @@ def contents_of(
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     notes = [*_choice_note(path, candidates), *_leftover_note(found)]
     beside = _parent(saved, path)
-    if optimizer_state is None:
-        optimizer_state = _optimizer_beside(beside)
+    optimizers = [optimizer_state] if optimizer_state else _optimizers_beside(beside)
     check_tensors(tensors)
     renamed = bare_keys(tensors)
     notes += _prefix_note(renamed) + _parametrization_note(tensors)
     tensors = {renamed[name]: tensor.detach() for name, tensor in tensors.items()}
-    states, note = attach_states(tensors, optimizer_state, renamed)
+    states, note = attach_states(tensors, optimizers, renamed)
     return Contents(
         tensors,
         states,
@@ -144,14 +143,13 @@ def _parent(saved: object, path: KeyPath) -> Mapping[str, Any]:
     return around if is_mapping(around) else {}
 
 
-def _optimizer_beside(around: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the one optimizer state dict beside a state dict, if there is exactly one."""
+def _optimizers_beside(around: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the optimizers' state dicts beside a state dict."""
     found: list[object] = []
     for key in OPTIMIZER_KEYS:
         value = around.get(key)
-        found += value if isinstance(value, list) else [value]
-    states = [state for state in found if is_mapping(state) and "state" in state and "param_groups" in state]
-    return states[0] if len(states) == 1 else None
+        found += list(value) if isinstance(value, list | tuple) else [value]
+    return [state for state in found if is_mapping(state) and "state" in state and "param_groups" in state]
 
 
 def _plain_values(around: Mapping[str, Any]) -> dict[str, Any]:

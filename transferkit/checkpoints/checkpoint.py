@@ -24,9 +24,9 @@ from transferkit.checkpoints import (  # noqa: F401  importing a reader register
     _torch_legacy,
     _torch_zip,
 )
-from transferkit.checkpoints._optimizer_state import states_of_optimizer
+from transferkit.checkpoints._optimizers import ParameterState, states_of
 from transferkit.checkpoints._state_dicts import bare_layers, contents_of
-from transferkit.checkpoints.registry import Contents, ReadOptions, States, find_format, format_named
+from transferkit.checkpoints.registry import Contents, ReadOptions, find_format, format_named
 from transferkit.errors import (
     CheckpointError,
     LayerNotFoundError,
@@ -119,7 +119,8 @@ class Checkpoint(Sequence[Layer]):
 
         Args:
             state_dict: Tensors by full key; shared, not copied.
-            optimizer_state: ``optimizer.state_dict()``, attached to the layers by parameter order.
+            optimizer_state: ``optimizer.state_dict()``, attached to the layers by the names of its parameters, or
+                else by their order where that can be done in one way; a note says where it cannot.
             key: Dotted path of the state dict within ``state_dict``; ``None`` finds it.
 
         Raises:
@@ -134,12 +135,17 @@ class Checkpoint(Sequence[Layer]):
 
         Args:
             model: Any module.
-            optimizer: An optimizer of its parameters; its state is attached to their layers.
+            optimizer: An optimizer of its parameters; its state is attached to their layers. One that keeps states
+                of its own around another optimizer's is left out with a note.
         """
         layers, set_aside = bare_layers(model)
-        notes = [f"set aside the prefixes of wrappers: {listed(list(set_aside))}"] if set_aside else []
-        states = {} if optimizer is None else states_of_optimizer(model, optimizer)
-        own = [replace(layer, states=_states_of(layer, states)) for layer in layers]
+        states, notes = ({}, []) if optimizer is None else states_of(optimizer)
+        if set_aside:
+            notes = [*notes, f"set aside the prefixes of wrappers: {listed(list(set_aside))}"]
+        own = [
+            replace(layer, states={s: states[id(t)] for s, t in layer.tensors.items() if id(t) in states})
+            for layer in layers
+        ]
         return cls(own, format="model", notes=notes, model=model)
 
     @property
@@ -167,7 +173,8 @@ class Checkpoint(Sequence[Layer]):
         """Return the checkpoint with every tensor on a device; the same object where ``device`` is ``None``."""
         if device is None:
             return self
-        layers = self._mapped(lambda tensors: move(tensors, device))
+        moved = move(self.state_dict(), device)
+        layers = self._with(moved, lambda state: state.to(device))
         return Checkpoint(
             layers,
             format=self.format,
@@ -179,17 +186,18 @@ class Checkpoint(Sequence[Layer]):
 
     def _in_memory(self) -> Checkpoint:
         """Return the checkpoint with copies of its tensors, which need no file any more."""
-        layers = self._mapped(copied)
+        layers = self._with(copied(self.state_dict()), ParameterState.copied)
         return Checkpoint(layers, format=self.format, notes=self.notes, metadata=self.metadata)
 
-    def _mapped(self, change: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> list[Layer]:
-        """Return the layers with all tensors changed at once, and each one's optimizer states."""
-        changed = change(self.state_dict())
+    def _with(
+        self, tensors: Mapping[str, Tensor], change: Callable[[ParameterState], ParameterState]
+    ) -> list[Layer]:
+        """Return the layers with other tensors by full key, and with their optimizer states changed."""
         return [
             replace(
                 layer,
-                tensors={short: changed[layer.key(short)] for short in layer.tensors},
-                states={short: change(state) for short, state in layer.states.items()},
+                tensors={short: tensors[layer.key(short)] for short in layer.tensors},
+                states={short: change(ParameterState.of(state)) for short, state in layer.states.items()},
             )
             for layer in self.layers
         ]
@@ -233,12 +241,6 @@ class Checkpoint(Sequence[Layer]):
     @property
     def _where(self) -> str:
         return f"the {self.format}" if self.source is None else str(self.source)
-
-
-def _states_of(layer: Layer, states: States) -> dict[str, Mapping[str, Tensor]]:
-    """Return the optimizer state of one layer of a model, by its tensors' short names."""
-    raw = replace(layer, name=layer.path or layer.name)
-    return {short: states[raw.key(short)] for short in layer.tensors if raw.key(short) in states}
 
 
 def _digest(path: Path) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transferkit.errors import ArgumentError, CheckpointError
 from transferkit.registry import Registry
 
-States = Mapping[str, Mapping[str, Tensor]]
+States = Mapping[str, Mapping[str, Any]]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Subset
 
+from transferkit.checkpoints import Checkpoint
 from transferkit.datasets import Presence
 from transferkit.errors import ArgumentError, StateError
 from transferkit.finetune.on_features import AS_THEY_ARE
 from transferkit.finetune.protocol import Optimization, Protocol
-from transferkit.finetune.run import Run, build_run
+from transferkit.finetune.run import Run, StopMemory, build_run
 from transferkit.finetune.scoring import fill_scorer
 from transferkit.finetune.settings import LoopSettings
 from transferkit.finetune.training import fit
 from transferkit.optimization import EarlyStopping, HeldOut, HeldOutChoice, hold_out
 from transferkit.progress import Progress
 from transferkit.scorer import PatchLog
+from transferkit.transfer import WeightTransfer
 
 _MeanAPs: TypeAlias = Mapping[int, tuple[float, ...]]  # by 1-based epoch, for each exponent
 
@@ -34,9 +36,7 @@ class StopEarly:
             average precision of ``run.tested_model`` on photos held out by
             :func:`~transferkit.optimization.hold_out`. It must return the same on all ranks.
 
-    Attributes:
-        measures: One value per measured epoch.
-        best_epoch: The best epoch so far, 1-based; 0 before the first one.
+    What it remembers is saved with the run, so that a resumed run stops where it would have without the break.
 
     Example:
         >>> stop = StopEarly(EarlyStopping(patience=2), measure=lambda run: run.history[-1].accuracy)
@@ -46,28 +46,59 @@ class StopEarly:
 
     def __init__(self, rule: EarlyStopping, measure: Callable[[Run], float]) -> None:
         self.rule, self.measure = rule, measure
-        self.measures: list[float] = []
-        self.best_epoch = 0
-        self._best: dict[str, Tensor] | None = None
+        self._memory = StopMemory()
+
+    @property
+    def measures(self) -> list[float]:
+        """One value per measured epoch."""
+        return self._memory.measures
+
+    @property
+    def best_epoch(self) -> int:
+        """The best epoch so far, 1-based; 0 before the first one."""
+        return self._memory.best_epoch
 
     def __call__(self, run: Run) -> bool:
         """Measure the run and tell whether to stop."""
-        self.measures.append(self.measure(run))
-        if self.rule.best(self.measures) == len(self.measures) - 1:
-            self.best_epoch = run.epoch
-            self._best = {key: tensor.detach().clone() for key, tensor in run.tested_model.state_dict().items()}
+        self._recall(run)
+        old = self._memory
+        measures = [*old.measures, float(self.measure(run))]
+        if self.rule.best(measures) == len(measures) - 1:
+            best = {key: tensor.detach().clone() for key, tensor in run.tested_model.state_dict().items()}
+            self._memory = StopMemory(measures, run.epoch, run.epoch, best)
+        else:
+            self._memory = StopMemory(measures, run.epoch, old.best_epoch, old.best)
+        run.stopping = self._memory
+        return self.rule.stop(measures)
+
+    def catch_up(self, run: Run) -> bool:
+        """Recall what a resumed run remembers; tell whether it had to stop.
+
+        A run is saved before its last epoch is measured, which is made up for here.
+        """
+        self._recall(run)
+        if run.stopping is not self._memory:
+            run.stopping = self._memory
+        elif run.epoch > self._memory.epoch:
+            return self(run)
         return self.rule.stop(self.measures)
 
     def restore(self, run: Run) -> int:
-        """Load the best epoch's weights into ``run.tested_model``; return that epoch, 1-based.
+        """Load the best epoch's weights into ``run.tested_model``, all or nothing; return that epoch, 1-based.
 
         Raises:
             StateError: No epoch was measured yet.
         """
-        if self._best is None:
+        self._recall(run)
+        if self._memory.best is None:
             raise StateError("no epoch was measured; pass this to fit(..., stop=...) first")
-        run.tested_model.load_state_dict(self._best)
+        WeightTransfer(Checkpoint.from_state_dict(self._memory.best)).apply(run.tested_model)
         return self.best_epoch
+
+    def _recall(self, run: Run) -> None:
+        """Take the memory of a run that was just restored."""
+        if run.stopping is not None and run.stopping.restored:
+            self._memory = run.stopping = replace(run.stopping, restored=False)
 
 
 @dataclass(frozen=True)

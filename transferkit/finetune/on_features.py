@@ -19,7 +19,7 @@ from transferkit.features.shared import PyramidScales
 from transferkit.finetune.protocol import Protocol
 from transferkit.finetune.run import EpochRecord, Run
 from transferkit.finetune.settings import LoopSettings
-from transferkit.finetune.training import fit
+from transferkit.finetune.training import fit, has_stopped
 from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress
 from transferkit.sampler import MultiscaleSampler
@@ -152,6 +152,8 @@ def fit_on_features(
     Returns:
         ``run.history``.
     """
+    if has_stopped(run, stop):
+        return run.history
     part = replace(run, model=rest, preprocessing=AS_THEY_ARE)
 
     def brought_back(call: Callable[[Run], Any] | None) -> Callable[[Run], Any]:

@@ -9,10 +9,11 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from transferkit.errors import ArgumentError, StateError, require
+from transferkit.checkpoints import Checkpoint
+from transferkit.errors import ArgumentError, StateError, TransferKitError, require
 from transferkit.finetune.protocol import Optimization
 from transferkit.optimization import WeightAverage
-from transferkit.transfer import TransferReport
+from transferkit.transfer import TransferReport, WeightTransfer
 
 
 def build_optimizer(
@@ -168,21 +169,22 @@ class AveragedWeights:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of steps and the average's state, whose tensors are not copied."""
-        return {"steps": self.steps, "average": self._average.state_dict()}
+        return {"steps": self.steps, "average": self._average.state_dict(), "settings": repr(self.settings)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a saved state.
+        """Load a saved state, all of it or nothing.
 
         Raises:
             StateError: The state belongs to another model.
         """
         try:
-            self._average.load_state_dict(state["average"])
-        except (KeyError, RuntimeError) as error:
+            saved, steps = state["average"], int(state["steps"])
+            WeightTransfer(Checkpoint.from_state_dict(saved)).apply(self._average)
+        except (KeyError, TypeError, ValueError, TransferKitError) as error:
             raise StateError(
                 f"the saved average of weights is of another model: {error}; build the model that it was saved with"
             ) from error
-        self.steps = state["steps"]
+        self.steps = steps
 
     def _after_step(self, *_: object) -> None:
         self.steps += 1

@@ -14,14 +14,15 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from transferkit.checkpoints import Checkpoint
-from transferkit.errors import CheckpointError, MissingFileError, StateError
+from transferkit.checkpoints._optimizers import name_of
+from transferkit.errors import CheckpointError, MissingFileError, require
 from transferkit.files import write_atomically
+from transferkit.finetune import _restoring as restoring
 from transferkit.finetune.optimizer import AveragedWeights, build_optimizer, build_schedule
 from transferkit.finetune.protocol import Optimization, Protocol
 from transferkit.heads import SINGLE_LABEL, ImageLoss, Objective
 from transferkit.preprocessing import Preprocessing
-from transferkit.transfer import TransferReport, WeightTransfer
+from transferkit.transfer import TransferReport
 
 FORMAT = "transferkit-run"
 VERSION = 1
@@ -58,6 +59,25 @@ class EpochRecord:
         )
 
 
+@dataclass(frozen=True)
+class StopMemory:
+    """What early stopping remembers between epochs; it is saved with the run.
+
+    Attributes:
+        measures: One value per measured epoch.
+        epoch: The last measured epoch, 1-based; 0 before the first one.
+        best_epoch: The best epoch, 1-based; 0 before the first one.
+        best: The best epoch's weights; ``None`` before the first one.
+        restored: Whether it comes from a saved run.
+    """
+
+    measures: list[float] = field(default_factory=list)
+    epoch: int = 0
+    best_epoch: int = 0
+    best: dict[str, torch.Tensor] | None = None
+    restored: bool = False
+
+
 @dataclass
 class Run:
     """A model in training, with its optimizer, schedule, history and everything else needed to resume.
@@ -76,6 +96,7 @@ class Run:
         objective: Loss of the patches, and the probabilities that belong to it.
         image_loss: Additional loss on the scores of whole images.
         average: EMA or plain average of the model's weights, updated during training.
+        stopping: What :class:`~transferkit.finetune.StopEarly` remembers; ``None`` without it.
     """
 
     model: nn.Module
@@ -91,6 +112,11 @@ class Run:
     objective: Objective = SINGLE_LABEL
     image_loss: ImageLoss | None = None
     average: AveragedWeights | None = None
+    stopping: StopMemory | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.transfer, Mapping):  # as earlier versions kept it
+            self.transfer = TransferReport.from_dict(dict(self.transfer))
 
     @property
     def device(self) -> torch.device:
@@ -115,11 +141,15 @@ class Run:
             "frozen": list(self.frozen),
             "transfer": self.transfer.to_dict() if self.transfer else None,
             "sampler": self.sampler_state,
-            "random": _random_state(self.device),
+            "random": restoring.random_state(self.device),
             "schedule": self.schedule.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "schedule_class": name_of(type(self.schedule)),
+            "objective": restoring.described(self.objective),
+            "image_loss": restoring.described(self.image_loss),
+            "optimizer": restoring.optimizer_state(self.optimizer, self.model),
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "stopping": None if self.stopping is None else vars(self.stopping),
         }
 
     def save(self, path: str | os.PathLike[str], *, keep: int = 1) -> Path:
@@ -143,39 +173,21 @@ class Run:
     def restore(self, state: dict[str, Any]) -> None:
         """Load a saved state: model, optimizer, schedule, random number generators and history.
 
+        Everything is checked first. Whatever fails, the run is as it was.
+
         Args:
             state: Return value of :func:`read_run`.
 
         Raises:
-            TransferError: The model has another architecture; the message compares both layer by layer.
-            StateError: The run was saved with other frozen layers, other parameter groups, or differs in whether the
-                weights are averaged.
+            TransferError: The model has another architecture or dtype; the message compares both layer by layer.
+            StateError: The run was saved with other frozen layers, another optimizer, schedule, loss, average or
+                preprocessing, or lacks something. The message lists all that differs.
         """
-        frozen = tuple(state["frozen"])
-        if frozen != self.frozen:
-            only_here, only_there = set(self.frozen) - set(frozen), set(frozen) - set(self.frozen)
-            raise StateError(
-                "the run was saved with other frozen layers: "
-                f"only now {sorted(only_here) or 'none'}, only then {sorted(only_there) or 'none'}; "
-                "freeze the same layers to resume it"
-            )
-        average = state.get("average")
-        if (average is None) != (self.average is None):
-            was, now = ("with", "without") if self.average is None else ("without", "with")
-            raise StateError(
-                f"the run was saved {was} an average of its weights, and is restored {now} one; "
-                "give the protocol that it was trained with"
-            )
-        WeightTransfer(Checkpoint.from_state_dict(state["model"])).apply(self.model)
-        _load_optimizer(self.optimizer, state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.epoch = state["epoch"]
-        self.history = [EpochRecord(**record) for record in state["history"]]
-        self.transfer = report_of(state)
-        self.sampler_state = state["sampler"]
-        _set_random_state(state["random"], self.device)
+        problems = restoring.Problems()
+        attributes = _attributes_in(state, problems)
+        restoring.check(self, state, problems)
+        problems.check()
+        restoring.write(self, state, attributes)
 
 
 def build_run(
@@ -301,30 +313,23 @@ def _keep_history(path: Path, epoch: int, keep: int) -> None:
         old.unlink()
 
 
-def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load the optimizer's state, but keep ``fused`` and ``foreach``, which depend on this device."""
-    ways: list[dict[str, Any]] = [
-        {name: group[name] for name in ("fused", "foreach") if name in group}
-        for group in optimizer.param_groups
-    ]
-    try:
-        optimizer.load_state_dict(state)
-    except ValueError as error:
-        raise StateError(
-            f"the run's optimizer does not fit: {error}; train the same parameters, with the same separate learning "
-            "rates for transferred ones, to resume it"
-        ) from error
-    for group, way in zip(optimizer.param_groups, ways, strict=True):
-        group.update(way)
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    """Return the state of the generators that dropout draws from: the CPU's and the device's own."""
-    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"][0], device)
+def _attributes_in(state: Mapping[str, Any], problems: restoring.Problems) -> dict[str, Any]:
+    """Return the plain attributes of a saved run, as far as they can be read."""
+    found: dict[str, Any] = {}
+    with problems.looking_at("epoch"):
+        require(
+            type(state["epoch"]) is int and state["epoch"] >= 0, "epoch", "zero or positive", state["epoch"]
+        )
+        found["epoch"] = state["epoch"]
+    with problems.looking_at("history"):
+        found["history"] = [EpochRecord(**record) for record in state["history"]]
+    with problems.looking_at("transfer"):
+        found["transfer"] = report_of(state)
+    with problems.looking_at("sampler"):
+        sampler = state["sampler"]
+        require(sampler is None or isinstance(sampler, Mapping), "sampler", "a state dict or None", sampler)
+        found["sampler_state"] = sampler
+    with problems.looking_at("stopping"):
+        memory = state.get("stopping")
+        found["stopping"] = None if memory is None else StopMemory(**{**memory, "restored": True})
+    return found

@@ -50,6 +50,8 @@ def fit(
         ``run.history``.
     """
     stepper = Stepper(run, loop)
+    if has_stopped(run, stop):
+        return run.history
     while run.epoch < epochs:
         train_epoch(run, sampler, loop=loop, stepper=stepper, progress=progress)
         loop = replace(loop, profile=None)
@@ -58,6 +60,12 @@ def fit(
         if stop is not None and stop(run):
             break
     return run.history
+
+
+def has_stopped(run: Run, stop: Callable[[Run], bool] | None) -> bool:
+    """Tell whether a rule that remembers, such as ``StopEarly``, had ended the run before it was resumed."""
+    catch_up = getattr(stop, "catch_up", None)
+    return catch_up is not None and bool(catch_up(run))
 
 
 def train_epoch(

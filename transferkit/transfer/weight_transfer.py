@@ -54,7 +54,8 @@ class WeightTransfer:
             aims handlers at layers, ``{"features.0": "input_channels"}``.
         on_mismatch: ``"error"``, or ``"adapt"`` to try every registered handler on what does not fit.
         allow_missing: Globs (``"classifier.*"``) or a rule for what the source need not have.
-        load_states: Also move optimizer state (momentum, moving averages, step counts) of the layers.
+        load_states: Also move optimizer state (momentum, moving averages, step counts) of the layers. The source's
+            optimizer must be of the same class, or, in a file that names none, have the same hyperparameters.
         device: Where parameters of a model on the meta device are materialized.
 
     Example:
@@ -126,18 +127,21 @@ class WeightTransfer:
         target, plan, conversions = self._prepare(model, optimizer)
         plan.check()
         written = {entry.key for entry in plan.entries if entry.bucket in WRITTEN}
-        writes = stage(conversions, written, {e.key: e.tied_to for e in plan.entries if e.tied_to})
+        tied_to = {e.key: e.tied_to for e in plan.entries if e.tied_to}
+        writes = stage(conversions, written, tied_to)
         unread = unchecked(writes, {*plan.adapted, *plan.cast})
-        moved = move_states(optimizer, conversions, written) if self.load_states and optimizer else NO_STATES
+        moved = NO_STATES
+        if self.load_states and optimizer is not None:
+            moved = move_states(optimizer, conversions, written, tied_to, self.source.notes)
+        notes = [f"{len(unread)} large tensors were not searched for NaN"] if unread else []
         if optimizer is not None:
             require_real(optimizer)
+            notes += [*moved.notes, *optimizer_notes(model, optimizer, moved.states)]
         with Transaction() as transaction:
             made = materialize(target, plan.entries, self.device, transaction)
             if optimizer is not None:
                 install_states(optimizer, moved.states, transaction)
             transaction.write([write.onto(made.get(place_of(write.destination))) for write in writes])
-        notes = [f"{len(unread)} large tensors were not searched for NaN"] if unread else []
-        notes += optimizer_notes(model, optimizer, moved.states) if optimizer is not None else []
         return TransferReport.of(
             plan, states=moved.lines, notes=(*plan.notes, *notes), parameters=_parameters(model, plan)
         )

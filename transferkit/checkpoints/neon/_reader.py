@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transferkit.checkpoints._optimizers import ParameterState, name_of
 from transferkit.checkpoints.neon._dropout import DropoutPlan, plan_dropout
 from transferkit.checkpoints.neon._layouts import NotConvertibleError, layout_of
 from transferkit.checkpoints.neon._records import (
@@ -115,7 +116,7 @@ class _Converted:
     name: str
     number: int
     tensors: Mapping[str, Tensor]
-    states: Mapping[str, Mapping[str, Tensor]]
+    states: Mapping[str, ParameterState]
     problem: str = ""
 
 
@@ -123,7 +124,7 @@ def _converted(pair: _Pair, scale: float, optimizer: Any) -> _Converted:
     """Convert a layer: rearrange its arrays, scale them for dropout, join the bias."""
     record = pair.weights
     tensors: dict[str, Tensor] = {}
-    states: dict[str, dict[str, Tensor]] = {}
+    states: dict[str, ParameterState] = {}
     try:
         for part in filter(None, (record, pair.bias)):
             kind, settings = optimizer_of(optimizer, part.name.rpartition(".")[2], part.type)
@@ -132,7 +133,8 @@ def _converted(pair: _Pair, scale: float, optimizer: Any) -> _Converted:
                 tensors[name] = _tensor(rearrange(part.params[key]), factor)
                 if key in part.states:
                     found = torch_states(part.states[key], kind, settings, factor)
-                    states[name] = {state: _tensor(rearrange(array)) for state, array in found.items()}
+                    arrays = {state: _tensor(rearrange(array)) for state, array in found.items()}
+                    states[name] = ParameterState(arrays, made_by=_class_of(kind))
         _check_bias(record, tensors)
     except NotConvertibleError as error:
         return _Converted(
@@ -175,7 +177,19 @@ _NAMES = {
     "Adadelta": ("square_avg", "acc_delta"),
     "Adam": ("exp_avg", "exp_avg_sq"),
 }
+_IN_TORCH: dict[str, type[torch.optim.Optimizer]] = {
+    "GradientDescentMomentum": torch.optim.SGD,
+    "RMSProp": torch.optim.RMSprop,
+    "Adagrad": torch.optim.Adagrad,
+    "Adadelta": torch.optim.Adadelta,
+    "Adam": torch.optim.Adam,
+}
 _OF_SQUARES = frozenset(["square_avg", "sum", "exp_avg_sq"])
+
+
+def _class_of(optimizer: str) -> str:
+    """Return the dotted name of torch's class for a class of neon's, or neon's own."""
+    return name_of(_IN_TORCH[optimizer]) if optimizer in _IN_TORCH else f"neon's {optimizer or 'optimizer'}"
 
 
 def optimizer_of(entry: Any, name: str, type_: str) -> tuple[str, Mapping[str, Any]]:
