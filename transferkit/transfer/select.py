@@ -276,9 +276,9 @@ def after(layer: str | int) -> Rule:
 
 
 def name_matches(pattern: str | re.Pattern[str], name: str) -> bool:
-    """Tell whether a glob or a compiled regular expression matches a whole name."""
+    """Tell whether a glob or a compiled regular expression matches a whole name; a string matches itself."""
     if isinstance(pattern, str):
-        return fnmatchcase(name, pattern)
+        return pattern == name or fnmatchcase(name, pattern)
     return pattern.fullmatch(name) is not None
 
 
