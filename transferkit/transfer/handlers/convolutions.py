@@ -214,8 +214,9 @@ class InputChannels:
         if groups < 2 or rest or shape[0] % groups or self.order or self.mixing or self._normalizes:
             return
         raise HandlerError(
-            f"a weight {list(shape)} may be that of {shape[1]} channels, or of {channels} in {groups} groups, and a "
-            f"file does not tell; give handlers=[InputChannels(groups=1)] or handlers=[InputChannels(groups={groups})]"
+            f"a weight {list(shape)} may be that of {shape[1]} channels, or of {channels} in {groups} groups, and "
+            "the source does not tell; give handlers=[InputChannels(groups=1)] or "
+            f"handlers=[InputChannels(groups={groups})]"
         )
 
     def _mixing(self, old: int, new: int) -> Tensor:
@@ -310,10 +311,11 @@ class ResizeKernel:
         size = tuple(new.shape[2:])
         if old.ndim != new.ndim or old.shape[:2] != new.shape[:2] or tuple(old.shape[2:]) == size:
             return None
-        if self.method is None and getattr(target.module, "stride", None) != size:
+        cuts_patches = getattr(target.module, "stride", None) == size and max(size) > 1
+        if self.method is None and not cuts_patches:
             raise HandlerError(
-                f"a kernel of {list(old.shape[2:])} may be resized to {list(size)} for patches of that size, or padded "
-                "with zeros to compute the same, and the target's stride does not tell; give "
+                f"a kernel of {list(old.shape[2:])} may be resized to {list(size)} for patches of that size, or be "
+                "padded with zeros to compute the same, and the target's stride does not tell; give "
                 "handlers=[ResizeKernel(method='respond')] or handlers=[ResizeKernel(method='pad')]"
             )
         if self.method == "pad":

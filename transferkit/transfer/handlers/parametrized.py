@@ -79,7 +79,8 @@ def _are_norm(name: str, gain: Tensor, direction: Tensor) -> bool:
 
 def _length(direction: Tensor, gain: Tensor) -> Tensor:
     axes = [axis for axis in range(direction.ndim) if gain.ndim == 0 or gain.shape[axis] == 1]
-    return torch.linalg.vector_norm(direction, dim=axes, keepdim=gain.ndim > 0)
+    length: Tensor = torch.linalg.vector_norm(direction, dim=axes, keepdim=gain.ndim > 0)
+    return length
 
 
 def _by_right_inverse(whole: Mapping[str, Tensor], target: Layer) -> dict[str, Tensor]:
