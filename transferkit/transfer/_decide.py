@@ -11,7 +11,6 @@ from transferkit.layers import Layer
 from transferkit.transfer._conversion import Chooser, Conversion, Excuses, Naming, Preview, may_stay, why_not
 from transferkit.transfer._entry import Entry, Side
 from transferkit.transfer._mapping import Pairing
-from transferkit.transfer._quantized import packed
 from transferkit.transfer._target import Target
 from transferkit.transfer.select import Predicate, as_rule, name_matches, select_layers
 
@@ -90,8 +89,9 @@ def require_kept(entries: Sequence[Entry], layers: Sequence[Layer], keep: Naming
     for entry in entries:
         if entry.tied_to and entry.key in kept:
             raise TransferError(
-                f"keep= names {entry.key}, which is the same memory as {entry.tied_to}, and that is written; the "
-                f"model is bit for bit as it was. Next step: keep both, or neither: keep={[entry.key, entry.tied_to]!r}"
+                f"keep= names {entry.key}, which is the same memory as {entry.tied_to}, and that is written; "
+                "the model is bit for bit as it was. Next step: keep both, or neither: "
+                f"keep={[entry.key, entry.tied_to]!r}"
             )
 
 
@@ -168,8 +168,7 @@ def _why_unfilled(conversion: Conversion, short: str) -> str:
     source, layer = conversion.source, conversion.target
     if conversion.handler is not None:
         return f"handler {conversion.name} returned no {short} for {layer.name!r}"
-    parts = packed(source)
-    return f"{source.name!r} has no {short}" + (f", but {parts} of a quantized one" if parts else "")
+    return f"{source.name!r} has no {short}"
 
 
 def _kept(side: Side, rule: str, opposite: Side | None = None) -> Entry:

@@ -11,11 +11,9 @@ from torch import Tensor
 from transferkit.errors import listed
 from transferkit.layers import Layer
 
-# weight_scale, weight_scale_inv, scales, SCB, absmax, weight_zero_point, qzeros, weight_amax: compressed-tensors,
+# weight_scale, weight_scale_inv, weight_zero_point, scales, qzeros, SCB, absmax, weight_amax: compressed-tensors,
 # DeepSeek, AWQ and GPTQ, bitsandbytes, ModelOpt. Layers of plain values may have a scale too, but no codes.
 _SCALE = re.compile(r"(^|_)(scales?|scb|absmax|amax|q?zeros?|zero_points?|zp)(_|$)", re.IGNORECASE)
-
-_PACKED = re.compile(r"^(q_?weight|w_?q|\w*weight_packed|_packed_params|_data)$", re.IGNORECASE)
 
 WAY_OUT = (
     "dequantize the source first, a weight is its codes times their scale, and give the state dict of that"
@@ -73,11 +71,6 @@ class Scales:
             if (name == source.name and short not in target.tensors)
             or (source.name and name.startswith(f"{source.name}."))
         ]
-
-
-def packed(source: Layer) -> str:
-    """Name the tensors by which a layer keeps a quantized weight in parts, or return an empty string."""
-    return listed([short for short in source.tensors if _PACKED.search(short)], 3)
 
 
 def _would_become_values(value: Tensor, own: Tensor) -> bool:
