@@ -124,7 +124,7 @@ def _ways_to_leave(plan: Account, mismatched: Sequence[Entry]) -> list[str]:
     names = list(dict.fromkeys(split_key(entry.key)[0] for entry in mismatched))
     steps = []
     selection = plan.rules[0][0]
-    if "" not in names and "<" not in selection:  # a lambda cannot be repeated
+    if "" not in names and all(text.endswith(")") for text, _ in plan.rules):  # a function cannot be repeated
         globs = globs_for(names, [name for name in _layers(plan) if name not in names])
         select = (
             "" if selection == "every()" else f"({selection}) & " if " " in selection else f"{selection} & "

@@ -141,7 +141,7 @@ class InputChannels:
         >>> from transferkit.layers import layers_of
         >>> (rgb,), (gray,) = layers_of(nn.Conv2d(3, 8, 3)), layers_of(nn.Conv2d(1, 8, 3))
         >>> weight = InputChannels()(rgb, gray)["weight"]
-        >>> torch.equal(weight[:, 0], rgb.tensors["weight"].sum(dim=1))
+        >>> torch.allclose(weight[:, 0], rgb.tensors["weight"].sum(dim=1))
         True
     """
 
