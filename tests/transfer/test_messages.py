@@ -58,7 +58,7 @@ def test_one_wrong_shape_among_many():
           classifier.6.weight  target [20, 16]  source classifier.6.weight [1000, 16]
           classifier.6.bias    target [20]      source classifier.6.bias [1000]
         Next step, one of:
-          leave what does not fit as it is: select=... & ~by_name('classifier.6')
+          leave what does not fit as it is: select=~by_name('classifier.6')
           convert it: handlers=[...], of those in transferkit.transfer.handlers or your own
         """
     )

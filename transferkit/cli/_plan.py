@@ -13,6 +13,7 @@ from transferkit.checkpoints import read_checkpoint
 from transferkit.cli._terminal import Command, as_json, color, harmless, width
 from transferkit.errors import ArgumentError, TransferError
 from transferkit.layers import split_key
+from transferkit.transfer._refusal import globs_for
 from transferkit.transfer._table import colored, render_text
 from transferkit.transfer._target import build_model
 from transferkit.transfer.account import TransferPlan
@@ -53,6 +54,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mapping", default="name", choices=["name", "order", "structure"], help="how they are found")
     add("--rename", metavar="TARGET=SOURCE", nargs="+", default=[], help="names that differ; one * a side")
     add("--allow_missing", metavar="GLOB", nargs="+", help="what the checkpoint need not have")
+    add("--keep", metavar="GLOB", nargs="+", default=[], help="tensors of the target that stay as they are")
     add("--key", metavar="KEY", help="the state dict to take, where a file holds several")
     add = parser.add_argument_group("where they do not fit").add_argument
     add("--handler", metavar="NAME", nargs="+", default=[], help="what converts them")
@@ -89,6 +91,7 @@ def plan_of(options: argparse.Namespace) -> TransferPlan:
         handlers=options.handler,
         on_mismatch="adapt" if options.adapt else "error",
         allow_missing=options.allow_missing,
+        keep=options.keep,
     )
     return transfer.plan(build_model(options.model))
 
@@ -98,7 +101,8 @@ def _here(plan: TransferPlan) -> str:
     names = list(dict.fromkeys(split_key(key)[0] for key in plan.mismatched))
     if not names:
         return ""
-    shown = " ".join(shlex.quote(name) for name in names[:3]) + " ..." * (len(names) > 3)
+    selected = {split_key(entry.key)[0] for entry in plan.entries if entry.target and entry.bucket != "skipped"}
+    shown = " ".join(shlex.quote(glob) for glob in globs_for(names, selected - set(names)))
     return f"\n  on this command line: --exclude {shown}, or --adapt"
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from transferkit.errors import ArgumentError, HandlerError, TransferError
+from transferkit.errors import ArgumentError, HandlerError, TransferError, TransferKitError
 from transferkit.layers import Layer
 from transferkit.memory import not_plain
+from transferkit.transfer._quantized import UNASKED, WAY_OUT, Scales
 from transferkit.transfer._target import Target
 from transferkit.transfer.handlers import Handler, automatic_handlers, find_handler
 from transferkit.transfer.select import Rule, by_name, select_layers
@@ -47,12 +49,35 @@ def may_stay(layer: Layer, short: str) -> str:
     return ""
 
 
-def fills(layer: Layer, values: Mapping[str, Tensor]) -> bool:
-    """Tell whether tensors fill a target layer as they are."""
-    return all(
-        not why_not(values[short], tensor) if short in values else bool(may_stay(layer, short))
+Naming = Callable[[Layer, str], str]
+"""Names the rule by which one of a target layer's tensors is excused, or returns an empty string."""
+
+
+@dataclass(frozen=True)
+class Excuses:
+    """What the caller excuses a target tensor from, by rules on its key.
+
+    Attributes:
+        keep: Names the rule by which a tensor stays as it is, also where the source has one for it.
+        allow: Names the rule by which the source may have none.
+    """
+
+    keep: Naming = lambda layer, short: ""
+    allow: Naming = lambda layer, short: ""
+
+
+def unfilled(layer: Layer, values: Mapping[str, Tensor], excuses: Excuses) -> list[str]:
+    """Return the tensors of a target layer that values neither fill as they are nor may leave as they are."""
+    return [
+        short
         for short, tensor in layer.tensors.items()
-    )
+        if not excuses.keep(layer, short)
+        and (
+            why_not(values[short], tensor)
+            if short in values
+            else not (may_stay(layer, short) or excuses.allow(layer, short))
+        )
+    ]
 
 
 # One source layer on its way into one target layer: tried on shapes to plan it, run on values to apply it.
@@ -65,10 +90,12 @@ class Preview:
     Attributes:
         values: Tensors for the target by short name, of which only shape and dtype count.
         kept: Names of those that are the source's own, unchanged.
+        source: The layer that it was made of.
     """
 
     values: Mapping[str, Tensor]
     kept: frozenset[str]
+    source: Layer | None = None
 
 
 @dataclass(frozen=True)
@@ -80,60 +107,105 @@ class Conversion:
         target: The target layer.
         handler: Converts; ``None`` to take the source's tensors as they are.
         name: What the handler is called.
+        preview: What it makes of the shapes alone; ``None`` where it does not apply, or was not tried yet.
+        codes: Why tensors of the source, by short name, are no values.
     """
 
     source: Layer
     target: Layer
     handler: Handler | None = None
     name: str = ""
+    preview: Preview | None = None
+    codes: Mapping[str, str] = field(default_factory=dict)
 
     def values(self) -> Mapping[str, Tensor] | None:
         """Return the tensors for the target, by short name, or ``None`` where the handler does not apply.
 
         Raises:
-            HandlerError: The handler raised, or made what the target does not have or what does not fit it.
+            HandlerError: The handler raised, made what the target does not have or what does not fit it, or less
+                than of shapes alone.
         """
         if self.handler is None:
             return {
-                short: tensor for short, tensor in self.source.tensors.items() if short in self.target.tensors
+                short: value for short, value in self.source.tensors.items() if short in self.target.tensors
             }
         try:
-            with torch.no_grad():
+            with _plain_math(self.source, self.target):
                 made = self.handler(self.source, self.target)
+        except TransferKitError as error:
+            raise HandlerError(f"{self._place}: {error}") from error
         except Exception as error:
             raise HandlerError(f"{self._place} raised {type(error).__name__}: {error}") from error
-        if made is None:
-            return None
         problems = list(self._problems(made))
         if problems:
             raise HandlerError(f"{self._place} returned {', '.join(problems)}")
-        return {short: value for short, value in made.items() if short in self.target.tensors}
+        return None if made is None else {short: made[short] for short in made if short in self.target.tensors}
 
     def _problems(self, made: object) -> Iterator[str]:
         """Say what is wrong with a handler's result. A source tensor left as it is may fit or not, as in a copy."""
-        if not isinstance(made, Mapping):
+        if made is not None and not isinstance(made, Mapping):
             yield f"a {type(made).__name__}; it must return tensors by name, or None where it does not apply"
             return
-        shapes = self.target.shapes
-        for short, value in made.items():
+        for short, value in (made or {}).items():
             if not isinstance(value, Tensor):
                 yield f"{value!r} for {short}"
-            elif value is not self.source.tensors.get(short) and shapes.get(short) != tuple(value.shape):
-                wanted = list(shapes[short]) if short in shapes else "none"
-                yield f"{short} {list(value.shape)} where the target has {wanted}"
+            elif value is not self.source.tensors.get(short):
+                yield from self._misfits(short, value)
+        promised = self.preview.values if self.preview and self.preview.source is self.source else ()
+        yield from (
+            f"no {short}, which it did of shapes alone" for short in promised if short not in (made or ())
+        )
 
-    def preview(self) -> Preview | None:
-        """Return what the conversion would make, from shapes alone; ``None`` where it does not apply."""
+    def _misfits(self, short: str, value: Tensor) -> Iterator[str]:
+        """Say how a tensor that the handler made does not fit the target."""
+        own = self.target.tensors.get(short)
+        if own is None or own.shape != value.shape:
+            wanted = "none" if own is None else list(own.shape)
+            yield f"{short} {list(value.shape)} where the target has {wanted}"
+        elif why_not(value, own):
+            yield f"{short} {value.dtype} where the target has {own.dtype}"
+
+    def previewed(self) -> Conversion:
+        """Return the conversion with a preview: what it would make, from shapes alone."""
         source, target = _shapes_only(self.source), _shapes_only(self.target)
-        values = replace(self, source=source, target=target).values()
+        values = replace(self, source=source, target=target, preview=None).values()
         if values is None:
-            return None
+            return self
         kept = {short for short, value in values.items() if value is source.tensors.get(short)}
-        return Preview(values, frozenset(kept))
+        return replace(self, preview=Preview(values, frozenset(kept), self.source))
+
+    @property
+    def dropped(self) -> str:
+        """What the handler should have returned and did not, where the source has it, or an empty string."""
+        left = [
+            short
+            for short in self.target.tensors
+            if short in self.source.tensors and self.preview and short not in self.preview.values
+        ]
+        return (
+            f"handler {self.name} returned no {' and no '.join(left)} for {self.target.name!r}" if left else ""
+        )
 
     @property
     def _place(self) -> str:
         return f"handler {self.name} from {self.source.name!r} to {self.target.name!r}"
+
+
+def _asks(error: HandlerError) -> str:
+    """Return what a handler wants to be told before it converts: what it raised, if it raised that on purpose."""
+    return str(error.__cause__) if isinstance(error.__cause__, TransferKitError) else ""
+
+
+@contextmanager
+def _plain_math(*layers: Layer) -> Iterator[None]:
+    """Compute in the tensors' own precision and make ordinary tensors, whatever mode the caller is in."""
+    devices = {"cpu", *(tensor.device.type for layer in layers for tensor in layer.tensors.values())}
+    with ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.no_grad())
+        for device in filter(torch.amp.is_autocast_available, sorted(devices)):
+            modes.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _shapes_only(layer: Layer) -> Layer:
@@ -168,16 +240,19 @@ class Chooser:
         on_mismatch: ``"error"`` for these alone; ``"adapt"`` to try every handler that needs no arguments after
             them.
         target: The model.
+        excuses: What the caller excuses target tensors from.
 
     Raises:
         ArgumentError: An unknown handler or ``on_mismatch``.
         SelectionError: A rule that a handler is aimed by matches nothing.
     """
 
-    def __init__(self, handlers: Handlers, on_mismatch: str, target: Target) -> None:
+    def __init__(self, handlers: Handlers, on_mismatch: str, target: Target, excuses: Excuses) -> None:
         if on_mismatch not in ("error", "adapt"):
             raise ArgumentError(f"on_mismatch must be 'error' or 'adapt', got {on_mismatch!r}")
         self._target = target
+        self._excuses = excuses
+        self._scales = Scales(())
         self._aimed: dict[int, Named] = {}
         self._tried: dict[str, Handler] = {}
         self._joined: dict[int, str] = {}
@@ -199,6 +274,7 @@ class Chooser:
 
     def join(self, sources: Sequence[Layer]) -> list[Layer]:
         """Return the source's layers, some joined to one by the handlers that do so."""
+        self._scales = Scales(sources)
         layers = sources
         for name, handler in {**self._handlers, **self._tried}.items():
             if hasattr(handler, "join"):
@@ -210,32 +286,50 @@ class Chooser:
 
     def __call__(self, source: Layer, target: Layer) -> Conversion:
         """Return the conversion that must be, else the plain copy where it fits, else the first that fits."""
+        codes = self._scales.codes(source, target)
         must = self._joined.get(id(source)) or self._aimed.get(target.index)
         if must is not None:
-            return self._certain(source, target, str(must))
-        plain = Conversion(source, target)
-        if fills(target, source.tensors) or not _all_plain(source, target):
+            return self._certain(source, target, str(must), codes)
+        plain = Conversion(source, target, codes=codes).previewed()
+        if self._fills(plain, whole=True) or not _all_plain(source, target):
             return plain
-        for name, handler in self._tried.items():
-            attempt = Conversion(source, target, handler, name)
-            if self._fits(attempt):
-                self._ran.add(name)
-                return attempt
-        return plain
+        tried = [plain]
+        for attempt in self._attempts(source, target, codes):
+            if self._fills(attempt, whole=True):
+                chosen = attempt
+                break
+            tried.append(attempt)
+        else:  # what fills the whole layer comes before what leaves out a tensor that may be missing
+            chosen = next((one for one in tried if self._fills(one)), plain)
+        self._ran.add(chosen.name)
+        return chosen
 
-    def would_fit(self, source: Layer, target: Layer) -> Iterator[str]:
-        """Yield the names of the handlers that would make a source layer fit, for advice.
+    def faults(self, source: Layer, target: Layer) -> list[str]:
+        """Return what the listed handlers did wrong with a layer that none of them made fit."""
+        attempts = self._attempts(source, target, self._scales.codes(source, target))
+        return [attempt.dropped for attempt in attempts if attempt.dropped and attempt.name in self._must_run]
+
+    def advice(self, source: Layer, target: Layer) -> tuple[str, str]:
+        """Return the handler that would make a source layer fit, or else what one asks to be told for it.
 
         Slices are no advice: they fit most, and make nonsense of a classification layer.
         """
+        codes = self._scales.codes(source, target)
+        if codes:
+            return "", WAY_OUT
+        if not _all_plain(source, target):
+            return "", ""
         for name, handler in automatic_handlers().items():
-            if not _all_plain(source, target):
-                return
             try:
-                if name != "slices" and self._fits(Conversion(source, target, handler, name)):
-                    yield name
-            except (HandlerError, ArgumentError):
+                conversion = Conversion(source, target, handler, name).previewed()
+            except (HandlerError, ArgumentError) as error:
+                asks = _asks(error) if isinstance(error, HandlerError) else ""
+                if asks:
+                    return "", asks
                 continue
+            if name != "slices" and self._fills(conversion):
+                return ("", UNASKED) if _makes_parameters_of_whole_numbers(conversion) else (name, "")
+        return "", ""
 
     def check_all_ran(self) -> None:
         """Raise if a handler was named and had nothing to do, since its author thought otherwise.
@@ -250,16 +344,47 @@ class Chooser:
                 "on layers that do not fit as they are; aim it at others with handlers={'LAYER NAME': handler}"
             )
 
-    def _certain(self, source: Layer, target: Layer, name: str) -> Conversion:
-        conversion = Conversion(source, target, self._handlers[name], name)
-        if conversion.preview() is None:
+    def _attempts(self, source: Layer, target: Layer, codes: Mapping[str, str]) -> Iterator[Conversion]:
+        """Yield what the handlers to be tried make of a layer, those that apply.
+
+        After one that was not listed and wants to be told more, no other is tried: what is left would be a guess.
+
+        Raises:
+            HandlerError: A handler failed, or one that the caller listed wants to be told more.
+        """
+        for name, handler in self._tried.items():
+            if codes and _is_built_in(handler):
+                continue
+            listed = name in self._must_run
+            try:
+                attempt = Conversion(source, target, handler, name).previewed()
+            except HandlerError as error:
+                if listed or not _asks(error):
+                    raise
+                return
+            if not listed and _makes_parameters_of_whole_numbers(attempt):
+                return
+            if attempt.preview is not None:
+                yield attempt
+
+    def _certain(self, source: Layer, target: Layer, name: str, codes: Mapping[str, str]) -> Conversion:
+        conversion = Conversion(source, target, self._handlers[name], name).previewed()
+        if codes and _is_built_in(self._handlers[name]):
+            raise HandlerError(
+                f"handler {name} is aimed at {target!r}, and {'; '.join(codes.values())}; {WAY_OUT}"
+            )
+        if conversion.preview is None:
             raise HandlerError(f"handler {name} is aimed at {target!r} and does not apply to {source!r}")
         self._ran.add(name)
         return conversion
 
-    def _fits(self, conversion: Conversion) -> bool:
-        preview = conversion.preview()
-        return preview is not None and fills(conversion.target, preview.values)
+    def _fills(self, conversion: Conversion, *, whole: bool = False) -> bool:
+        """Tell whether a conversion fills its target layer, where ``whole`` without what may be missing."""
+        if conversion.preview is None or conversion.codes:
+            return False
+        excuses = replace(self._excuses, allow=Excuses().allow) if whole else self._excuses
+        values = conversion.preview.values
+        return not unfilled(conversion.target, values, excuses)
 
     def _add(self, named: Named) -> str:
         """Register a handler for this transfer and return the name that reports call it by."""
@@ -273,3 +398,19 @@ class Chooser:
             name = next(f"{name} ({n})" for n in count(2) if f"{name} ({n})" not in self._handlers)
         self._handlers[name] = handler
         return name
+
+
+def _makes_parameters_of_whole_numbers(conversion: Conversion) -> bool:
+    """Tell whether a cast makes parameters of whole numbers, which it does only where it is asked for."""
+    if conversion.name != "cast" or conversion.preview is None:
+        return False
+    return any(
+        isinstance(conversion.target.tensors[short], nn.Parameter)
+        and why_not(conversion.source.tensors[short], value)
+        for short, value in conversion.preview.values.items()
+    )
+
+
+def _is_built_in(handler: Handler) -> bool:
+    """Tell whether a handler is one of this package's, none of which knows what a quantized weight's codes mean."""
+    return getattr(handler, "__module__", "").startswith("transferkit.transfer.handlers.")

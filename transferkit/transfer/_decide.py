@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from math import prod
 
-from transferkit.errors import SelectionError, did_you_mean
+from transferkit.errors import SelectionError, TransferError, did_you_mean
 from transferkit.layers import Layer
-from transferkit.transfer._conversion import Chooser, Conversion, Preview, may_stay, why_not
+from transferkit.transfer._conversion import Chooser, Conversion, Excuses, Naming, Preview, may_stay, why_not
 from transferkit.transfer._entry import Entry, Side
 from transferkit.transfer._mapping import Pairing
 from transferkit.transfer._target import Target
-from transferkit.transfer.select import Predicate, as_rule, select_layers
+from transferkit.transfer.select import Predicate, as_rule, names_meant, select_layers
 
 AllowMissing = str | Sequence[str] | Predicate | None
 
 
-def allowance(allow_missing: AllowMissing, layers: Sequence[Layer]) -> Callable[[Layer, str], str]:
+def allowance(allow_missing: AllowMissing, layers: Sequence[Layer]) -> Naming:
     """Return the function that names the rule by which a layer's tensor may be missing, or an empty string.
 
     Args:
@@ -33,33 +32,65 @@ def allowance(allow_missing: AllowMissing, layers: Sequence[Layer]) -> Callable[
     if isinstance(allow_missing, str):
         allow_missing = [allow_missing]
     if isinstance(allow_missing, Sequence):
-        return _by_globs(allow_missing, layers)
+        return _by_globs("allow_missing", allow_missing, layers, _names)
     text = repr(as_rule(allow_missing))
     places = {layers[place].index for place in select_layers(allow_missing, layers).indices}
     return lambda layer, short: text if layer.index in places else ""
 
 
-def _by_globs(globs: Sequence[str], layers: Sequence[Layer]) -> Callable[[Layer, str], str]:
-    names = [name for layer in layers for name in (layer.name, *map(layer.key, layer.tensors))]
-    idle = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
+def keeping(keep: str | Sequence[str], layers: Sequence[Layer]) -> Naming:
+    """Return the function that names the rule by which a layer's tensor stays as it is, or an empty string.
+
+    Args:
+        keep: Globs on tensor keys (``"*.relative_position_index"``).
+        layers: The target's layers.
+
+    Raises:
+        SelectionError: A glob matches nothing.
+    """
+    globs = [keep] if isinstance(keep, str) else keep
+    return _by_globs("keep", globs, layers, lambda layer, short: (layer.key(short),))
+
+
+def _names(layer: Layer, short: str) -> tuple[str, ...]:
+    return layer.name, layer.key(short)
+
+
+def _by_globs(
+    argument: str,
+    globs: Sequence[str],
+    layers: Sequence[Layer],
+    names_of: Callable[[Layer, str], tuple[str, ...]],
+) -> Naming:
+    names = dict.fromkeys(
+        name for layer in layers for short in layer.tensors for name in names_of(layer, short)
+    )
+    meant = {glob: names_meant(glob, names) for glob in globs}
+    idle = [glob for glob, found in meant.items() if not found]
     if idle:
         hints = [f"  {glob!r}{did_you_mean(glob.rstrip('*.'), names)}" for glob in idle]
-        raise SelectionError("allow_missing matches no layer or tensor of the target:\n" + "\n".join(hints))
+        raise SelectionError(f"{argument} matches no layer or tensor of the target:\n" + "\n".join(hints))
 
-    def allow(layer: Layer, short: str) -> str:
-        return next(
-            (
-                repr(glob)
-                for glob in globs
-                if fnmatchcase(layer.name, glob) or fnmatchcase(layer.key(short), glob)
-            ),
-            "",
-        )
+    def name_rule(layer: Layer, short: str) -> str:
+        return next((repr(glob) for glob in globs if not meant[glob].isdisjoint(names_of(layer, short))), "")
 
-    return allow
+    return name_rule
 
 
-Allow = Callable[[Layer, str], str]
+def require_kept(entries: Sequence[Entry], layers: Sequence[Layer], keep: Naming) -> None:
+    """Refuse to keep a tensor that is written under another name.
+
+    Raises:
+        TransferError: It is the same memory as one that is written.
+    """
+    kept = {layer.key(short) for layer in layers for short in layer.tensors if keep(layer, short)}
+    for entry in entries:
+        if entry.tied_to and entry.key in kept:
+            raise TransferError(
+                f"keep= names {entry.key}, which is the same memory as {entry.tied_to}, and that is written; "
+                "the model is bit for bit as it was. Next step: keep both, or neither: "
+                f"keep={[entry.key, entry.tied_to]!r}"
+            )
 
 
 @dataclass
@@ -75,7 +106,7 @@ def decide(
     pairing: Pairing,
     selected: frozenset[int],
     choose: Chooser,
-    allow: Allow,
+    excuses: Excuses,
 ) -> Decision:
     """Decide for every tensor on both sides.
 
@@ -86,7 +117,7 @@ def decide(
         pairing: Which source layer serves which target layer.
         selected: Places of the selected target layers.
         choose: Chooses the conversion for a target layer and a source layer.
-        allow: Returns the rule that allows a target tensor to be missing, or an empty string.
+        excuses: What the caller excuses target tensors from.
     """
     decision, sources = Decision(), pairing.sources
     used = {pairing.source_of[place] for place in selected if place in pairing.source_of}
@@ -98,39 +129,55 @@ def decide(
             decision.entries += _not_selected(layer, opposite)
         elif number is None:
             reason = pairing.absent[place]
-            decision.entries += [_unfilled(layer, s, allow, reason) for s in layer.tensors]
+            decision.entries += [_unfilled(layer, s, excuses, reason) for s in layer.tensors]
         else:
             conversion = choose(sources[number], layer)
             decision.conversions.append(conversion)
-            decision.entries += _advised(_paired(conversion, allow), conversion, choose)
+            decision.entries += _advised(_paired(conversion, excuses), conversion, choose)
     for number, source in enumerate(sources):
         if number not in used:
             decision.entries += [_source_only("unexpected", side) for side in _sides(source).values()]
     return decision
 
 
-def _paired(conversion: Conversion, allow: Allow) -> list[Entry]:
+def _paired(conversion: Conversion, excuses: Excuses) -> list[Entry]:
     """Account for a target layer that has a source layer."""
     source, layer = conversion.source, conversion.target
-    preview = conversion.preview() or Preview({}, frozenset())
+    preview = conversion.preview or Preview({}, frozenset())
     left = _sides(source)
     entries = []
     for short, tensor in layer.tensors.items():
+        side = Side.of(layer.key(short), tensor)
+        if rule := excuses.keep(layer, short):
+            opposite = left.pop(short, None)
+            entries.append(_kept(side, rule, opposite))
+            continue
         if short not in preview.values:
-            entries.append(_unfilled(layer, short, allow, f"{source.name!r} has no {short}"))
+            entries.append(_unfilled(layer, short, excuses, _why_unfilled(conversion, short)))
             continue
         opposite = left.pop(short, None)
-        side = Side.of(layer.key(short), tensor)
         bucket, reason = _bucket(conversion, preview, short)
         handler = conversion.name if bucket == "adapted" else ""
         entries.append(Entry(bucket, side, (opposite,) if opposite else (), tensor.numel(), handler, reason))
     return _with_leftovers(entries, list(left.values()), layer)
 
 
+def _why_unfilled(conversion: Conversion, short: str) -> str:
+    source, layer = conversion.source, conversion.target
+    if conversion.handler is not None:
+        return f"handler {conversion.name} returned no {short} for {layer.name!r}"
+    return f"{source.name!r} has no {short}"
+
+
+def _kept(side: Side, rule: str, opposite: Side | None = None) -> Entry:
+    sources = (opposite,) if opposite else ()
+    return Entry("skipped", side, sources, prod(side.shape), reason=f"kept by {rule}")
+
+
 def _bucket(conversion: Conversion, preview: Preview, short: str) -> tuple[str, str]:
     """Return the bucket of a tensor that has a value, and the reason where it is mismatched."""
     value, tensor = preview.values[short], conversion.target.tensors[short]
-    reason = why_not(value, tensor)
+    reason = conversion.codes.get(short) or why_not(value, tensor)
     if reason:
         return "mismatched", reason
     if conversion.name == "cast":
@@ -151,24 +198,30 @@ def _with_leftovers(entries: list[Entry], left: list[Side], layer: Layer) -> lis
 
 
 def _advised(entries: list[Entry], conversion: Conversion, choose: Chooser) -> list[Entry]:
-    """Name the handlers that would make a layer fit, where it does not."""
+    """Say of a layer that does not fit which handlers would make it fit, and what the listed ones did wrong."""
     if not any(entry.is_problem for entry in entries):
         return entries
-    name = next(choose.would_fit(conversion.source, conversion.target), "")
-    advice = f", handler {name!r} would make it fit" if name else ""
+    source, target = conversion.source, conversion.target
+    name, asks = ("", "") if conversion.handler else choose.advice(source, target)
+    faults = [] if conversion.handler else choose.faults(source, target)
+    words = [*faults, *([f"handler {name!r} would make it fit"] if name else [])]
     return [
-        replace(entry, handler=name, reason=entry.reason + advice) if entry.is_problem else entry
+        replace(entry, handler=name, reason="; ".join([entry.reason, *words]), advice=asks)
+        if entry.is_problem
+        else entry
         for entry in entries
     ]
 
 
-def _unfilled(layer: Layer, short: str, allow: Allow, reason: str) -> Entry:
+def _unfilled(layer: Layer, short: str, excuses: Excuses, reason: str) -> Entry:
     """Account for a target tensor that its source layer does not have."""
     side = Side.of(layer.key(short), layer.tensors[short])
+    if rule := excuses.keep(layer, short):
+        return _kept(side, rule)
     stays = may_stay(layer, short)
     if stays:
         return Entry("skipped", side, (), prod(side.shape), reason=stays)
-    return Entry("missing", side, (), prod(side.shape), reason=reason, allowed=allow(layer, short))
+    return Entry("missing", side, (), prod(side.shape), reason=reason, allowed=excuses.allow(layer, short))
 
 
 def _not_selected(layer: Layer, source: Layer | None) -> list[Entry]:

@@ -57,6 +57,7 @@ class Entry:
         reason: Why, where the bucket does not say it.
         allowed: The rule that allows a missing tensor to be missing.
         tied_to: The key through which a tied tensor is written.
+        advice: What else would make a tensor fit that does not.
     """
 
     bucket: str
@@ -67,6 +68,7 @@ class Entry:
     reason: str = ""
     allowed: str = ""
     tied_to: str = ""
+    advice: str = ""
 
     @property
     def is_problem(self) -> bool:

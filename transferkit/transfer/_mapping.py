@@ -59,13 +59,50 @@ def map_by_name(
 ) -> Pairing:
     """Pair every target layer with the source layer whose name ``rename`` gives for it.
 
-    Raises:
-        ArgumentError: ``rename`` returns something other than a name.
+    Args:
+        targets: The target's layers.
+        selected: Places of those that are selected.
+        sources: The source's layers.
+        rename: From a target to a source name.
+        text: How the names were found.
     """
     wanted = {place: rename(layer.name) for place, layer in enumerate(targets)}
-    for place, name in wanted.items():
-        require(isinstance(name, str), f"mapping({targets[place].name!r})", "the name of a source layer", name)
-    source_of = _by_name(targets, sources, wanted)
+    return _by_names(wanted, targets, selected, sources, text)
+
+
+def map_by_function(
+    targets: Sequence[Layer], selected: Sequence[int], sources: Sequence[Layer], function: Callable[[str], str]
+) -> Pairing:
+    """Pair every selected layer with the source layer whose name a caller's function gives for it.
+
+    Raises:
+        ArgumentError: The function raises, or returns something other than a name; the layer is named.
+    """
+    wanted = {place: _asked(function, targets[place].name) for place in selected}
+    return _by_names(wanted, targets, selected, sources, "a function")
+
+
+def _asked(function: Callable[[str], str], name: str) -> str:
+    try:
+        found = function(name)
+    except Exception as error:
+        raise ArgumentError(
+            f"mapping({name!r}) raised {type(error).__name__}: {error}; it must return the name of a source layer "
+            "for every selected layer"
+        ) from error
+    require(isinstance(found, str), f"mapping({name!r})", "the name of a source layer", found)
+    return found
+
+
+def _by_names(
+    wanted: Mapping[int, str],
+    targets: Sequence[Layer],
+    selected: Sequence[int],
+    sources: Sequence[Layer],
+    text: str,
+) -> Pairing:
+    """Pair target layers, by place, with the source layers of the names that are wanted for them."""
+    source_of = _named(targets, sources, wanted)
     lost = {place: wanted[place] for place in selected if place not in source_of}
     used = set(source_of.values())
     free = [layer.name for place, layer in enumerate(sources) if place not in used]
@@ -76,7 +113,7 @@ def map_by_name(
     return Pairing(text, sources, source_of, absent, _prefix_advice(list(lost.values()), set(free)))
 
 
-def _by_name(targets: Sequence[Layer], sources: Sequence[Layer], wanted: Mapping[int, str]) -> dict[int, int]:
+def _named(targets: Sequence[Layer], sources: Sequence[Layer], wanted: Mapping[int, str]) -> dict[int, int]:
     """Return the source layer of each wanted name: the one that is called so in its file, else by its bare name.
 
     A layer that its own name claims is nobody else's: with ``module.fc`` and ``fc`` on one side, ``fc`` is not both.

@@ -15,7 +15,8 @@ from torch import nn
 
 from transferkit.errors import ArgumentError, TransferError, listed
 from transferkit.transfer._entry import BUCKETS, MOVED, Entry, Origin, StateLine
-from transferkit.transfer._table import nothing_moves, refusal, render_html, render_text
+from transferkit.transfer._refusal import nothing_moves, refusal
+from transferkit.transfer._table import render_html, render_text
 from transferkit.transfer._target import Target
 from transferkit.transfer.groups import parameter_groups
 

@@ -17,10 +17,10 @@ from transferkit.checkpoints import Checkpoint, read_checkpoint
 from transferkit.errors import ArgumentError, TransferError, listed
 from transferkit.layers import Layer
 from transferkit.memory import place_of
-from transferkit.transfer._conversion import Chooser, Conversion, Handlers
-from transferkit.transfer._decide import AllowMissing, allowance, decide
+from transferkit.transfer._conversion import Chooser, Conversion, Excuses, Handlers
+from transferkit.transfer._decide import AllowMissing, allowance, decide, keeping, require_kept
 from transferkit.transfer._entry import MOVED, WRITTEN, Origin
-from transferkit.transfer._mapping import Pairing, map_by_name, map_by_order, renaming
+from transferkit.transfer._mapping import Pairing, map_by_function, map_by_name, map_by_order, renaming
 from transferkit.transfer._states import NO_STATES, install_states, move_states, optimizer_notes
 from transferkit.transfer._target import Target, packed_modules, settle_ties, settle_views, tie_groups
 from transferkit.transfer._write import Transaction, materialize, require_real, stage, unchecked
@@ -49,11 +49,12 @@ class WeightTransfer:
         mapping: Which source layer serves a selected layer: ``"name"`` that of the same name; ``"order"`` the
             i-th for the i-th; ``"structure"`` the one that stands in its place by the shapes of all layers, or
             :class:`ByStructure` with some pairs given; a dict from target to source names, globs or regular
-            expressions (what it does not mention maps to its own name); or a function from a target's name.
+            expressions (what it does not mention maps to its own name); or a function from a selected layer's name.
         handlers: Handlers or names of handlers that convert layers which do not fit as they are; or a dict that
             aims handlers at layers, ``{"features.0": "input_channels"}``.
         on_mismatch: ``"error"``, or ``"adapt"`` to try every registered handler on what does not fit.
         allow_missing: Globs (``"classifier.*"``) or a rule for what the source need not have.
+        keep: Globs on tensor keys (``"*.relative_position_index"``) for what stays as it is in selected layers.
         load_states: Also move optimizer state (momentum, moving averages, step counts) of the layers. The source's
             optimizer must be of the same class, or, in a file that names none, have the same hyperparameters.
         device: Where parameters of a model on the meta device are materialized.
@@ -78,6 +79,7 @@ class WeightTransfer:
         handlers: Handlers = (),
         on_mismatch: Literal["error", "adapt"] = "error",
         allow_missing: AllowMissing = None,
+        keep: str | Sequence[str] = (),
         load_states: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
@@ -88,6 +90,7 @@ class WeightTransfer:
         self.handlers = handlers
         self.on_mismatch = on_mismatch
         self.allow_missing = allow_missing
+        self.keep = keep
         self.load_states = load_states
         self.device = device
 
@@ -152,13 +155,15 @@ class WeightTransfer:
         target = Target.of(model)
         packed = self._packed(model)
         selection = select_layers(self.select, target.layers)
-        choose = Chooser(self.handlers, self.on_mismatch, target)
+        excuses = Excuses(keeping(self.keep, target.layers), allowance(self.allow_missing, target.layers))
+        choose = Chooser(self.handlers, self.on_mismatch, target, excuses)
         pairing = self._pair(target, selection.indices, choose.join(self.source))
-        allow = allowance(self.allow_missing, target.layers)
-        decision = decide(target, pairing, frozenset(selection.indices), choose, allow)
+        decision = decide(target, pairing, frozenset(selection.indices), choose, excuses)
         entries = settle_ties(decision.entries, tie_groups(target.layers))
+        entries = settle_views(entries, target.layers)
+        require_kept(entries, target.layers, excuses.keep)
         plan = TransferPlan(
-            entries=tuple(settle_views(entries, target.layers)),
+            entries=tuple(entries),
             rules=selection.counts,
             mapping=pairing.text,
             origin=Origin.of(self.source),
@@ -198,7 +203,7 @@ class WeightTransfer:
             rename = renaming(mapping, [layer.name for layer in layers])
             return map_by_name(layers, selected, sources, rename, "rules")
         if callable(mapping):
-            return map_by_name(layers, selected, sources, mapping, "a function")
+            return map_by_function(layers, selected, sources, mapping)
         raise ArgumentError(
             f"mapping must be 'name', 'order', 'structure', a dict or a function, got {mapping!r}"
         )

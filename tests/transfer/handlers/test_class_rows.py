@@ -51,3 +51,30 @@ def test_every_unknown_class_is_named():
 def test_by_name_it_asks_for_its_arguments():
     with pytest.raises(ArgumentError, match="give ClassRows"):
         WeightTransfer(head(4), handlers=["class_rows"]).apply(head(3))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "says"),
+    [
+        (["crane", "cat", "crane"], ["crane", "cat"], r"crane: rows 0 and 2 of the source are both 'crane'"),
+        (["cat", "jay", "sofa"], ["cat", "cat"], r"cat: rows 0 and 1 of the target have that name"),
+    ],
+)
+def test_a_name_of_several_rows_is_refused(source, target, says):
+    model = head(2)
+    old = model.weight.clone()
+    with pytest.raises(HandlerError, match=says):
+        WeightTransfer(head(3), handlers={"": ClassRows(source, target)}).apply(model)
+    assert torch.equal(model.weight, old)
+
+
+def test_a_name_of_several_rows_that_no_class_wants_is_no_matter():
+    source, target = head(3), head(1)
+    WeightTransfer(source, handlers=[ClassRows(["crane", "cat", "crane"], ["cat"])]).apply(target)
+    assert torch.equal(target.weight[0], source.weight[1])
+
+
+def test_what_merge_and_new_name_must_be_classes_of_the_target():
+    rows = ClassRows(IMAGENET, ["cat", "dog"], merge={"brid": ["jay"]}, new=["dgo", "dog"])
+    with pytest.raises(HandlerError, match=r"brid: no class of the target(?s:.*)dgo: no class"):
+        WeightTransfer(head(4), handlers=[rows]).apply(head(2))

@@ -120,3 +120,50 @@ def test_other_layers_are_left_alone(rgb):
         WeightTransfer(nn.ConvTranspose2d(3, 8, 3), handlers="input_channels").apply(
             nn.ConvTranspose2d(3, 4, 3)
         )
+
+
+def grouped(groups: int) -> tuple[nn.Conv2d, nn.Conv2d]:
+    torch.manual_seed(groups)
+    return nn.Conv2d(8, 8, 3, groups=groups), nn.Conv2d(8, 8, 3)
+
+
+@pytest.mark.parametrize("groups", [2, 4, 8])
+def test_a_live_convolution_in_groups_computes_the_same_without_them(groups):
+    source, target = grouped(groups)
+    image = torch.rand(2, 8, 5, 5)
+    WeightTransfer(source, handlers=["input_channels"]).apply(target)
+    assert torch.allclose(target(image), source(image), atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [2, 4, 8])
+def test_a_file_does_not_tell_groups_and_either_answer_is_right(groups):
+    source, target = grouped(groups)
+    image = torch.rand(2, 8, 5, 5)
+    for how in ({"handlers": ["input_channels"]}, {"on_mismatch": "adapt"}, {}):
+        with pytest.raises(TransferError, match=rf"InputChannels\(groups={groups}\)"):
+            WeightTransfer(source.state_dict(), **how).apply(target)
+    WeightTransfer(source.state_dict(), handlers=[InputChannels(groups=groups)]).apply(target)
+    assert torch.allclose(target(image), source(image), atol=1e-5)
+    WeightTransfer(source.state_dict(), handlers=[InputChannels(groups=1)]).apply(target)
+    few = nn.Conv2d(8 // groups, 8, 3)
+    few.load_state_dict(source.state_dict())
+    seen = image[:, : few.in_channels] if groups < 8 else image.mean(dim=1, keepdim=True)
+    assert torch.allclose(target(image), few(seen), atol=1e-5)
+
+
+def test_what_is_said_of_the_channels_says_that_there_are_no_groups():
+    rgb, six = nn.Conv2d(3, 4, 3), nn.Conv2d(6, 4, 3)
+    image = torch.rand(1, 6, 5, 5)
+    WeightTransfer(rgb.state_dict(), handlers=[InputChannels(order=(3, 4, 5))]).apply(six)
+    assert torch.allclose(six(image), rgb(image[:, 3:]), atol=1e-6)
+
+
+def test_other_kinds_of_convolutions_are_left_alone():
+    pairs = [
+        (nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=2)),
+        (nn.ConvTranspose2d(8, 4, 3), nn.Conv2d(6, 8, 3)),
+    ]
+    for source, target in pairs:
+        for offered in (source, source.state_dict()):
+            with pytest.raises(TransferError, match="mismatched"):
+                WeightTransfer(offered, handlers=["input_channels"]).apply(target)

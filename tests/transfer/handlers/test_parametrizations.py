@@ -69,3 +69,34 @@ def test_without_the_handler_it_is_missing_and_the_handler_is_named():
     model = parametrizations.weight_norm(nn.Linear(4, 3))
     report = WeightTransfer(copy.deepcopy(model).state_dict()).apply(model)
     assert report.copied == ("bias", "parametrizations.weight.original0", "parametrizations.weight.original1")
+
+
+class Product(nn.Module):
+    """A weight of rank one, stored as its two factors."""
+
+    def forward(self, left, right):
+        return left @ right
+
+    def right_inverse(self, weight):
+        return weight[:, :1], weight[:1]
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_two_parts_of_another_parametrization_are_not_taken_for_weight_norm(live):
+    source, target = nn.Linear(4, 3), nn.Linear(4, 3)
+    nn.utils.parametrize.register_parametrization(source, "weight", Product())
+    with pytest.raises(TransferError, match="missing"):
+        WeightTransfer(source if live else source.state_dict(), handlers=["parametrizations"]).apply(target)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 5), (1, 1, 5)])
+def test_a_gate_and_a_value_are_not_taken_for_weight_norm(shape):
+    def layer(more: int) -> nn.Module:
+        module = nn.Module()
+        for name in ("mix_g", "mix_v"):
+            module.register_parameter(name, nn.Parameter(torch.randn(shape)))
+        module.register_parameter("wide", nn.Parameter(torch.randn(more)))
+        return module
+
+    with pytest.raises(TransferError, match="mismatched: 1 tensor of 1 layer"):
+        WeightTransfer(layer(3), handlers=["parametrizations"]).apply(layer(4))

@@ -196,6 +196,10 @@ class InputChannels:
     as RGB); from one channel, its kernel spread evenly; to more, the kernels as they are and zeros for the new
     channels; to fewer, the kernels repeated and scaled by the ratio, which keeps the size of the response.
 
+    A convolution in groups becomes the one without that computes the same. A file does not tell groups: where its
+    weight may be that of a convolution in groups of as many channels as the target has, this is refused until
+    ``groups`` (or ``order``, ``mixing`` or a normalization) says what the source's channels are.
+
     Args:
         order: The target's channel of each source channel: ``(2, 1, 0)`` takes RGB weights to BGR images.
         mixing: Rows of weights, one per source channel, over the target's channels.
@@ -203,12 +207,13 @@ class InputChannels:
         source_std: Standard deviation that it wants divided by.
         target_mean: Mean that the target's input has subtracted, per target channel, in the same unit.
         target_std: Standard deviation that it is divided by.
+        groups: Groups of the source's convolution; of a live one its own are taken.
 
     Example:
         >>> from transferkit.layers import layers_of
         >>> (rgb,), (gray,) = layers_of(nn.Conv2d(3, 8, 3)), layers_of(nn.Conv2d(1, 8, 3))
         >>> weight = InputChannels()(rgb, gray)["weight"]
-        >>> torch.equal(weight[:, 0], rgb.tensors["weight"].sum(dim=1))
+        >>> torch.allclose(weight[:, 0], rgb.tensors["weight"].sum(dim=1))
         True
     """
 
@@ -218,23 +223,28 @@ class InputChannels:
     source_std: Sequence[float] | None = None
     target_mean: Sequence[float] | None = None
     target_std: Sequence[float] | None = None
+    groups: int | None = None
 
     def __post_init__(self) -> None:
         require(self.order is None or self.mixing is None, "mixing", "None where order is given", self.mixing)
 
     def __call__(self, source: Layer, target: Layer) -> Mapping[str, Tensor] | None:
-        """Return the target's weight and bias; ``None`` where the layers are not one convolution of two inputs."""
-        old, new = source.tensors.get("weight"), target.tensors.get("weight")
-        if old is None or new is None or old.ndim != new.ndim or old.ndim < 3:
+        """Return the target's weight and bias; ``None`` where the layers are not one convolution of two inputs.
+
+        Raises:
+            HandlerError: The shift needs a bias that the target has not, or a file may hold a convolution in groups.
+            ArgumentError: An argument does not fit the layers.
+        """
+        kernels = _kernels(source, target)
+        if kernels is None or getattr(target.module, "groups", 1) > 1:
             return None
-        if isinstance(target.module, nn.modules.conv._ConvTransposeNd) or _without_input(old) != _without_input(
-            new
-        ):
+        old, new = kernels
+        if old.ndim != new.ndim or _without_input(old) != _without_input(new):
             return None
-        wide = torch.promote_types(old.dtype, torch.float32)
-        weight = old.to(wide)
-        mixing = self._mixing(old.shape[1], new.shape[1]).to(weight)  # (source channels, target channels)
-        source_mean, source_std = self._normalization(self.source_mean, self.source_std, old.shape[1], weight)
+        weight = self._without_groups(source, _wide(old), new.shape[1])
+        channels = weight.shape[1]
+        mixing = self._mixing(channels, new.shape[1]).to(weight)  # (source channels, target channels)
+        source_mean, source_std = self._normalization(self.source_mean, self.source_std, channels, weight)
         target_mean, target_std = self._normalization(self.target_mean, self.target_std, new.shape[1], weight)
         factors = mixing * target_std / source_std[:, None]
         tensors = dict(source.tensors)
@@ -256,6 +266,30 @@ class InputChannels:
     @property
     def _shifts(self) -> bool:
         return self.source_mean is not None or self.target_mean is not None
+
+    def _without_groups(self, source: Layer, weight: Tensor, channels: int) -> Tensor:
+        """Return the weight of the same convolution over all channels at once, zero where a group does not look."""
+        groups = self.groups or getattr(source.module, "groups", None)
+        if groups is None:
+            self._require_no_groups(weight.shape, channels)
+            groups = 1
+        outputs, rest = divmod(len(weight), groups)
+        require(rest == 0, "groups", f"a divisor of {len(weight)}", groups)
+        dense = weight.new_zeros(groups, outputs, groups, *weight.shape[1:])
+        for group, rows in enumerate(weight.reshape(groups, outputs, *weight.shape[1:])):
+            dense[group, :, group] = rows
+        return dense.flatten(0, 1).flatten(1, 2)
+
+    def _require_no_groups(self, shape: torch.Size, channels: int) -> None:
+        """Refuse a file's weight that may be one in groups, unless something says what its channels are."""
+        groups, rest = divmod(channels, shape[1])
+        if groups < 2 or rest or shape[0] % groups or self.order or self.mixing or self._normalizes:
+            return
+        raise HandlerError(
+            f"a weight {list(shape)} may be that of {shape[1]} channels, or of {channels} in {groups} groups, and "
+            "the source does not tell; give handlers=[InputChannels(groups=1)] or "
+            f"handlers=[InputChannels(groups={groups})]"
+        )
 
     def _mixing(self, old: int, new: int) -> Tensor:
         """Return the matrix that makes the source's raw channels of the target's."""
@@ -296,6 +330,22 @@ class InputChannels:
         return shift if bias is None else (bias.to(shift.dtype) + shift).to(bias.dtype)
 
 
+def _kernels(source: Layer, target: Layer) -> tuple[Tensor, Tensor] | None:
+    """Return the kernels of two convolutions of real or complex numbers, neither of them transposed."""
+    old, new = source.tensors.get("weight"), target.tensors.get("weight")
+    transposed = any(isinstance(one.module, nn.modules.conv._ConvTransposeNd) for one in (source, target))
+    if old is None or new is None or transposed or target.kind != "conv" or min(old.ndim, new.ndim) < 3:
+        return None
+    return (old, new) if old.is_floating_point() or old.is_complex() else None
+
+
+def _wide(weight: Tensor) -> Tensor:
+    """Return a weight in a dtype that no device computes with in fewer digits, as some do with float32."""
+    if weight.is_complex():
+        return weight.to(torch.complex128)
+    return weight.to(torch.float32 if weight.device.type == "mps" else torch.float64)
+
+
 def _without_input(weight: Tensor) -> tuple[int, ...]:
     return (weight.shape[0], *weight.shape[2:])
 
@@ -311,29 +361,42 @@ class ResizeKernel:
     Args:
         method: ``"respond"``: the kernel that responds to a resized patch as the old one does to the patch, exactly
             when it grows and as nearly as possible when it shrinks. ``"pad"``: zeros around the kernel, which
-            computes the same when the padding grows too.
+            computes the same when the padding grows too. ``None``: the first where the target cuts an image into
+            patches, its stride being its kernel's size; anything else is refused.
 
     References:
         Beyer et al., "FlexiViT: One Model for All Patch Sizes", CVPR 2023, section 3.4.
     """
 
-    method: Literal["respond", "pad"] = "respond"
+    method: Literal["respond", "pad"] | None = None
 
     def __call__(self, source: Layer, target: Layer) -> Mapping[str, Tensor] | None:
-        """Return the layer with its kernel resized; ``None`` where more than the kernel's size differs."""
-        old, new = source.tensors.get("weight"), target.tensors.get("weight")
-        if old is None or new is None or old.ndim != new.ndim or old.ndim not in (3, 4, 5):
+        """Return the layer with its kernel resized; ``None`` where more than the kernel's size differs.
+
+        Raises:
+            HandlerError: No method is given, and the target does not cut patches.
+        """
+        kernels = _kernels(source, target)
+        if kernels is None:
             return None
+        old, new = kernels
         size = tuple(new.shape[2:])
-        if old.shape[:2] != new.shape[:2] or tuple(old.shape[2:]) == size:
+        if old.ndim != new.ndim or old.shape[:2] != new.shape[:2] or tuple(old.shape[2:]) == size:
             return None
+        cuts_patches = getattr(target.module, "stride", None) == size and max(size) > 1
+        if self.method is None and not cuts_patches:
+            raise HandlerError(
+                f"a kernel of {list(old.shape[2:])} may be resized to {list(size)} for patches of that size, or be "
+                "padded with zeros to compute the same, and the target's stride does not tell; give "
+                "handlers=[ResizeKernel(method='respond')] or handlers=[ResizeKernel(method='pad')]"
+            )
         if self.method == "pad":
             margins = [(wide - narrow) for wide, narrow in zip(size, old.shape[2:], strict=True)]
             if any(margin < 0 or margin % 2 for margin in margins):
                 return None
             weight = functional.pad(old, [margin // 2 for margin in reversed(margins) for _ in range(2)])
         else:
-            weight = old.float()
+            weight = _wide(old)
             for axis, length in enumerate(size, start=2):
                 weight = _respond(weight, axis, length)
             weight = weight.to(old.dtype)
@@ -357,12 +420,13 @@ class InflateKernel:
 
     def __call__(self, source: Layer, target: Layer) -> Mapping[str, Tensor] | None:
         """Return the layer with its kernel inflated; ``None`` where it is not 2-D for 3-D of the same size."""
-        old, new = source.tensors.get("weight"), target.tensors.get("weight")
-        if old is None or new is None or old.ndim != 4 or new.ndim != 5:
+        kernels = _kernels(source, target)
+        if kernels is None:
+            return None
+        old, new = kernels
+        if new.ndim != 5 or old.shape != (*new.shape[:2], *new.shape[3:]):
             return None
         depth = new.shape[2]
-        if old.shape != (*new.shape[:2], *new.shape[3:]):
-            return None
         slices = [old / depth] * depth
         if self.center:
             slices = [old if place == depth // 2 else torch.zeros_like(old) for place in range(depth)]

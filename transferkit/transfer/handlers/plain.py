@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from transferkit.errors import HandlerError, did_you_mean
+from transferkit.errors import HandlerError, did_you_mean, listed
 from transferkit.layers import Layer
 from transferkit.transfer.handlers.registry import register_handler
 
@@ -17,7 +18,8 @@ from transferkit.transfer.handlers.registry import register_handler
 def cast(source: Layer, target: Layer) -> Mapping[str, Tensor] | None:
     """Cast the tensors of a layer to the target's dtypes.
 
-    Between floating dtypes, and between complex ones, that is done anyway and needs no handler.
+    Between floating dtypes, and between complex ones, that is done anyway and needs no handler. To or from whole
+    numbers every value must stay what it is.
 
     Args:
         source: A layer with tensors of the target's shapes.
@@ -25,11 +27,29 @@ def cast(source: Layer, target: Layer) -> Mapping[str, Tensor] | None:
 
     Returns:
         The source's tensors in the target's dtypes; ``None`` where a shape differs.
+
+    Raises:
+        HandlerError: Values would change: the dtype has no such number, or none that exact.
     """
     shared = [short for short in target.tensors if short in source.tensors]
     if any(source.tensors[short].shape != target.tensors[short].shape for short in shared):
         return None
-    return {short: source.tensors[short].to(target.tensors[short].dtype) for short in shared}
+    return {short: _cast(short, source.tensors[short], target.tensors[short].dtype) for short in shared}
+
+
+def _cast(short: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    if value.dtype == dtype:
+        return value
+    if value.is_complex() and not dtype.is_complex:
+        raise HandlerError(
+            f"{short} is complex and would lose its imaginary part; take .real or .abs() of it first"
+        )
+    made = value.to(dtype)
+    rounds = (value.is_floating_point() or value.is_complex()) and (dtype.is_floating_point or dtype.is_complex)
+    if not (rounds or made.is_meta or torch.equal(made.to(value.dtype), value)):
+        changed = int((made.to(value.dtype) != value).sum())
+        raise HandlerError(f"{changed} of {value.numel()} values of {short} would change as {dtype}")
+    return made
 
 
 cast.moves_states = True  # type: ignore[attr-defined]
@@ -43,15 +63,18 @@ def slices(source: Layer, target: Layer) -> Mapping[str, Tensor] | None:
     """Take the leading part of every tensor, as large as the target's.
 
     Layers that feed each other stay consistent, since each takes the leading channels. What comes out is a start
-    for training: it computes nothing that the wide network did.
+    for training: it computes nothing that the wide network did. Where rows are stacked in blocks (queries, keys and
+    values, the gates of a recurrent layer, the groups of a convolution), the leading ones are no narrower layer.
 
     Args:
         source: A layer none of whose tensors is smaller than the target's.
         target: The layer to fill.
 
     Returns:
-        Views of the source's tensors; ``None`` where a tensor is smaller, or none is larger.
+        Views of the source's tensors; ``None`` where a tensor is smaller, none is larger, or rows are stacked.
     """
+    if _is_stacked(source, target):
+        return None
     tensors = dict(source.tensors)
     for short, own in target.tensors.items():
         value = source.tensors.get(short)
@@ -67,6 +90,29 @@ def slices(source: Layer, target: Layer) -> Mapping[str, Tensor] | None:
 
 
 slices.moves_states = True  # type: ignore[attr-defined]
+
+_STACKED = re.compile(r"qkv|in_proj|c_attn|gate_up", re.IGNORECASE)
+
+
+def _is_stacked(source: Layer, target: Layer) -> bool:
+    """Tell whether a layer's leading rows are not those of a narrower one."""
+    if target.kind in ("attention", "recurrent") or _STACKED.search(target.name):
+        return True
+    groups = max(getattr(layer.module, "groups", 1) for layer in (source, target))
+    depthwise = all(
+        layer.tensors["weight"].shape[1] == 1 for layer in (source, target) if "weight" in layer.tensors
+    )
+    return target.kind == "conv" and groups > 1 and not depthwise
+
+
+def own_rows(own: Tensor, like: Tensor) -> Tensor:
+    """Return the target's own values for what the source does not know, in the source's dtype and place."""
+    if own.is_meta and not like.is_meta:
+        raise HandlerError(
+            "what the source does not know keeps the target's values, and on the meta device it has none; build the "
+            "model on a real device"
+        )
+    return own.detach().to(like)
 
 
 # A classification layer for other classes: rows picked, or merged, by class name.
@@ -105,7 +151,8 @@ class ClassRows:
         """Return the target's rows; ``None`` where the layers' rows are not the classes.
 
         Raises:
-            HandlerError: A target class has no source class and is not declared new; all of them are named.
+            HandlerError: A target class has no source class and is not declared new, a name stands for several rows,
+                or ``merge`` or ``new`` names what the target has not; all of them are named.
         """
         if any(tensor.shape[:1] != (len(self.source),) for tensor in source.tensors.values()):
             return None
@@ -125,28 +172,49 @@ class ClassRows:
 
     def _rows(self) -> dict[str, list[int]]:
         """Return the source rows of each target class."""
-        numbers = {name: row for row, name in enumerate(self.source)}
+        numbers, ours = _numbered(self.source), _numbered(self.target)
+        problems = [
+            f"{name}: {_rows_named(ours[name])} of the target have that name"
+            for name in ours
+            if len(ours[name]) > 1
+        ]
+        problems += [f"{name}: no class of the target" for name in (*self.merge, *self.new) if name not in ours]
         rows: dict[str, list[int]] = {}
-        problems = []
-        for name in self.target:
+        for name in ours:
             wanted = [] if name in self.new else self.merge.get(name, [name])
-            absent = [other for other in wanted if other not in numbers]
-            if absent:
-                problems.append(
-                    f"{name}: the source has no class {absent[0]!r}{did_you_mean(absent[0], numbers)}"
-                )
-            rows[name] = [numbers[other] for other in wanted if other in numbers]
+            problems += [f"{name}: {why}" for other in wanted if (why := _why_no_row(other, numbers))]
+            rows[name] = [numbers[other][0] for other in wanted if other in numbers]
         if problems:
             raise HandlerError(
-                "classes without a row; name their sources in merge={...} or list them in new=[...]:\n  "
-                + "\n  ".join(problems)
+                "classes without a row of their own; give every row a name of its own, and name a class's sources in "
+                "merge={...} or list it in new=[...]:\n  " + "\n  ".join(problems)
             )
         return rows
 
 
+def _numbered(names: Sequence[str]) -> dict[str, list[int]]:
+    """Return the rows of each name."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    return rows
+
+
+def _why_no_row(name: str, numbers: Mapping[str, Sequence[int]]) -> str:
+    """Say why a source class has not one row, or return an empty string."""
+    if name not in numbers:
+        return f"the source has no class {name!r}{did_you_mean(name, numbers)}"
+    several = len(numbers[name]) > 1
+    return f"{_rows_named(numbers[name])} of the source are both {name!r}" if several else ""
+
+
+def _rows_named(rows: Sequence[int]) -> str:
+    return f"rows {listed([str(row) for row in rows[:-1]])} and {rows[-1]}"
+
+
 def _row(numbers: Sequence[int], source: Tensor, own: Tensor) -> Tensor:
     if not numbers:
-        return own.to(source)
+        return own_rows(own, source)
     if len(numbers) == 1:
         return source[numbers[0]]
     return source[list(numbers)].mean(dim=0)
