@@ -129,7 +129,7 @@ def write_torch(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Let safetensors write a small file, and write a large one of the same layout with a hole for the bytes."""
-    first = {id(tensor): key for key, tensor in reversed(sorted(tensors.items()))}
+    first = {id(tensor): key for key, tensor in sorted(tensors.items(), reverse=True)}
     ties = {key: first[id(tensor)] for key, tensor in tensors.items() if first[id(tensor)] != key}
     kept = {key: tensor for key, tensor in tensors.items() if key not in ties}
     if sum(tensor.nbytes for tensor in kept.values()) <= WRITTEN_WHOLE:
