@@ -177,16 +177,23 @@ def verdict(path: Path, mapping: str, model: nn.Module, names: Renaming) -> Verd
 def wrongs(plan: TransferPlan, model: nn.Module, names: Renaming) -> Iterator[str]:
     """Say what a plan would do wrong; a tensor that is tied to another has the right value under either name."""
     own = model.state_dict(keep_vars=True)
-    owner = {names[key]: id(tensor) for key, tensor in own.items()}
-    left = set(own)
+    tensor_of = _also_bare({key: id(tensor) for key, tensor in own.items()})
+    belongs_to = _also_bare({names[key]: id(tensor) for key, tensor in own.items()})
+    left = {id(tensor): key for key, tensor in own.items()}
     for entry in plan.entries:
         if entry.target is None or entry.bucket not in MOVED:
             continue
-        left.discard(entry.target.key)
+        target = tensor_of[entry.target.key]
+        left.pop(target, None)
         for side in entry.sources:
-            if owner[side.key] != id(own[entry.target.key]):
-                yield f"{entry.target.key} takes {side.key}, not {names[entry.target.key]}"
-    yield from (f"{key} is left out" for key in sorted(left))
+            if belongs_to[side.key] != target:
+                yield f"{entry.target.key} takes {side.key}"
+    yield from (f"{key} is left out" for key in left.values())
+
+
+def _also_bare(found: Mapping[str, int]) -> dict[str, int]:
+    """Return keys also without the word that a wrapper puts into them, which plans leave out of a name."""
+    return {key.replace("module.", ""): value for key, value in found.items()} | dict(found)
 
 
 def _gist(message: str) -> str:

@@ -20,7 +20,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from tests.benchmarks.table import Table, write_tables
-from tests.transfer.identity import Case, Outcome, make_case, must_be, run_case
+from tests.transfer.identity import Outcome, run_case
+from tests.transfer.identity_cases import Case, make_case, must_be
 
 OUTCOMES = ("right", "refused", "user's word", "wrong")
 

@@ -12,7 +12,8 @@ import torch
 
 from tests.benchmarks.onto_itself import failures, verdicts
 from tests.transfer.author_spellings import SPELLINGS
-from tests.transfer.identity import make_case, must_be, run_case
+from tests.transfer.identity import run_case
+from tests.transfer.identity_cases import make_case, must_be
 from tests.transfer.test_structure import BUILDERS
 
 CASES = 90
