@@ -37,6 +37,8 @@ class Scenario(Protocol):
     keywords: frozenset[str]
     """The arguments that the call takes."""
     namespace: Mapping[str, Any]
+    choices: tuple[str, ...]
+    """Words of what a person chooses, where a message offers one thing or another."""
 
     def run(self, values: Mapping[str, Any], done: tuple[str, ...]) -> str:
         """Make the call anew; return what is wrong with its result.
@@ -138,7 +140,7 @@ def _changes(
 ) -> Iterator[tuple[Arguments, tuple[str, ...]]]:
     """Yield what a message says to change: arguments, or something that is done before the call."""
     steps = message.partition("Next step")[2]
-    for keyword, text in fragments(steps or message):
+    for keyword, text in _chosen(steps or message, scenario.choices):
         if keyword in scenario.keywords:
             new = _taken_over(keyword, text, arguments, scenario, message)
             if new is not None and (steps or new != arguments.get(keyword)):  # else it tells what was said
@@ -147,6 +149,17 @@ def _changes(
     for pattern, change in PHRASES.items():
         for match in re.finditer(pattern, message):
             yield from change(match, arguments)
+
+
+def _chosen(text: str, choices: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the arguments that a text writes out, of two for one keyword in a line the one that a person chooses."""
+    for line in text.splitlines():
+        found = list(fragments(line))
+        for keyword, expression in found:
+            rivals = [other for word, other in found if word == keyword]
+            wanted = [other for other in rivals if any(choice in other for choice in choices)]
+            if expression in (wanted or rivals):
+                yield keyword, expression
 
 
 def fragments(text: str) -> Iterator[tuple[str, str]]:
@@ -235,7 +248,7 @@ def _answered(text: str, known: Mapping[str, str]) -> str:
 
 def _joined(keyword: str, old: str, new: str) -> str:
     """Return an argument with what is advised added to what was there, where both are collections."""
-    if keyword in ("allow_missing", "handlers") and "{" not in old + new and "lambda" not in old:
+    if keyword in ("allow_missing", "keep", "handlers") and "{" not in old + new and "lambda" not in old:
         several = [*_as_list(old), *_as_list(new)]
         return f"[{', '.join(dict.fromkeys(several))}]"
     if keyword == "mapping" and old.endswith(("}", "})")) and new.endswith(("}", "})")):

@@ -37,6 +37,7 @@ class Transfer:
         known: The source layer of a target layer, where a message asks.
         batch: What a lazy model is run on.
         optimizer: Builds an optimizer, where one is given from the start.
+        choices: What a person chooses where a message offers one thing or another.
     """
 
     name: str
@@ -48,10 +49,11 @@ class Transfer:
     namespace: Mapping[str, Any] = field(default_factory=dict)
     batch: Tensor | None = None
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
+    choices: tuple[str, ...] = ()
     meta: bool = False
     all_missing: bool = False
     keywords = frozenset(
-        {"select", "mapping", "handlers", "on_mismatch", "allow_missing", "load_states", "device"}
+        {"select", "mapping", "handlers", "on_mismatch", "allow_missing", "keep", "load_states", "device"}
     )
 
     def run(self, values: Mapping[str, Any], done: tuple[str, ...]) -> str:
@@ -130,6 +132,7 @@ class Call:
     keywords: frozenset[str]
     known: Mapping[str, str] = field(default_factory=dict)
     namespace: Mapping[str, Any] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
 
     def run(self, values: Mapping[str, Any], done: tuple[str, ...]) -> str:
         return self.wrong(self.call(done, **values))

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-import transferkit as tk
 from tests.transfer.identity_cases import OTHER_WORDS as OTHERS
 from tests.transfer.identity_cases import WORDS
 from tests.transfer.refusals import (
@@ -200,15 +199,18 @@ def another_kernel(rng: random.Random) -> Scenario:
     name, (old, new) = rng.choice(WORDS), rng.choice([(7, 3), (3, 5)])
     build = lambda: net((name, nn.Conv2d(3, 4, new)), ("head", nn.Linear(4, 2)))  # noqa: E731
     state = donor(net((name, nn.Conv2d(3, 4, old)), ("head", nn.Linear(4, 2))))
-    from transferkit.transfer.handlers import ResizeKernel
-
-    (source,), (target,) = tk.layers_of(nn.Conv2d(3, 4, old)), tk.layers_of(nn.Conv2d(3, 4, new))
-    source = tk.Checkpoint.from_state_dict({"weight": state[f"{name}.weight"], "bias": state[f"{name}.bias"]})[
-        0
-    ]
-    made = ResizeKernel()(source, target)
-    right = [] if made is None else [made["weight"]]
+    weight = state[f"{name}.weight"]
+    right = [_for_larger_patches(weight, new)]
+    right += [nn.functional.pad(weight, [(new - old) // 2] * 4)] if new > old else []
     return Transfer("another kernel", state, build, itself(state) | {f"{name}.weight": right})
+
+
+def _for_larger_patches(weight: Tensor, size: int) -> Tensor:
+    """Return the square kernel that responds to a resized patch as this one does to the patch."""
+    units = torch.eye(weight.shape[-1], dtype=torch.float64)[:, None]
+    resize = nn.functional.interpolate(units, size=size, mode="linear", align_corners=False)[:, 0]
+    turn = torch.linalg.pinv(resize).to(weight)  # (new, old)
+    return turn @ weight @ turn.mT
 
 
 @maker
@@ -246,17 +248,19 @@ def positions_of_another_grid(rng: random.Random) -> Scenario:
     size = nn.functional.interpolate(grid, size=(new, new), mode="bicubic", antialias=True, align_corners=False)
     right = torch.cat([state["pos_embed"][:, :prefix], size.flatten(2).mT], 1)
     target = _positions(prefix + new * new)
-    return Transfer("positions of a grid", state, target, itself(state) | {"pos_embed": [right]})
+    right_of = itself(state) | {"pos_embed": [right]}
+    return Transfer("positions of a grid", state, target, right_of, choices=("grid",))
 
 
 @maker
 def positions_with_other_prefixes(rng: random.Random) -> Scenario:
     old, new = rng.choice([(197, 196), (197, 198), (196, 197)])
     state = donor(_positions(old)())
-    grid = state["pos_embed"][:, -196:]
-    most = min(old, new) - 196
-    kept = torch.cat([state["pos_embed"][:, :most], grid], 1)
-    expected = itself(without(state, "pos_embed")) | ({"pos_embed": [kept]} if new <= old else {})
+    torch.manual_seed(7)
+    own = _positions(new)().pos_embed  # what the target has of its own
+    both = min(old, new) - 196
+    parts = [state["pos_embed"][:, :both], own[:, both : new - 196].detach(), state["pos_embed"][:, -196:]]
+    expected = itself(state) | {"pos_embed": [torch.cat(parts, 1)]}
     return Transfer("positions, other prefixes", state, _positions(new), expected)
 
 
@@ -271,7 +275,9 @@ def positions_of_text(rng: random.Random) -> Scenario:
     table = state["wpe.weight"]
     line = nn.functional.interpolate(table.mT[None], size=new, mode="linear", align_corners=False)[0].mT
     right = [line, *([table[:new]] if new < old else [])]
-    return Transfer("positions of text", state, build(new), itself(state) | {"wpe.weight": right})
+    return Transfer(
+        "positions of text", state, build(new), itself(state) | {"wpe.weight": right}, choices=("sequence",)
+    )
 
 
 @maker
