@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,14 +148,19 @@ def run_case(case: Case, folder: Path) -> Outcome:
         return Outcome("wrong", frozen_before) if frozen_before else Outcome("refused", str(error))
     if frozen_before:
         return Outcome("wrong", frozen_before)
-    problem = next(_wrongs(case, source, target, chosen, old_side), "")
-    if not problem and any(p.requires_grad != trainable[id(p)] for p in model.parameters()):
-        problem = "the transfer changed what is trainable"
-    if not problem:
-        problem = _groups(case, report, model, target, source, rng)
-    if problem and _users_word(case):
-        return Outcome("user's word", problem)
+    crossed = next(_wrongs(case, source, target, chosen, old_side), "")
+    if crossed and _users_word(case):
+        return Outcome("user's word", crossed)
+    problem = crossed or _changed(model, trainable) or _groups(case, report, model, target, source, rng)
     return Outcome("wrong", problem) if problem else Outcome("right")
+
+
+def _changed(model: nn.Module, trainable: Mapping[int, bool]) -> str:
+    return (
+        "the transfer changed what is trainable"
+        if any(p.requires_grad != trainable[id(p)] for p in model.parameters())
+        else ""
+    )
 
 
 def _selection(case: Case, target: Side, model: nn.Module) -> tuple[set[int], Any]:
