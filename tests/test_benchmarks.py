@@ -299,6 +299,15 @@ def test_the_gpu_suite_says_so_where_there_is_no_gpu(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("name", "few"), [("who_is_who", ["--cases", "12"]), ("advice", ["--count", "6"])])
+def test_whether_identity_and_advice_hold_is_counted(name: str, few: list[str], tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    in_this_process(["python", "-m", f"tests.benchmarks.{name}", *few, "--json", str(found)])
+    (table,) = json.loads(found.read_text())
+    counted = [number for number in table["rows"][-1] if isinstance(number, float)]
+    assert table["rows"][-1][0] == "all" and sum(counted) >= int(few[1])
+
+
 def test_waiting_for_slow_input_is_measured_and_input_that_is_there_is_not_waited_for() -> None:
     class Slow:
         def __len__(self) -> int:

@@ -7,7 +7,7 @@ average. Live optimizers tell their class. A file of torch does not, and is comp
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -161,13 +161,15 @@ def class_that_steps(kind: type) -> type:
     line = kind.__mro__
     for place, cls in enumerate(line):
         own = {n: f for n, f in vars(cls).items() if inspect.isfunction(f) and not n.startswith("__")}
-        inherited = next((vars(base)["step"] for base in line[place + 1 :] if "step" in vars(base)), None)
-        # Torch itself wraps a class's inherited step for its profiler.
-        if "step" in own and inspect.unwrap(own["step"]) is inspect.unwrap(inherited or own["step"]):
-            own.pop("step")
-        if own:
+        # Torch itself wraps what a class inherits: step for its profiler, the making of states for torch.compile.
+        if any(inspect.unwrap(f) is not _inherited(line[place + 1 :], n) for n, f in own.items()):
             return cls
     return kind
+
+
+def _inherited(bases: Sequence[type], name: str) -> Any:
+    """Return the function that a class would have from its bases, without what is wrapped around it."""
+    return next((inspect.unwrap(vars(base)[name]) for base in bases if name in vars(base)), None)
 
 
 def name_of(kind: type) -> str:
