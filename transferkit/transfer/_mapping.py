@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from transferkit.errors import ArgumentError, TransferError, did_you_mean, listed, require
 from transferkit.layers import Layer
+from transferkit.transfer._name_evidence import without_numbers
 from transferkit.transfer.select import names_meant
 
 Pattern = str | re.Pattern[str]
@@ -183,17 +184,20 @@ def _require_uncrossed(
 ) -> None:
     """Refuse pairs that cross names: one side has the other's name elsewhere, on a layer that looks the same.
 
-    Names that differ in a place of a sequence alone (``"blocks.3"``, ``"blocks.4"``) are no names to go by.
+    Names that differ in numbers alone are no names to go by while the numbers ascend on both sides: one author counts
+    from 0, the other from 1.
     """
     here, there = (
         {layer.name: layer.shapes for layer in targets},
         {layer.name: layer.shapes for layer in sources},
     )
+    in_step = [name for name in here if name in there] == [name for name in there if name in here]
     crossed = [
         f"{target.name!r} would take {source.name!r}"
         for target, source in pairs.items()
         if (there.get(target.name) == target.shapes or here.get(source.name) == source.shapes)
-        and _without_places(target.name) != _without_places(source.name)
+        and target.name != source.name
+        and not (in_step and without_numbers(target.name) == without_numbers(source.name))
     ]
     if crossed:
         raise TransferError(
@@ -208,10 +212,6 @@ def _instead_of_order(targets: Sequence[Layer], sources: Sequence[Layer]) -> str
     if all(shapes.get(layer.name) == layer.shapes for layer in targets):
         return "mapping='name', since names and shapes agree on all"
     return "mapping='structure', or say which is which: mapping={'target name': 'source name', ...}"
-
-
-def _without_places(name: str) -> str:
-    return ".".join("#" if part.isdecimal() else part for part in name.split("."))
 
 
 def _renamed(rule: Pattern, template: str, name: str) -> str:

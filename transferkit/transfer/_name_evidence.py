@@ -113,8 +113,7 @@ def is_elsewhere(target: str, source: str, targets: Collection[str], sources: Co
     """
     if target == source or (target not in sources and source not in targets):
         return False
-    masked = [[part if not part.isdigit() else "#" for part in _parts(name)] for name in (target, source)]
-    return masked[0] != masked[1]
+    return without_numbers(target) != without_numbers(source)
 
 
 def is_outdone(target: str, source: str, targets: Iterable[str], sources: Iterable[str]) -> bool:
@@ -197,9 +196,14 @@ def _children(
                 yield here, there
 
 
+def without_numbers(name: str) -> tuple[str, ...]:
+    """Return the words of a name, marked where numbers stand: ``"layer1.conv2" -> ("layer", "#", "conv", "#")``."""
+    return tuple("#" if part.isdigit() else part for part in _parts(name))
+
+
 def _is_before(one: Sequence[str], two: Sequence[str]) -> bool:
     """Tell whether two names differ in numbers alone, and those of the first come first."""
-    words = [[part if not part.isdigit() else "#" for part in parts] for parts in (one, two)]
+    words = [["#" if part.isdigit() else part for part in parts] for parts in (one, two)]
     numbers = [[int(part) for part in parts if part.isdigit()] for parts in (one, two)]
     return words[0] == words[1] and numbers[0] < numbers[1]
 

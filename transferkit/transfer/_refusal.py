@@ -61,7 +61,8 @@ def nothing_moves(plan: Account) -> str:
             *_unused(plan),
             "Next step, one of:",
             *(f"  {step}" for step in plan.advice),
-            "  say how names correspond: mapping={'target name': 'source name'}, or mapping='structure'",
+            "  say how names correspond: mapping={'target name': 'source name'}"
+            + ", or mapping='structure'" * (plan.mapping != "structure"),
             "  look at what would happen: print(WeightTransfer(...).plan(model))",
         ]
     )
