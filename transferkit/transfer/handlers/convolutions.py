@@ -384,15 +384,18 @@ class ResizeKernel:
         if old.ndim != new.ndim or old.shape[:2] != new.shape[:2] or tuple(old.shape[2:]) == size:
             return None
         cuts_patches = getattr(target.module, "stride", None) == size and max(size) > 1
+        margins = [(wide - narrow) for wide, narrow in zip(size, old.shape[2:], strict=True)]
+        can_pad = all(margin >= 0 and margin % 2 == 0 for margin in margins)
         if self.method is None and not cuts_patches:
+            either = (
+                " or handlers=[ResizeKernel(method='pad')], padded with zeros, to compute the same" * can_pad
+            )
             raise HandlerError(
-                f"a kernel of {list(old.shape[2:])} may be resized to {list(size)} for patches of that size, or be "
-                "padded with zeros to compute the same, and the target's stride does not tell; give "
-                "handlers=[ResizeKernel(method='respond')] or handlers=[ResizeKernel(method='pad')]"
+                f"the target's stride does not tell what a kernel of {list(old.shape[2:])} is to become at "
+                f"{list(size)}; give handlers=[ResizeKernel(method='respond')], for patches of that size{either}"
             )
         if self.method == "pad":
-            margins = [(wide - narrow) for wide, narrow in zip(size, old.shape[2:], strict=True)]
-            if any(margin < 0 or margin % 2 for margin in margins):
+            if not can_pad:
                 return None
             weight = functional.pad(old, [margin // 2 for margin in reversed(margins) for _ in range(2)])
         else:
