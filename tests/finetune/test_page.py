@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from transferkit.errors import ArgumentError
-from transferkit.finetune._page import Page
+from transferkit.finetune._report_sections import Page
 
 from .chromium import look
 

@@ -90,6 +90,10 @@ def test_all_idle_rules_are_named_at_once():
 
 @pytest.mark.parametrize("wrong", ["features.*", 3, None])
 def test_what_is_no_rule(wrong):
+    with pytest.raises(
+        ArgumentError, match=r"a selection is asked \(index, layer\).* write lambda index, layer"
+    ):
+        select_layers(lambda layer: True, LAYERS)
     with pytest.raises(ArgumentError, match="a selection must be a rule"):
         as_rule(wrong)
     with pytest.raises(ArgumentError, match="did you mean 'conv'"):

@@ -1,8 +1,9 @@
-"""safetensors: a JSON header and raw bytes, safe by design, mapped by its own library."""
+"""safetensors, a JSON header and raw bytes mapped by its own library; and weights that an index spreads over files."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from transferkit.checkpoints._state_dicts import contents_of
-from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
-from transferkit.errors import CheckpointError, MissingExtraError
+from transferkit.checkpoints._torch_zip import load_torch_zip
+from transferkit.checkpoints.registry import Contents, ReadOptions, find_format, register_reader
+from transferkit.errors import CheckpointError, MissingExtraError, listed
 from transferkit.layers import natural_order
 
 _LARGEST_HEADER = 100_000_000  # the library's own limit
@@ -66,3 +68,88 @@ def metadata_of(path: Path) -> dict[str, str]:
         header: Any = json.loads(file.read(min(length, _LARGEST_HEADER)))
     metadata = header.get("__metadata__") or {}
     return {str(name): str(value) for name, value in metadata.items()}
+
+
+# Weights spread over several files: a folder with an index, as large models are published.
+
+
+_INDEX = ".index.json"
+_LARGEST_INDEX = 1 << 26
+_SINGLE_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@register_reader("sharded", matches=lambda path, head: path.is_dir() or path.name.endswith(_INDEX))
+def read_sharded(path: Path, options: ReadOptions) -> Contents:
+    """Read a folder with an index, the index itself, or a folder with a single file of weights."""
+    index = path if path.is_file() else _index_in(path)
+    if index is None:
+        return _read_single(path, options)
+    folder, weight_map = index.parent, _weight_map(index)
+    files = {name: folder / name for name in dict.fromkeys(weight_map.values())}
+    missing = [name for name, file in files.items() if not file.is_file()]
+    if missing:
+        raise CheckpointError(f"{len(missing)} of {len(files)} shards are missing: {listed(missing, 4)}")
+    shards = {name: _read_shard(file, options) for name, file in files.items()}
+    absent = [key for key, name in weight_map.items() if key not in shards[name]]
+    if absent:
+        raise CheckpointError(
+            f"{len(absent)} tensors are not in the shard that the index names, as {absent[0]!r}"
+        )
+    tensors = {key: tensor for shard in shards.values() for key, tensor in shard.items() if key in weight_map}
+    if any(name.endswith(".safetensors") for name in files):
+        return _by_way_of(index, safetensors_contents(tensors, {}), [index, *files.values()])
+    return _by_way_of(index, contents_of(tensors), [index, *files.values()])
+
+
+def _read_shard(file: Path, options: ReadOptions) -> dict[str, Tensor]:
+    """Return one shard's tensors by the names that the index uses."""
+    if file.name.endswith(".safetensors"):
+        return mapped_tensors(file)
+    saved = load_torch_zip(file, trusted=options.trusted)
+    if not isinstance(saved, Mapping):
+        raise CheckpointError(f"shard {file.name} holds no state dict")
+    return {key: value for key, value in saved.items() if isinstance(value, Tensor)}
+
+
+def _read_single(folder: Path, options: ReadOptions) -> Contents:
+    """Read the one file of weights in a folder, a safetensors file rather than a torch file."""
+    for pattern in _SINGLE_FILES:
+        found = sorted(folder.glob(pattern))
+        if len(found) > 1:
+            names = listed([file.name for file in found], 4)
+            raise CheckpointError(
+                f"a folder with {len(found)} files of weights and no index; name one: {names}"
+            )
+        if found:
+            return _by_way_of(found[0], find_format(found[0]).read(found[0], options), found)
+    raise CheckpointError(f"a folder without weights (no *{_INDEX} and none of {', '.join(_SINGLE_FILES)})")
+
+
+def _index_in(folder: Path) -> Path | None:
+    found = sorted(folder.glob(f"*{_INDEX}"), key=lambda file: ".safetensors" not in file.name)
+    if len(found) > 1 and (".safetensors" in found[1].name or ".safetensors" not in found[0].name):
+        names = listed([file.name for file in found], 4)
+        raise CheckpointError(f"a folder with {len(found)} indexes; name one: {names}")
+    return found[0] if found else None
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each tensor, after checking that it lies in the index's own folder."""
+    if index.stat().st_size > _LARGEST_INDEX:
+        raise CheckpointError(f"refused: {index.name} is larger than any index")
+    try:
+        content: Any = json.loads(index.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"damaged: {index.name} is not JSON: {error}") from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"damaged: {index.name} has no weight_map of names")
+    outside = [name for name in weight_map.values() if name != Path(name).name or name in ("", ".", "..")]
+    if outside:
+        raise CheckpointError(f"refused: {index.name} points outside its folder, to {outside[0]!r}")
+    return weight_map
+
+
+def _by_way_of(file: Path, contents: Contents, files: list[Path]) -> Contents:
+    note = f"read by way of {file.name}"
+    return replace(contents, notes=(note, *contents.notes), files=tuple(files))

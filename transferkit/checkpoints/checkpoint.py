@@ -20,7 +20,6 @@ from transferkit.checkpoints import (  # noqa: F401  importing a reader register
     _archives,
     _pickle_file,
     _safetensors,
-    _sharded,
     _torch_legacy,
     _torch_zip,
 )

@@ -33,11 +33,10 @@ from transferkit.finetune.optimizer import (
     transferred_parameters,
 )
 from transferkit.finetune.photos import as_photos, with_background
-from transferkit.finetune.predictions import Predictions
 from transferkit.finetune.protocol import Optimization, Protocol
 from transferkit.finetune.recipes import NEON2016, OQUAB2014, PROTOCOLS, RECOMMENDED
 from transferkit.finetune.report import RunReport, TrainingPatches, build_report, look_at_patches
-from transferkit.finetune.results import Stopwatch, write_convergence, write_results
+from transferkit.finetune.results import Predictions, Stopwatch, write_convergence, write_results
 from transferkit.finetune.run import EpochRecord, Run, build_run, read_run
 from transferkit.finetune.scene_classifier import SceneClassifier
 from transferkit.finetune.scoring import fill_scorer, score_images

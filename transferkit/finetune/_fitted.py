@@ -25,8 +25,8 @@ from transferkit.finetune._fitting import Setup, feature_arguments, given_featur
 from transferkit.finetune.networks import NETWORKS
 from transferkit.finetune.on_features import AS_THEY_ARE, features_of_frozen, head_features
 from transferkit.finetune.photos import agreed_names, ids_of, truth_of
-from transferkit.finetune.predictions import Predictions
 from transferkit.finetune.protocol import Optimization, Protocol
+from transferkit.finetune.results import Predictions
 from transferkit.finetune.run import Run, read_saved
 from transferkit.finetune.scoring import fill_scorer
 from transferkit.preprocessing import Preprocessing

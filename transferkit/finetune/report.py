@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from transferkit.finetune import _report_sections as sections
-from transferkit.finetune._page import Page
+from transferkit.finetune._report_sections import Page
 from transferkit.finetune.results import versions
 from transferkit.finetune.run import Run
 from transferkit.progress import Progress, track

@@ -23,9 +23,9 @@ from transferkit.finetune import _fitting as steps
 from transferkit.finetune.networks import require_network
 from transferkit.finetune.on_features import frozen_features
 from transferkit.finetune.photos import agreed_names, as_photos, with_background
-from transferkit.finetune.predictions import Predictions
 from transferkit.finetune.protocol import Protocol
 from transferkit.finetune.recipes import RECOMMENDED
+from transferkit.finetune.results import Predictions
 from transferkit.finetune.run import Run, read_run
 from transferkit.finetune.settings import FeatureSettings, LoopSettings
 from transferkit.preprocessing import Preprocessing

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transferkit.errors import ArgumentError, HandlerError, TransferError, TransferKitError
 from transferkit.layers import Layer
 from transferkit.memory import not_plain
-from transferkit.transfer._quantized import UNASKED, WAY_OUT, Scales
 from transferkit.transfer._target import Target
 from transferkit.transfer.handlers import Handler, automatic_handlers, find_handler
+from transferkit.transfer.handlers.plain import UNASKED, WAY_OUT, Scales
 from transferkit.transfer.select import Rule, by_name, select_layers
 
 

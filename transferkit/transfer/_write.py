@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transferkit.errors import ArgumentError, TransferError
+from transferkit.layers import split_key
 from transferkit.memory import laid_out_alike, overlapping, place_of, same_memory
 from transferkit.transfer._conversion import Conversion
 from transferkit.transfer._entry import MOVED, Entry
@@ -218,22 +219,23 @@ def _check_sources(results: Mapping[str, Write], tied_to: Mapping[str, str]) -> 
 
 def _check_overlaps(writes: Sequence[Write]) -> None:
     """Rehearse writes to tensors that share memory in part, and refuse those of which one would undo another."""
-    problems = []
     for group in overlapping([write.destination for write in writes]):
         members = [writes[place] for place in group]
         rehearsed = laid_out_alike([write.destination for write in members])
         for stand_in, write in zip(rehearsed, members, strict=True):
             stand_in.copy_(write.value)
-        if not all(
-            _equal(stand_in, write.value.to(stand_in))
-            for stand_in, write in zip(rehearsed, members, strict=True)
-        ):
-            problems.append(f"  {', '.join(write.key for write in members)}")
-    if problems:
+        if all(_equal(s, write.value.to(s)) for s, write in zip(rehearsed, members, strict=True)):
+            continue
+        _, *others = dict.fromkeys(split_key(write.key)[0] for write in members)
+        leave = (
+            f"leave all but one out, select=... & ~by_name({', '.join(map(repr, others))}), or "
+            if others
+            else ""
+        )
         raise TransferError(
-            "these tensors of the target share memory, and the source has different values for what they share; the "
-            "model is bit for bit as it was:\n" + "\n".join(problems) + "\nNext step: leave all but one out, "
-            "select=... & ~by_name(...), or give them memory of their own"
+            f"{', '.join(write.key for write in members)} share memory in the target, and the source has different "
+            f"values for what they share; the model is bit for bit as it was. Next step: {leave}give them memory of "
+            "their own"
         )
 
 

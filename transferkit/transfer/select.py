@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import escape
+from inspect import signature
 
 from torch import nn
 
@@ -112,7 +113,8 @@ def as_rule(predicate: Predicate) -> Rule:
     """Return a predicate as a rule; a plain callable is asked ``(index, layer)`` of every layer.
 
     Raises:
-        ArgumentError: It is neither a rule nor callable; a string gets the rule that was probably meant.
+        ArgumentError: It is neither a rule nor callable with two arguments; a string gets the rule that was probably
+            meant.
     """
     if isinstance(predicate, Rule):
         return predicate
@@ -121,11 +123,27 @@ def as_rule(predicate: Predicate) -> Rule:
         raise ArgumentError(
             f"a selection must be a rule or a callable (index, layer) -> bool{hint}, got {predicate!r}"
         )
+    _require_two_arguments(predicate)
     call = predicate
     name = getattr(call, "__name__", type(call).__name__)
     return simple_rule(
         name, lambda layers: {place for place, layer in enumerate(layers) if call(layer.index, layer)}
     )
+
+
+def _require_two_arguments(predicate: Callable[..., object]) -> None:
+    """Refuse a callable that cannot be asked ``(index, layer)``, before it is asked of any layer."""
+    try:
+        asked = signature(predicate)
+    except (TypeError, ValueError):  # some built-in ones do not tell
+        return
+    try:
+        asked.bind(0, None)
+    except TypeError as error:
+        raise ArgumentError(
+            f"a selection is asked (index, layer) of every layer, which {predicate!r} does not take: {error}; write "
+            "lambda index, layer: ..."
+        ) from None
 
 
 def simple_rule(text: str, find: Callable[[Sequence[Layer]], Collection[int]]) -> Rule:

@@ -91,7 +91,7 @@ def tensor_names(target: Layer, source: Layer) -> dict[str, str] | None:
     """Return for each of a target layer's tensors the source tensor that it is, or ``None`` where there is none.
 
     Tensors are the same by name, or by a name that other frameworks use for it, or by a shape that only one on each
-    side has. Counters without dimensions do not count.
+    side has. Whole numbers without dimensions, which count batches, do not count.
 
     Example:
         >>> import torch
@@ -137,7 +137,7 @@ def _alike(targets: Sequence[Layer], sources: Sequence[Layer]) -> list[list[bool
 
 
 def _tensors(layer: Layer) -> Mapping[str, Tensor]:
-    return {short: tensor for short, tensor in layer.tensors.items() if tensor.ndim > 0}
+    return {s: tensor for s, tensor in layer.tensors.items() if tensor.ndim > 0 or tensor.is_floating_point()}
 
 
 Options = dict[int, tuple[int | None, ...]]
