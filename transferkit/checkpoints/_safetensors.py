@@ -1,4 +1,4 @@
-"""safetensors, a JSON header and raw bytes mapped by its own library; and weights that an index spreads over files."""
+"""safetensors, a JSON header and raw bytes; and weights that an index spreads over files."""
 
 from __future__ import annotations
 
