@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Sequence
+from glob import escape
 from typing import TYPE_CHECKING
 
 from transferkit.display import text_table
@@ -176,12 +176,11 @@ def globs_for(names: Sequence[str], others: Collection[str]) -> list[str]:
 
     Example:
         >>> globs_for(["head.0", "head.2", "norm", "a[0]"], ["body.0", "body.norm"])
-        ['head.*', 'norm', 'a[[]0]']
+        ['head.*', 'norm', 'a[0]']
     """
     left, globs = list(dict.fromkeys(names)), []
     while left:
-        exact = _escaped(left[0])
-        served = {exact: left[:1]}
+        served = {left[0]: left[:1]}
         for glob in _candidates(left[0]):
             if not names_meant(glob, others):
                 served[glob] = [name for name in left if name in names_meant(glob, left)]
@@ -195,13 +194,9 @@ def _candidates(name: str) -> Iterator[str]:
     """Yield what may also match others: all in the same containers, and all of the same last name."""
     parts = name.split(".")
     for count in range(1, len(parts)):
-        yield f"{_escaped('.'.join(parts[:count]))}.*"
+        yield f"{escape('.'.join(parts[:count]))}.*"
     if len(parts) > 1:
-        yield f"*.{_escaped(parts[-1])}"
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
+        yield f"*.{escape(parts[-1])}"
 
 
 def _python(globs: Sequence[str]) -> str:

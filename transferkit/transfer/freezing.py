@@ -165,7 +165,7 @@ def assert_frozen(model: nn.Module) -> tuple[str, ...]:
     changed = {layer.name: lines for layer, record in records if (lines := _changes(layer, record))}
     if changed:
         lines = [line for found in changed.values() for line in found]
-        names = ", ".join(repr(_literal(name)) for name in changed)
+        names = ", ".join(map(repr, changed))
         raise FrozenError(
             "\n  ".join([f"of {len(records)} frozen layers {len(changed)} changed since freeze():", *lines])
             + f"\nif that was meant (a transfer, a conversion), unfreeze(model, by_name({names})) and freeze it again"
@@ -241,15 +241,8 @@ def _record(layer: _LiveLayer, learning: Collection[int]) -> _Record:
     if record is not None:
         record.learned = learned
         return record
-    values = {
-        short: Fingerprint.of(tensor) for short, tensor in layer.tensors.items() if _is_kept(layer, short)
-    }
+    values = {short: Fingerprint.of(tensor) for short, tensor in layer.tensors.items()}
     return _Record(learned, values, _own(layer.module))
-
-
-def _is_kept(layer: _LiveLayer, short: str) -> bool:
-    """Tell whether a file would hold the tensor; what is not persistent the model makes itself."""
-    return short not in layer.module._non_persistent_buffers_set
 
 
 def _own(module: nn.Module) -> list[Tensor]:
@@ -276,11 +269,6 @@ def _changes(layer: _LiveLayer, record: _Record) -> list[str]:
         how = "is no longer there" if tensor is None else value.difference(Fingerprint.of(tensor))
         lines += [f"{layer.key(short)}: {how}"] if how else []
     return lines
-
-
-def _literal(name: str) -> str:
-    """Return a glob that matches a name and nothing else."""
-    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
 
 
 # What trains again.
