@@ -102,6 +102,7 @@ def test_open_files_are_read_into_memory(tmp_path: Path, suffix: str) -> None:
             checkpoint = read_checkpoint(file)
         assert all(torch.equal(checkpoint.state_dict()[key], state[key]) for key in state)
         assert checkpoint.source is None and checkpoint.sha256 is None
+        assert repr(checkpoint).startswith("Checkpoint(an open file, ")
     with pytest.raises(CheckpointError, match="^the open file: "):
         read_checkpoint(io.BytesIO(b"no model"))
     with path.open(encoding="latin-1") as text, pytest.raises(ArgumentError, match="opened in binary mode"):

@@ -239,7 +239,9 @@ class Checkpoint(Sequence[Layer]):
 
     @property
     def _where(self) -> str:
-        return f"the {self.format}" if self.source is None else str(self.source)
+        if self.source is not None:
+            return str(self.source)
+        return f"the {self.format}" if self.format in ("state dict", "model", "layers") else "an open file"
 
 
 def _digest(path: Path) -> str:
