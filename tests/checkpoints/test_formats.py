@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from tests.checkpoints.hostile_files import torch_tar_of
 from transferkit.checkpoints import Checkpoint, Contents, read_checkpoint, register_reader, unregister_reader
-from transferkit.checkpoints._torch_zip import check_torch_version
 from transferkit.errors import ArgumentError, CheckpointError, MissingExtraError
 
 STATE = {
@@ -184,21 +183,6 @@ def test_an_allowed_global_is_allowed(new: bool, tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "x.pt")
     with torch.serialization.safe_globals([argparse.Namespace]):
         assert len(read_checkpoint(tmp_path / "x.pt")) == 3
-
-
-@pytest.mark.parametrize(
-    ("version", "advisory"), [("2.5.1", "CVE-2025-32434"), ("1.13.0+cu117", "CVE-2025-32434")]
-)
-def test_an_unsafe_torch_is_refused(version: str, advisory: str) -> None:
-    with pytest.raises(CheckpointError, match=advisory):
-        check_torch_version(version)
-
-
-def test_a_doubtful_torch_is_warned_of_and_a_good_one_is_not() -> None:
-    with pytest.warns(UserWarning, match="CVE-2026-24747"):
-        check_torch_version("2.9.1")
-    check_torch_version("2.10.0")
-    check_torch_version("3.0.0a0+git123")
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
