@@ -146,27 +146,24 @@ def split_key(key: str) -> tuple[str, str]:
     A parametrized weight belongs to the layer whose weight it is.
 
     Example:
-        >>> split_key("features.0.weight")
-        ('features.0', 'weight')
+        >>> split_key("features.0.weight"), split_key(".weight")
+        (('features.0', 'weight'), ('', '.weight'))
         >>> split_key("fc.parametrizations.weight.original0")
         ('fc', 'parametrizations.weight.original0')
     """
     owner, marker, part = f".{key}".partition(".parametrizations.")
-    if marker:
-        return owner[1:], f"parametrizations.{part}"
-    name, _, short = key.rpartition(".")
-    return name, short
+    name, short = (owner[1:], f"parametrizations.{part}") if marker else key.rpartition(".")[::2]
+    return (name, short) if name else ("", key)
 
 
-def natural_order(name: str) -> list[tuple[int, str]]:
+def natural_order(name: str) -> str:
     """Return a sort key by which ``"features.2"`` comes before ``"features.10"``, and a layer before what is in it.
 
     Example:
         >>> sorted(["b.10.bias", "b.2.bias", "a.weight"], key=natural_order)
         ['a.weight', 'b.2.bias', 'b.10.bias']
     """
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+    return re.sub(r"0*(\d+)", lambda number: f"\0{len(number[1]):04}{number[1]}", name)
 
 
 def _grouped(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, dict[str, Tensor]]:

@@ -45,6 +45,7 @@ def read_torch_legacy(path: Path, options: ReadOptions) -> Contents:
             "written with the other byte order; read it on such a machine and save safetensors"
         )
     reader = TorchReader(saved.end - saved.start, _absent)
+    reader.refuse_unknown(saved)
     dtypes = _storages_in(saved.value)
     for key in map(_text, keys.value):
         if key in dtypes:

@@ -56,10 +56,14 @@ class PlainReader:
         Raises:
             CheckpointError: It would import anything unknown, or its arrays do not match their data.
         """
+        self.refuse_unknown(pickle)
+        return self.plain(pickle.value)
+
+    def refuse_unknown(self, pickle: Pickle) -> None:
+        """Refuse a pickle that would import anything unknown, and name all of it."""
         blocked = sorted(str(name) for name in pickle.globals if not self.knows(name))
         if blocked:
             raise CheckpointError(self.refusal(blocked))
-        return self.plain(pickle.value)
 
     def knows(self, name: Global) -> bool:
         """Whether a pickle that mentions this name can be read."""
@@ -272,8 +276,11 @@ class TorchReader(PlainReader):
         return _text(key) if isinstance(key, bytes) else key
 
     def _made(self, value: Any) -> Any:
-        if isinstance(value, Persistent):  # a storage by itself is nothing that is read
-            return self.tensors.get(_text(value.key)) if isinstance(value.key, str | bytes | int) else None
+        if isinstance(value, Persistent):
+            tensor = self.tensors.get(_text(value.key)) if isinstance(value.key, str | bytes | int) else None
+            if tensor is None:
+                storage_of(value)  # one outside a tensor is checked, and left out
+            return tensor
         return value if isinstance(value, Global) else super()._made(value)
 
     def called(self, function: Global, call: Call) -> Any:
