@@ -16,6 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from transferkit.errors import harmless
+
 __all__ = ["Layer", "layers_of"]
 
 _EMPTY: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
@@ -96,7 +98,7 @@ class Layer:
         return self.keys.get(short) or (f"{self.name}.{short}" if self.name else short)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{key} {list(shape)}" for key, shape in self.shapes.items())
+        shapes = ", ".join(f"{harmless(key)} {list(shape)}" for key, shape in self.shapes.items())
         return f"Layer({self.index}, {self.name!r}, {self.kind}: {shapes})"
 
 

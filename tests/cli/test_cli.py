@@ -161,7 +161,7 @@ def test_buckets_are_colored_on_a_terminal_alone_and_names_cannot_color(
     command = ["plan", "a.pt", "nets:build"]
     path = os.pathsep.join([str(root), str(tmp_path)])
     shown = on_a_terminal(command, tmp_path, PYTHONPATH=path)
-    assert "\x1b[32mcopied\x1b[0m" in shown and "?[7mx" in shown and "\x1b[7m" not in shown
+    assert "\x1b[32mcopied\x1b[0m" in shown and "\\x1b[7mx" in shown and "\x1b[7m" not in shown
     assert "\x1b" not in on_a_terminal(command, tmp_path, PYTHONPATH=path, NO_COLOR="1")
     monkeypatch.chdir(tmp_path)
     assert main(command) == 0

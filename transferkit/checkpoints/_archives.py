@@ -18,7 +18,7 @@ from torch import Tensor
 
 from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
-from transferkit.errors import CheckpointError
+from transferkit.errors import CheckpointError, listed
 
 _ENCRYPTED = 0x1
 _LOCAL_MARK = b"PK\x03\x04"
@@ -91,7 +91,7 @@ def read_npz(path: Path, options: ReadOptions) -> Contents:
             else:
                 tensors[name] = array
     found = contents_of(dotted(tensors), key=options.key)
-    notes = [*found.notes, f"left out what is not a number: {', '.join(others)}"] if others else found.notes
+    notes = [*found.notes, f"left out what is not a number: {listed(others)}"] if others else found.notes
     return replace(found, notes=tuple(notes))
 
 

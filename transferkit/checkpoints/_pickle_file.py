@@ -81,4 +81,4 @@ def _unpacked(path: Path) -> memoryview:
 
 
 def _only_zeros(file: IO[bytes]) -> bool:
-    return not any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(_CHUNK), b""))
+    return all(chunk == bytes(len(chunk)) for chunk in iter(lambda: file.read(_CHUNK), b""))

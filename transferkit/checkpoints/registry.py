@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from transferkit.errors import ArgumentError, CheckpointError
+from transferkit.errors import ArgumentError, CheckpointError, harmless
 from transferkit.registry import Registry
 
 States = Mapping[str, Mapping[str, Any]]
@@ -171,7 +171,7 @@ def why_not_read(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"cannot be read: {error.strerror or error}"
     known = isinstance(error, CheckpointError)
-    words = str(error) if known else f"damaged, or not what it seems: {error!r}"
+    words = harmless(str(error) if known else f"damaged, or not what it seems: {error!r}")
     return (
         words
         if len(words) <= _LONGEST_MESSAGE
