@@ -93,13 +93,15 @@ def check_graph(root: object, most_text: int) -> None:
 
     A few hundred bytes of pickle can name one list a billion times through lists of lists, and whoever walks
     that graph never ends; or one long string ten thousand times, of which whoever copies it fills the memory. The
-    check visits every object once, children before parents, and adds up values and bytes of text.
+    check visits every object once, children before parents, and adds up values and bytes of text. What is called is
+    made once, so its text counts once: two names for one array are a tied weight.
 
     Raises:
         CheckpointError: With the reason.
     """
     done: dict[int, tuple[int, int, int]] = {}  # values, bytes of text and depth by id
     above: set[int] = set()
+    in_calls = 0
     pending: list[tuple[object, bool]] = [(root, False)]
     while pending:
         value, inside_is_done = pending.pop()
@@ -120,7 +122,9 @@ def check_graph(root: object, most_text: int) -> None:
             raise CheckpointError(f"refused: the pickle is nested more than {MAX_DEPTH} deep")
         if size > MAX_VALUES:
             raise CheckpointError(f"refused: the pickle repeats its parts to more than {MAX_VALUES:,} values")
-        if text > most_text:
+        if isinstance(value, Call):
+            in_calls, text = in_calls + text, 0
+        if text + in_calls > most_text:
             raise CheckpointError(f"refused: the pickle repeats its strings to more than {most_text:,} bytes")
         above.discard(id(value))
         done[id(value)] = size, text, depth

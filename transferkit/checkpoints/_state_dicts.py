@@ -326,7 +326,7 @@ def parametrized_layers(keys: Iterable[str]) -> dict[str, str]:
 
 
 _LONGEST_NAME = 4096  # characters
-_MOST_NAMES = 250_000  # tensors; the largest models have half as many, and each takes some kilobytes here
+_MOST_NAMES = 200_000  # tensors; the largest models have half as many, and each takes some kilobytes here
 _LARGEST_NAMES = 1 << 25  # characters of all together
 
 
