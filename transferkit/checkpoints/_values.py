@@ -8,6 +8,7 @@ through memory that is never filled, tensors that grow their storage, and calls 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -133,7 +134,8 @@ class PlainReader:
             return self.array((), dtype, False, data).item()
         if name in ("OrderedDict", "Counter"):
             first = arguments[0] if arguments else ()
-            return self.dict_of([*(first.items() if isinstance(first, dict) else first), *call.items])
+            found = self.dict_of([*(first.items() if isinstance(first, dict) else first), *call.items])
+            return Counter(found) if name == "Counter" else found
         if name in ("set", "frozenset"):
             return [self.plain(item) for item in [*(arguments[0] if arguments else ()), *call.items]]
         if name == "complex":
