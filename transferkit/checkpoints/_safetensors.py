@@ -79,7 +79,7 @@ def _header(path: Path) -> dict[str, Any]:
 def _json(content: bytes, what: str) -> dict[str, Any]:
     """Return a JSON object, none of whose parts has a key twice."""
     try:
-        found = json.loads(content, object_pairs_hook=_once_each)
+        found = json.loads(str(content, "utf-8"), object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"damaged: {what} is not JSON: {error}") from error
     if not isinstance(found, dict):

@@ -43,7 +43,7 @@ def load_torch_zip(path: Path, *, trusted: bool = False, mapped: bool = True) ->
         CheckpointError: The file asks for code to run, claims more than it holds, or is damaged.
     """
     if trusted:
-        return load_trusted(path)
+        return _trusted(path)
     with open_zip(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
         name = _pickle_in(members)
@@ -52,10 +52,10 @@ def load_torch_zip(path: Path, *, trusted: bool = False, mapped: bool = True) ->
         return TorchReader(len(program), storages.load).read(read_pickle(program))
 
 
-def load_trusted(path: Path) -> Any:
+def _trusted(path: Path) -> Any:
     """Return what torch makes of a file, which may run any program."""
     try:
-        return torch.load(str(path), map_location="cpu", weights_only=False)
+        return torch.load(str(path), map_location="cpu", mmap=True, weights_only=False)
     except Exception as error:
         raise CheckpointError(f"torch cannot read it: {error}") from error
 
@@ -70,7 +70,8 @@ def _pickle_in(members: dict[str, zipfile.ZipInfo]) -> str:
     found = [name for name in members if name.rpartition("/")[2].casefold() == _PICKLE]
     if len(found) != 1 or len({name.casefold() for name in members}) != len(members):
         raise CheckpointError(
-            f"refused: it can be read in two ways, since it holds {listed(found or ['no pickle'])}"
+            f"refused: readers would not agree on what it holds, with the names {listed(found or list(members), 4)}; "
+            "ask for a file that torch.save wrote"
         )
     if members[found[0]].file_size > _LARGEST_PICKLE:
         raise CheckpointError(f"refused: its pickle alone has {members[found[0]].file_size:,} bytes")
