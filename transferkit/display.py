@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+from transferkit.errors import harmless
 
 # Okabe and Ito's palette, which the color-blind can tell apart: blue, vermilion, green, purple, orange, sky blue.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+_WIDEST = (
+    200  # characters that a column is padded to where the width is not given; one long name would pad all rows
+)
 
 Rows = Sequence[Sequence[str]]
 _GAP = "  "
@@ -29,10 +36,11 @@ def text_table(
     """
     if not rows:
         return []
+    rows = [[harmless(cell) for cell in row] for row in rows]
     sizes = _sizes([max(map(len, column)) for column in zip(*rows, strict=True)], width, shrink)
     return [
         _GAP.join(
-            fit(cell, size).rjust(size) if place in right else fit(cell, size).ljust(size)
+            fit(cell, width and size).rjust(size) if place in right else fit(cell, width and size).ljust(size)
             for place, (cell, size) in enumerate(zip(row, sizes, strict=True))
         ).rstrip()
         for row in rows
@@ -56,8 +64,8 @@ def summary_table(rows: Rows) -> str:
 
 
 def markdown_table(rows: Rows) -> str:
-    """Return a header and its rows as a Markdown table; numbers are set right."""
-    header, *body = rows
+    """Return a header and its rows as a Markdown table; numbers are set right, and names are text and no markup."""
+    header, *body = [[re.sub(r"([|<\\])", r"\\\1", harmless(cell)) for cell in row] for row in rows]
     align = [":--", *["--:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, align, *body))
 
@@ -71,7 +79,8 @@ def _sizes(sizes: list[int], width: int | None, shrink: Sequence[int] | None) ->
     """Return the columns' sizes, made smaller until a line fits, but for what each column keeps."""
     room = None if width is None else width - len(_GAP) * (len(sizes) - 1)
     if room is None:
-        return sizes
+        return [min(size, _WIDEST) for size in sizes]
+    sizes = [min(size, max(room, _LEAST)) for size in sizes]
     if shrink is not None:
         for column in shrink:
             sizes[column] = min(sizes[column], max(_LEAST, sizes[column] - max(sum(sizes) - room, 0)))

@@ -111,6 +111,21 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     torch.save({"format": "transferkit-run", "version": 99}, tmp_path / "new.pt")
     with pytest.raises(CheckpointError, match="version 99.*update transferkit"):
         read_run(tmp_path / "new.pt")
+    for damaged in ({"version": "1"}, {}, {"version": 1}, {"version": 1, "settings": {}, "history": 3}):
+        torch.save({"format": "transferkit-run", **damaged}, tmp_path / "damaged.pt")
+        with pytest.raises(CheckpointError, match=r"damaged\.pt is a .*run checkpoint"):
+            read_run(tmp_path / "damaged.pt")
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(CheckpointError, match="cannot be read as a run checkpoint: "):
+        read_run(tmp_path / "empty.pt")
+
+
+def test_a_run_is_read_into_memory_so_that_the_next_epoch_can_replace_its_file(tmp_path: Path) -> None:
+    path = tiny_run().save(tmp_path / "run.pt")
+    state = read_run(path)
+    before = {name: tensor.clone() for name, tensor in state["model"].items()}
+    path.write_bytes(b"\xff" * path.stat().st_size)  # in place, where a mapped tensor would see it
+    assert all(torch.equal(before[name], tensor) for name, tensor in state["model"].items())
 
 
 def test_a_diverging_loss_ends_the_epoch_with_a_next_step() -> None:

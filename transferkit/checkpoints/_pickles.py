@@ -13,17 +13,21 @@ from __future__ import annotations
 
 import codecs
 import struct
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from transferkit.errors import CheckpointError
 
 MAX_DEPTH = 64
-MAX_VALUES = 20_000_000
 MAX_INSTRUCTIONS = 2_000_000
+MAX_VALUES = MAX_INSTRUCTIONS  # what nothing repeats takes an instruction each
 MAX_CONTAINERS = 500_000
+MAX_REPEATED_TEXT = 1 << 26  # bytes of text beyond those in the file, where one string stands in many places
+MAX_COLLISIONS = 50_000_000  # comparisons of dict keys, if all whose hashes a file can choose are chosen alike
 _LONGEST_NUMBER = 64  # characters of a number written as text, bytes of one in binary
+_LONGEST_NAME = 1000  # characters of a module or of a name in one
+_LONGEST_KEY = 16  # parts of a dict key that is a tuple
 _VIEWED = 4096  # bytes from this length on are left where they are
 
 
@@ -61,7 +65,8 @@ class Pickle:
 
     value: Any
     globals: frozenset[Global]  # every name that it would import
-    end: int  # its end in the buffer
+    start: int  # its place in the buffer
+    end: int
 
 
 def read_pickle(buffer: bytes | memoryview, start: int = 0) -> Pickle:
@@ -79,21 +84,24 @@ def read_pickle(buffer: bytes | memoryview, start: int = 0) -> Pickle:
         raise
     except (IndexError, KeyError, TypeError, ValueError, struct.error, OverflowError) as error:
         raise CheckpointError(f"damaged pickle at byte {machine.place}: {error!r}") from error
-    check_graph(value)
-    return Pickle(value, frozenset(machine.globals), machine.place)
+    check_graph(value, MAX_REPEATED_TEXT + len(machine.buffer))
+    return Pickle(value, frozenset(machine.globals), start, machine.place)
 
 
-def check_graph(root: object) -> None:
+def check_graph(root: object, most_text: int) -> None:
     """Refuse a value that contains itself, is nested too deeply, or would be huge if nothing in it were shared.
 
     A few hundred bytes of pickle can name one list a billion times through lists of lists, and whoever walks
-    that graph never ends. The check visits every object once, children before parents, and adds up sizes.
+    that graph never ends; or one long string ten thousand times, of which whoever copies it fills the memory. The
+    check visits every object once, children before parents, and adds up values and bytes of text. What is called is
+    made once, so its text counts once: two names for one array are a tied weight.
 
     Raises:
         CheckpointError: With the reason.
     """
-    done: dict[int, tuple[int, int]] = {}  # size and depth by id
+    done: dict[int, tuple[int, int, int]] = {}  # values, bytes of text and depth by id
     above: set[int] = set()
+    in_calls = 0
     pending: list[tuple[object, bool]] = [(root, False)]
     while pending:
         value, inside_is_done = pending.pop()
@@ -107,14 +115,24 @@ def check_graph(root: object) -> None:
             pending.append((value, True))
             pending.extend((child, False) for child in inside)
             continue
-        sizes = [done.get(id(child), (1, 0)) for child in inside]
-        size, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+        sizes = [done.get(id(child)) or (1, _text_bytes(child), 0) for child in inside]
+        size, text = 1 + sum(size for size, _, _ in sizes), sum(text for _, text, _ in sizes)
+        depth = 1 + max((depth for _, _, depth in sizes), default=0)
         if depth > MAX_DEPTH:
             raise CheckpointError(f"refused: the pickle is nested more than {MAX_DEPTH} deep")
         if size > MAX_VALUES:
             raise CheckpointError(f"refused: the pickle repeats its parts to more than {MAX_VALUES:,} values")
+        if isinstance(value, Call):
+            in_calls, text = in_calls + text, 0
+        if text + in_calls > most_text:
+            raise CheckpointError(f"refused: the pickle repeats its strings to more than {most_text:,} bytes")
         above.discard(id(value))
-        done[id(value)] = size, depth
+        done[id(value)] = size, text, depth
+
+
+def _text_bytes(value: object) -> int:
+    """Return the length of a string; data that is viewed in place is not copied with every mention."""
+    return len(value) if isinstance(value, str | bytes) else 0
 
 
 def children_of(value: object) -> list[Any]:
@@ -204,12 +222,12 @@ class _Machine(ByteReader):
         super().__init__(buffer, start)
         self.stack: list[Any] = []
         self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []
         self.globals: set[Global] = set()
-        self.containers = 0
+        self.containers = self.collisions = self.instructions = 0
 
     def run(self) -> Any:
-        for _ in range(MAX_INSTRUCTIONS):
+        for self.instructions in range(MAX_INSTRUCTIONS):
             code = self.read(1)[0]
             if code == _STOP:
                 if len(self.stack) != 1:
@@ -273,10 +291,9 @@ class _Machine(ByteReader):
         items = [self.pop() for _ in range(count)][::-1]
         self.push_container(tuple(items))
 
-    def dict_of(self, items: list[Any]) -> dict[Any, Any]:
-        if len(items) % 2:
-            raise ValueError("a key without a value")
-        return {as_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+    def dict_from(self, items: list[Any]) -> None:
+        self.push_container({})
+        self.set_items(items)
 
     # Items and keys for the result of a call are kept in the record of the call.
 
@@ -289,13 +306,15 @@ class _Machine(ByteReader):
         target.extend(items)
 
     def set_items(self, items: list[Any]) -> None:
-        target = self.top()
-        if isinstance(target, Call):
-            target.items.extend(self.dict_of(items).items())
-        elif isinstance(target, dict):
-            target.update(self.dict_of(items))
-        else:
+        target, keys = self.top(), [as_key(key) for key in items[::2]]
+        if not isinstance(target, Call | dict):
             raise TypeError(f"keys are set on a {type(target).__name__}")
+        held = target if isinstance(target, dict) else target.items
+        last = next(reversed(held), None)
+        self.collisions += collisions(keys, len(held), last[0] if isinstance(target, Call) and last else last)
+        refuse_collisions(self.collisions)
+        pairs = zip(keys, items[1::2], strict=True)
+        held.update(pairs) if isinstance(held, dict) else held.extend(pairs)
 
     def set_item(self) -> None:
         value, key = self.pop(), self.pop()
@@ -306,6 +325,8 @@ class _Machine(ByteReader):
     def import_name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a name to import that is no text")
+        if max(len(module), len(name)) > _LONGEST_NAME:
+            raise ValueError(f"a name to import of {max(len(module), len(name)):,} characters")
         found = Global(module, name)
         self.globals.add(found)
         self.push(found)
@@ -333,15 +354,43 @@ class _Machine(ByteReader):
         target.state = state
 
     def put(self, index: int) -> None:
+        if not 0 <= index <= self.instructions:  # who numbers what is kept never skips so many
+            raise ValueError(f"a memo of number {index}")
+        self.memo += [_MARK] * (index + 1 - len(self.memo))
         self.memo[index] = self.top()
 
     def get(self, index: int) -> None:
+        if not 0 <= index < len(self.memo) or self.memo[index] is _MARK:
+            raise ValueError(f"there is no memo of number {index}")
         self.push(self.memo[index])
 
 
+def collisions(keys: Iterable[Any], held: int, last: Any = None) -> int:
+    """Return how many comparisons it may take to put keys into a dict of ``held`` others, the ``last`` of them given.
+
+    Strings have hashes that no file can foresee. A number's is known, and a dict whose numbers all have one hash
+    takes the square of their count. Numbers that count up, as those of parameters do, cost nothing.
+    """
+    loose = 0
+    for key in keys:
+        if not isinstance(key, str | bytes):
+            loose += not (isinstance(key, int) and isinstance(last, int) and key == last + 1)
+            held += 1
+        last = key
+    return loose * held
+
+
+def refuse_collisions(count: int) -> None:
+    """Refuse dicts that may take so many comparisons of keys."""
+    if count > MAX_COLLISIONS:
+        raise CheckpointError("refused: the pickle holds a dict of too many numbers in no order")
+
+
 def as_key(key: Any) -> Hashable:
-    """Return a dict key; refuse all but scalars and flat tuples of them, whose hash is cheap."""
+    """Return a dict key; refuse all but scalars and short flat tuples of them, whose hash is cheap."""
     parts = key if isinstance(key, tuple) else (key,)
+    if len(parts) > _LONGEST_KEY:
+        raise TypeError(f"a dict key of {len(parts)} parts")
     if not all(part is None or isinstance(part, str | bytes | int | float | Global) for part in parts):
         raise TypeError("a dict key that is neither a string nor a number")
     return key  # type: ignore[no-any-return]
@@ -391,7 +440,7 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
     ord("a"): lambda m: m.append([m.pop()]),
     ord("e"): lambda m: m.append(m.pop_mark()),
     ord("}"): lambda m: m.push_container({}),
-    ord("d"): lambda m: m.push_container(m.dict_of(m.pop_mark())),
+    ord("d"): lambda m: m.dict_from(m.pop_mark()),
     ord("s"): lambda m: m.set_item(),
     ord("u"): lambda m: m.set_items(m.pop_mark()),
     0x8F: lambda m: m.push_container(Call(Global("builtins", "set"), ())),

@@ -1,7 +1,6 @@
 """torch's files from before version 1.6: a row of pickles and raw bytes, and the tar archive before that.
 
-``weights_only`` does not read the tar archive, and for the row of pickles it allocates whatever memory a hostile
-file asks for. Both are therefore read as data here, and tensors are built only from bytes that the file holds.
+Both are read as data, and tensors are built only from bytes that the file holds.
 
 References:
     ``torch.serialization._legacy_load``.
@@ -10,30 +9,25 @@ References:
 from __future__ import annotations
 
 import mmap
-import tarfile
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from transferkit.checkpoints._pickles import ByteReader, Call, Global, Persistent, Pickle, read_pickle
+from transferkit.checkpoints._pickles import ByteReader, Call, Persistent, Pickle, children_of, read_pickle
 from transferkit.checkpoints._state_dicts import contents_of
-from transferkit.checkpoints._torch_zip import allowed_by_user, key_of, refusal_of, storage_dtype, storages_in
+from transferkit.checkpoints._values import TorchReader, flat_tensor, storage_dtype, storage_of
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
 from transferkit.errors import CheckpointError
 
 _MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _PROTOCOL = 1001
 _TAR_MEMBERS = ("storages", "tensors", "pickle")
-
-_KNOWN = frozenset(
-    {
-        *("collections.OrderedDict", "collections.Counter", "torch.Size", "torch.device"),
-        *("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"),
-        *("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"),
-    }
-)
+_TAR_BLOCK = 512
+_MOST_MEMBERS = 16
+_MOST_TENSORS = 200_000
 
 
 @register_reader("torch legacy", matches=lambda path, head: head[2 : 2 + len(_MAGIC)] == _MAGIC)
@@ -50,13 +44,13 @@ def read_torch_legacy(path: Path, options: ReadOptions) -> Contents:
         raise CheckpointError(
             "written with the other byte order; read it on such a machine and save safetensors"
         )
-    builder = _builder(saved)
-    dtypes = storages_in(saved.value)
-    for key in keys.value:
-        dtype = dtypes.get(_text(key))
-        if dtype is not None:
-            builder.storages[_text(key)] = row.storage(dtype)
-    return contents_of(builder.build(saved.value), key=options.key)
+    reader = TorchReader(saved.end - saved.start, _absent)
+    reader.refuse_unknown(saved)
+    dtypes = _storages_in(saved.value)
+    for key in map(_text, keys.value):
+        if key in dtypes:
+            reader.storages[key] = row.storage(dtypes[key])
+    return contents_of(reader.read(saved), key=options.key)
 
 
 @register_reader("torch tar", matches=lambda path, head: head[257:262] == b"ustar" and bool(_members(path)))
@@ -66,24 +60,42 @@ def read_torch_tar(path: Path, options: ReadOptions) -> Contents:
         return contents_of(torch.load(str(path), map_location="cpu", weights_only=False), key=options.key)
     buffer = _mapped(path)
     parts = {name: buffer[start:end] for name, (start, end) in _members(path).items()}
-    saved = read_pickle(parts["pickle"])
-    builder = _builder(saved)
-    _tar_storages(parts["storages"], builder)
-    _tar_tensors(parts["tensors"], builder)
-    return contents_of(builder.build(saved.value), key=options.key)
+    reader = TorchReader(len(parts["pickle"]), _absent)
+    _tar_storages(parts["storages"], reader)
+    _tar_tensors(parts["tensors"], reader)
+    return contents_of(reader.read(read_pickle(parts["pickle"])), key=options.key)
 
 
-def _tar_storages(buffer: memoryview, builder: Builder) -> None:
+def _absent(key: str, dtype: torch.dtype, count: int) -> Tensor:
+    raise CheckpointError(f"damaged: storage {key!r} is not in the file")
+
+
+def _storages_in(saved: Any) -> dict[str, torch.dtype]:
+    """Return the dtype of every storage that a pickle refers to, by key."""
+    found, seen, pending = {}, set[int](), [saved]
+    while pending:
+        value = pending.pop()
+        if id(value) in seen or not isinstance(value, dict | list | tuple | Call | Persistent):
+            continue
+        seen.add(id(value))
+        pending += children_of(value)
+        if isinstance(value, Persistent):
+            key, _, dtype, _ = storage_of(value)
+            found[key] = dtype
+    return found
+
+
+def _tar_storages(buffer: memoryview, reader: TorchReader) -> None:
     row = _Row(buffer)
     for _ in range(_count(row.pickle().value, buffer)):
         key, _, kind = row.pickle().value
-        builder.storages[_text(key)] = row.storage(storage_dtype(kind))
+        reader.storages[_text(key)] = row.storage(storage_dtype(kind))
     for target, root, offset, count in row.pickle().value:
-        flat = builder.storages[_text(root)]
-        builder.storages[_text(target)] = view_of(flat, offset, (count,), (1,))
+        flat = reader.storages[_text(root)]
+        reader.storages[_text(target)] = reader.view_of(flat, offset, (count,), (1,))
 
 
-def _tar_tensors(buffer: memoryview, builder: Builder) -> None:
+def _tar_tensors(buffer: memoryview, reader: TorchReader) -> None:
     row = _Row(buffer)
     for _ in range(_count(row.pickle().value, buffer)):
         key, storage, _ = row.pickle().value
@@ -92,21 +104,26 @@ def _tar_tensors(buffer: memoryview, builder: Builder) -> None:
             raise CheckpointError(f"damaged: a tensor of {dimensions} dimensions")
         shape, stride = row.numbers(f"<{dimensions}q"), row.numbers(f"<{dimensions}q")
         offset = row.number("<q")
-        builder.tensors[_text(key)] = view_of(builder.storages[_text(storage)], offset, shape, stride)
+        reader.tensors[_text(key)] = reader.view_of(reader.storages[_text(storage)], offset, shape, stride)
 
 
 def _members(path: Path) -> dict[str, tuple[int, int]]:
     """Return the (start, end) of each part of a tar archive; nothing if it is not torch's."""
-    size = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as archive:
-            found = {
-                member.name: (member.offset_data, member.offset_data + member.size)
-                for member in archive
-                if member.isreg() and not member.issparse() and 0 <= member.size <= size - member.offset_data
-            }
-    except Exception:  # a damaged header breaks tarfile in many ways
-        return {}
+    size, place = path.stat().st_size, 0
+    found: dict[str, tuple[int, int]] = {}
+    with path.open("rb") as file:
+        for _ in range(_MOST_MEMBERS):
+            file.seek(place)
+            header = file.read(_TAR_BLOCK)
+            length = header[124:136].strip(b" \0")
+            if header[257:262] != b"ustar" or not re.fullmatch(rb"[0-7]*", length):
+                break
+            name, begin = str(header[:100].rstrip(b"\0"), "latin1"), place + _TAR_BLOCK
+            end = begin + int(length or b"0", 8)
+            if end > size or name in found:
+                return {}
+            found[name] = begin, end
+            place = begin - (begin - end) // _TAR_BLOCK * _TAR_BLOCK
     return {name: found[name] for name in _TAR_MEMBERS} if set(_TAR_MEMBERS) <= found.keys() else {}
 
 
@@ -136,102 +153,8 @@ class _Row(ByteReader):
         return flat_tensor(self.read(self.number("<q") * dtype.itemsize), dtype)
 
 
-def flat_tensor(raw: memoryview, dtype: torch.dtype) -> Tensor:
-    """Return raw bytes as a one-dimensional tensor, copied, since in the file they are not aligned."""
-    return torch.frombuffer(bytearray(raw), dtype=dtype) if len(raw) else torch.empty(0, dtype=dtype)
-
-
-def view_of(flat: Tensor, offset: Any, shape: Any, stride: Any) -> Tensor:
-    """Return a view of a storage after checking that it lies inside."""
-    sizes = [*shape, *stride, offset]
-    if len(shape) != len(stride) or not all(isinstance(size, int) and size >= 0 for size in sizes):
-        raise CheckpointError(f"damaged: a tensor of shape {shape} and stride {stride}")
-    last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
-    if 0 not in shape and last >= flat.numel():
-        raise CheckpointError(f"damaged: a tensor of shape {shape} over a storage of {flat.numel():,} elements")
-    return torch.as_strided(flat, tuple(shape), tuple(stride), offset)
-
-
-def _builder(found: Pickle) -> Builder:
-    """Return a builder for the pickle's value, or refuse what it would import."""
-    builder = Builder()
-    blocked = sorted(str(name) for name in found.globals if not builder.knows(name))
-    if blocked:
-        raise CheckpointError(refusal_of(blocked))
-    return builder
-
-
-class Builder:
-    """Turns records of calls into tensors and plain containers."""
-
-    def __init__(self) -> None:
-        self.storages: dict[str, Tensor] = {}  # flat tensors by storage key
-        self.tensors: dict[str, Tensor] = {}  # by key, in the tar archive, whose pickle refers to whole tensors
-        self.done: dict[int, Any] = {}
-        self.allowed = allowed_by_user()
-
-    def knows(self, name: Global) -> bool:
-        """Whether a pickle that mentions this name can be built."""
-        is_torch = name.module in ("torch", "torch.cuda", "torch.storage")
-        if is_torch and name.name.endswith(("Storage", "Tensor")):
-            return True
-        return str(name) in _KNOWN or str(name) in self.allowed
-
-    def build(self, value: Any) -> Any:
-        """Return a value with its tensors; what occurs twice is one object."""
-        if isinstance(value, dict | list | tuple | Call | Persistent):
-            if id(value) not in self.done:
-                self.done[id(value)] = self._built(value)
-            return self.done[id(value)]
-        return str(value, "latin1") if isinstance(value, bytes | memoryview) else value
-
-    def _built(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {self.build(key): self.build(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self.build(item) for item in value]
-        if isinstance(value, tuple):
-            return tuple(self.build(item) for item in value)
-        if isinstance(value, Persistent):
-            return self._fetched(value)
-        return self._called(value)
-
-    def _fetched(self, reference: Persistent) -> Tensor:
-        found = self.tensors.get(str(reference.key))
-        if found is None:
-            raise CheckpointError(f"damaged: a reference to {reference.key!r}, which is not in the file")
-        return found
-
-    def _called(self, call: Call) -> Any:
-        name, arguments = str(call.function), call.arguments
-        if name in ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"):
-            storage, offset, shape, stride = arguments[:4]
-            return view_of(self._storage(storage), offset, shape, stride)
-        if name in ("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"):
-            return self.build(arguments[0] if arguments else call.state[0])
-        if name in ("collections.OrderedDict", "collections.Counter"):
-            pairs = [*(arguments[0] if arguments else ()), *call.items]
-            return {self.build(key): self.build(item) for key, item in pairs}
-        if name == "torch.Size":
-            return self.build(arguments[0])
-        if name == "torch.device":
-            return ":".join(str(part) for part in arguments)
-        if name in self.allowed:
-            return None  # harmless, and no tensor
-        raise CheckpointError(f"refused: the pickle calls {name}")
-
-    def _storage(self, reference: Any) -> Tensor:
-        if not isinstance(reference, Persistent):
-            raise CheckpointError("damaged: a tensor without a storage")
-        key, view = key_of(reference)
-        if key not in self.storages:
-            raise CheckpointError(f"damaged: storage {key!r} is not in the file")
-        flat = self.storages[key]
-        return flat if view is None else view_of(flat, view[1], (view[2],), (1,))
-
-
 def _count(value: Any, buffer: memoryview) -> int:
-    if not isinstance(value, int) or not 0 <= value <= len(buffer):
+    if not isinstance(value, int) or not 0 <= value <= min(len(buffer), _MOST_TENSORS):
         raise CheckpointError(f"damaged: a count of {value!r}")
     return value
 

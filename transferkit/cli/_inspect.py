@@ -6,7 +6,7 @@ import argparse
 
 from transferkit.checkpoints import read_checkpoint
 from transferkit.checkpoints._describe import compare, compare_in_words, describe, describe_in_words
-from transferkit.cli._terminal import Command, as_json, harmless, width
+from transferkit.cli._terminal import Command, as_json, say, width
 
 _INSPECT_PURPOSE = "show the layers of a checkpoint"
 _INSPECT_EXAMPLES = """\
@@ -34,7 +34,7 @@ def _inspect(options: argparse.Namespace) -> int:
     checkpoint = read_checkpoint(options.path, key=options.key)
     description = describe(checkpoint, match=options.match, digest=options.digest)
     words = as_json(description) if options.json else describe_in_words(description, width())
-    print(harmless(words), flush=True)
+    say(words)
     return 0
 
 
@@ -67,7 +67,7 @@ def _diff(options: argparse.Namespace) -> int:
     first, second = (read_checkpoint(path, key=key) for path, key in zip(paths, keys, strict=True))
     found = compare(first, second, values=options.values, progress=True)
     words = as_json(found.to_dict()) if options.json else compare_in_words(found, *paths, width())
-    print(harmless(words), flush=True)
+    say(words)
     return 1 if found else 0
 
 

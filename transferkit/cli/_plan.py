@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import sys
 from functools import reduce
 from operator import and_
 
 from transferkit.checkpoints import read_checkpoint
-from transferkit.cli._terminal import Command, as_json, color, harmless, width
+from transferkit.cli._terminal import Command, as_json, color, complain, say, width
 from transferkit.errors import ArgumentError, TransferError
 from transferkit.layers import split_key
 from transferkit.transfer._refusal import globs_for
-from transferkit.transfer._table import colored, render_text
+from transferkit.transfer._table import render_text
 from transferkit.transfer._target import build_model
 from transferkit.transfer.account import TransferPlan
 from transferkit.transfer.select import Rule, after, before, by_kind, by_name, every
@@ -66,14 +65,13 @@ def _plan(options: argparse.Namespace) -> int:
     """Print the plan and return the exit status."""
     plan = plan_of(options)
     if options.json:
-        print(harmless(as_json(plan.to_dict())), flush=True)
+        say(as_json(plan.to_dict()))
     else:
-        lines = harmless(render_text(plan, width=width(), color=False)).split("\n")
-        print("\n".join(map(colored, lines) if color() else lines), flush=True)
+        print(render_text(plan, width=width(), color=color()), flush=True)
     try:
         plan.check()
     except TransferError as error:
-        print(f"transferkit: {harmless(str(error))}{_here(plan)}", file=sys.stderr)
+        complain(error, _here(plan))
         return 1
     return 0
 

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+from transferkit.errors import harmless
+
 
 class Command(NamedTuple):
     """A command of the command line.
@@ -39,14 +41,15 @@ def color() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def harmless(text: str) -> str:
-    r"""Return text with control characters shown as ``?``, since names in a file may hold terminal escapes.
+def say(words: str) -> None:
+    """Print text with line breaks of its own, in which no name can pass for anything else."""
+    print(harmless(words, lines=True), flush=True)
 
-    Example:
-        >>> harmless("\x1b[31mconv.weight")
-        '?[31mconv.weight'
-    """
-    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+
+def complain(error: object, advice: str = "") -> None:
+    """Print an error, every line but the first set in, so that no name in it begins a line."""
+    words = harmless(str(error), lines=True).replace("\n", "\n  ")
+    print(f"transferkit: {words}{advice}", file=sys.stderr)
 
 
 def as_json(value: object) -> str:

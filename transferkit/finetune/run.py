@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from transferkit.checkpoints._optimizers import name_of
-from transferkit.errors import CheckpointError, MissingFileError, require
+from transferkit.checkpoints._torch_zip import load_torch_zip
+from transferkit.checkpoints.registry import why_not_read
+from transferkit.errors import CheckpointError, MissingFileError, listed, require
 from transferkit.files import write_atomically
 from transferkit.finetune import _restoring as restoring
 from transferkit.finetune.optimizer import AveragedWeights, build_optimizer, build_schedule
@@ -26,6 +29,13 @@ from transferkit.transfer import TransferReport
 
 FORMAT = "transferkit-run"
 VERSION = 1
+# What every run keeps, and as what; what is in it is checked where it is restored.
+_PARTS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("settings", "preprocessing", "optimizer", "model", "schedule", "random"), dict),
+    **dict.fromkeys(("history", "frozen"), list),
+    **dict.fromkeys(("transfer", "sampler"), (dict, NoneType)),
+    "epoch": int,
+}
 _RENAMED = {"levels": "pyramid_scales", "train_trunk": "train_backbone"}  # earlier names of settings
 
 
@@ -254,10 +264,19 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
         missing="give the run_file (--save_path) of an earlier run",
         other="pretrained weights go to weights (--weights), only runs are resumed (--model_file)",
     )
-    if state["version"] > VERSION:
+    version = state.get("version")
+    if type(version) is not int or version > VERSION:
         raise CheckpointError(
-            f"{path} is a run checkpoint of version {state['version']}, this transferkit reads up to {VERSION}; "
+            f"{path} is a run checkpoint of version {version!r}, this transferkit reads up to {VERSION}; "
             "update transferkit"
+        )
+    given = {"settings": None, **state}
+    if wrong := [
+        name for name, kinds in _PARTS.items() if name in given and not isinstance(given[name], kinds)
+    ]:
+        raise CheckpointError(
+            f"{path} is a damaged run checkpoint: {listed(wrong)} is not what a run keeps; resume "
+            "from an older one"
         )
     return {**state, "settings": _renamed(state["settings"], path)}
 
@@ -275,9 +294,9 @@ def read_saved(path: Path, kind: str, form: str, *, missing: str, other: str) ->
     if not path.is_file():
         raise MissingFileError(f"no {kind} at {path}; {missing}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_torch_zip(path, mapped=False)  # mapped, it could not be replaced on every system
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a {kind}: {error}") from error
+        raise CheckpointError(f"{path} cannot be read as a {kind}: {why_not_read(error)}") from error
     if not isinstance(state, dict) or state.get("format") != form:
         raise CheckpointError(f"{path} is not a {kind} (no format {form!r} in it); {other}")
     return state
