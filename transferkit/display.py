@@ -56,10 +56,14 @@ def summary_table(rows: Rows) -> str:
 
 
 def markdown_table(rows: Rows) -> str:
-    """Return a header and its rows as a Markdown table; numbers are set right."""
-    header, *body = rows
+    """Return a header and its rows as a Markdown table; numbers are set right, and what is written stays text."""
+    header, *body = ([_as_text(cell) for cell in cells] for cells in rows)
     align = [":--", *["--:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, align, *body))
+
+
+def _as_text(cell: str) -> str:
+    return " ".join(cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").split())
 
 
 def fit(text: str, width: int | None) -> str:
