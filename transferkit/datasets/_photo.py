@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from transferkit.errors import DataError
+from transferkit.files import is_file
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -28,18 +31,6 @@ _TURNS = {
     6: (True, True, False),
     7: (True, True, True),
     8: (True, False, True),
-}
-
-
-# What turns a photo back, by orientation.
-_BACK = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
 }
 
 
@@ -79,10 +70,10 @@ def turn_boxes(boxes: Tensor, image_size: tuple[int, int], orientation: int) -> 
 # Photos from files: their size without decoding, and their pixels as a tensor.
 
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-"""The formats that photos may have, as Pillow calls them. Of others some run programs: PostScript runs Ghostscript."""
+"""The formats that photos may have, as Pillow calls them. Others run programs: PostScript runs Ghostscript."""
 
 MAX_PIXELS = 125_000_000
-"""The largest photo that is decoded, which takes 1 GB; ``PIL.Image.MAX_IMAGE_PIXELS`` raises it, ``None`` lifts it."""
+"""The largest photo that is decoded, in 1 GB; ``PIL.Image.MAX_IMAGE_PIXELS`` raises it, and ``None`` lifts it."""
 
 _STRIP = 1 << 22  # pixels that are converted at a time
 
@@ -108,11 +99,26 @@ def stored_size(path: Path) -> tuple[tuple[int, int], int]:
         DataError: Naming the file.
     """
     with _opened(path) as image:
+        if image.format == "PNG" and not _tells_after_pixels(path):
+            image.getexif = partial(Image.Image.getexif, image)  # type: ignore[method-assign]  # Pillow's decodes it
         orientation = exif_orientation(image)
         width, height = image.size
         if image.format == "TIFF":  # Pillow tells the size that it has when turned, and turns it when decoding
             width, height = (int(image.tag_v2[tag]) for tag in (256, 257))  # type: ignore[attr-defined]
         return (height, width), orientation
+
+
+def _tells_after_pixels(path: Path) -> bool:
+    """Return whether a PNG has text or EXIF after its pixels, where its orientation may be."""
+    with path.open("rb") as file:
+        file.seek(8)
+        after = False
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            after |= head[4:] == b"IDAT"
+            if after and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return False
 
 
 def read_photo(path: Path, upright: bool = False, float_range: FloatRange | None = None) -> Tensor:
@@ -134,18 +140,19 @@ def read_photo(path: Path, upright: bool = False, float_range: FloatRange | None
         orientation = exif_orientation(image)
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
-        elif image.format == "TIFF" and orientation in _BACK:
+        elif image.format == "TIFF" and orientation > 1:
             image.load()
-            if exif_orientation(image) == 1:  # turned by decoding
-                image = image.transpose(_BACK[orientation])
+            if exif_orientation(image) == 1:  # turned by decoding: back, in place, since the photo may be large
+                image.getexif()[_EXIF_ORIENTATION] = {6: 8, 8: 6}.get(orientation, orientation)
+                ImageOps.exif_transpose(image, in_place=True)
         return _tensor(image, float_range)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a photo, look at its size before anything is decoded, and give every error the photo's name."""
-    if not path.is_file():  # a pipe would be waited for
-        raise DataError(f"{path} is {'not a file' if path.exists() else 'missing'}")
+    if not is_file(path):  # a pipe would be waited for
+        raise DataError(f"{path} is {'not a file' if os.path.lexists(path) else 'missing'}")
     what = "not a readable image"
     try:
         with Image.open(path, formats=PHOTO_FORMATS) as image:
@@ -159,7 +166,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         formats = ", ".join(PHOTO_FORMATS)
         raise DataError(
-            f"{path} is not a readable image: it is none of {formats}; open another format yourself and give the image"
+            f"{path} is not a readable image: it is none of {formats}; open others yourself and give the image"
         ) from error
     except Exception as error:  # Pillow's readers raise whatever goes wrong in them
         raise DataError(f"{path} is {what}: {error or type(error).__name__}") from error
@@ -212,8 +219,8 @@ AnyImage = str | Path | Image.Image | NDArray[Any] | Tensor
 def as_pixels(image: AnyImage, float_range: FloatRange | None = None, *, upright: bool = False) -> Tensor:
     """Return an image as an RGB tensor.
 
-    Files are turned the way their EXIF orientation asks, PIL images if ``upright``. Gray becomes three equal channels, what is transparent is
-    laid on white, and 16 bits are scaled to 8. uint8 stays as it is.
+    Files are turned the way their EXIF orientation asks, PIL images if ``upright``. Gray becomes three equal
+    channels, what is transparent is laid on white, and 16 bits are scaled to 8. uint8 stays as it is.
 
     Args:
         image: See :data:`AnyImage`.
