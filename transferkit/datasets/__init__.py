@@ -2,7 +2,7 @@
 
 :class:`ImageListDataset`, :class:`CocoDataset` and :class:`TargetDictDataset` read your own data.
 
-To read the code: ``voc`` over ``voc_files``, ``voc_writer``, ``coco``, ``lists``, ``_objects`` (what all of them demand),
+To read the code: ``voc`` over ``voc_files``, ``voc_writer``, ``coco``, ``lists``, ``_objects`` (what all ask),
 ``_photo`` (pixels of any image), ``download``, ``demo``.
 """
 
