@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from transferkit.errors import harmless
@@ -64,10 +63,14 @@ def summary_table(rows: Rows) -> str:
 
 
 def markdown_table(rows: Rows) -> str:
-    """Return a header and its rows as a Markdown table; numbers are set right, and names are text and no markup."""
-    header, *body = [[re.sub(r"([|<\\])", r"\\\1", harmless(cell)) for cell in row] for row in rows]
+    """Return a header and its rows as a Markdown table; numbers are set right, and what is written stays text."""
+    header, *body = ([_as_text(harmless(cell)) for cell in cells] for cells in rows)
     align = [":--", *["--:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, align, *body))
+
+
+def _as_text(cell: str) -> str:
+    return " ".join(cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").split())
 
 
 def fit(text: str, width: int | None) -> str:

@@ -172,9 +172,10 @@ def listed(names: Sequence[str], most: int = 8) -> str:
 _SHOWN = 10  # problems that one error spells out
 
 
-def raise_problems(problems: Sequence[str], heading: str) -> None:
-    """Raise one :class:`DataError` that lists ``problems``, if there are any."""
+def raise_problems(problems: Sequence[str], heading: str, advice: str = "") -> None:
+    """Raise one :class:`DataError` that lists ``problems``, if there are any, and what to do about them."""
     if problems:
         shown = "".join(f"\n  - {problem}" for problem in problems[:_SHOWN])
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise DataError(f"{heading}: {len(problems)} problem{'s' * (len(problems) > 1)}{shown}{more}")
+        advice = f"\n{advice}" if advice else ""
+        raise DataError(f"{heading}: {len(problems)} problem{'s' * (len(problems) > 1)}{shown}{more}{advice}")

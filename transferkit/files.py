@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from transferkit.errors import OutputError
@@ -75,6 +76,39 @@ def home_folder(home: Path | str | None = None) -> Path:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         home = os.environ.get("TRANSFERKIT_HOME") or Path(cache) / "transferkit"
     return Path(home).expanduser()
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether there is a file; pathlib raises for names that no file can have, such as very long ones."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+_UNFIT = re.compile(r"[\x00-\x1f\x7f/\\\ud800-\udfff]|^\._|^\.{0,2}$")  # "._" is macOS's own, and never read
+
+
+def fits_a_file(name: str) -> bool:
+    """Return whether a file can have a name that comes from data, and stays in its folder."""
+    return not _UNFIT.search(name)
+
+
+def as_file_name(name: str) -> str:
+    """Return another name for a file, without slashes and blanks; different names give different ones.
+
+    Example:
+        >>> as_file_name("../traffic light")
+        '%2E.%2Ftraffic%20light'
+    """
+    odd = re.compile(r"^\.|^$|[\s\x00-\x1f\x7f/\\%\ud800-\udfff]")
+    quoted = [f"%{byte:02X}" for byte in range(256)]
+    return odd.sub(
+        lambda found: "".join(quoted[b] for b in found[0].encode(errors="surrogatepass")) or "%", name
+    )
+
+
+def leaves_its_folder(name: str) -> bool:
+    """Return whether a path that comes from data leads out of the folder that it is below, on any system."""
+    windows = PureWindowsPath(name)
+    return bool(PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts)
 
 
 @contextmanager

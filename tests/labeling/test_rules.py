@@ -244,3 +244,20 @@ def test_labels_live_where_the_patches_do(device: torch.device) -> None:
     labels, matched = label_patches(boxes, torch.tensor([[2, 2, 18, 18]]), torch.tensor([3]))
     assert labels.device == matched.device == boxes.device
     assert labels.tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("classes", "difficult", "message"),
+    [
+        (torch.tensor([1.5]), None, "classes must be whole numbers, got 1.5"),
+        (torch.tensor([float("nan")]), None, "classes must be whole numbers"),
+        (torch.tensor([1]), torch.tensor([2]), "difficult must be true or false, or 0 and 1"),
+    ],
+)
+def test_numbers_are_not_rounded_to_classes_and_flags(
+    classes: Tensor, difficult: Tensor | None, message: str
+) -> None:
+    boxes = torch.tensor([[0.0, 0, 9, 9]])
+    with pytest.raises(ArgumentError, match=message):
+        label_patches(boxes, boxes, classes, difficult=difficult)
+    assert label_patches(boxes, boxes, torch.tensor([2.0])).labels.tolist() == [2]

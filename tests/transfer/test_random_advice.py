@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterator
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st

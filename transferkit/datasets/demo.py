@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from transferkit.annotated import AnnotatedImage
-from transferkit.datasets.voc_files import write_voc_images
+from transferkit.datasets.voc_writer import write_voc_images
 from transferkit.errors import ArgumentError, require
 from transferkit.progress import Progress, track
 

@@ -67,7 +67,7 @@ def write_results(
     _write_text(folder / "average_precision.md", result.to_markdown())
     if result.image_ids:
         competition = "comp2" if run.transfer else "comp1"
-        result.write_devkit(folder / "devkit", image_set=image_set, competition=competition)
+        result.write_devkit(folder / "devkit", image_set=image_set, competition=competition, rename=True)
     if run.history:
         write_convergence(folder / "convergence.png", {"training": run.history})
     return metrics
