@@ -177,20 +177,28 @@ class MultiscaleSampler:
         stays, so that a test is always on the same patches. After :meth:`set_epoch` or :meth:`load_state_dict` it
         begins there.
 
+        Iterations may overlap: each goes through its own epoch, with workers of its own. :attr:`epoch` and
+        :meth:`state_dict` tell of the one that was used last.
+
         Raises:
-            DataError: An image cannot be read, and is not to be skipped; or all were skipped.
+            DataError: An image cannot be read, and is not to be skipped; or all were skipped; or a worker died, which
+                names the image that it worked on.
         """
         if not self._waiting:
             self._epoch, self._batch = self._epoch + (self.mode == "train"), 0
         self._waiting = False
-        known = len(self.bad_images)
-        for place, batch in prefetched(
-            self._stream.batches(self._epoch, self._batch), self._stream.cutter.device
-        ):
-            self._batch = place + 1
+        epoch = self._epoch
+        batches = self._stream.batches(epoch, self._batch)
+        for place, batch in prefetched(batches, self._stream.cutter.device):
+            self._stand(epoch, place + 1)
             yield batch
-        self._batch = len(self)
-        self._stream.warn_of_bad_images(known)
+        self._stand(epoch, self._stream.schedule(epoch).length)
+        self._stream.warn_of_bad_images()
+
+    def _stand(self, epoch: int, batch: int) -> None:
+        """Note where an iteration is, unless the next is to begin elsewhere."""
+        if not self._waiting:
+            self._epoch, self._batch = epoch, batch
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the one that is iterated next.
