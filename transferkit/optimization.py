@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from transferkit.annotated import truth
-from transferkit.errors import require
+from transferkit.distributed import in_process_group
+from transferkit.errors import ArgumentError, listed, require
 
 __all__ = ["EarlyStopping", "HeldOut", "HeldOutChoice", "WarmupCosine", "WeightAverage", "hold_out"]
 
@@ -272,3 +276,67 @@ def _deal(shows: Tensor, shares: Tensor) -> Tensor:
         wanted[goes] -= shows[chosen].double()
         room[goes] -= 1
     return part
+
+
+# A minibatch of one row, which an epoch may end on.
+
+
+@contextmanager
+def lone_row(network: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """Let a network in training mode take a minibatch of one row; others pass unchanged.
+
+    Batch norm cannot normalize a channel by the variance of a single value, and torch raises. Exactly the layers that
+    would see one take their running statistics for this minibatch, and leave them as they are.
+
+    Raises:
+        ArgumentError: Such a layer keeps no running statistics.
+    """
+    starved = _starved(network, inputs) if len(inputs) == 1 else {}
+    without = [name for name, norm in starved.items() if norm.running_mean is None]
+    if without:
+        raise ArgumentError(
+            f"a minibatch of one row cannot be normalized by {listed(without)}, which keep no running statistics; "
+            "choose a batch_size that leaves no row over, or leave out minibatches that are not full (drop_last=True)"
+        )
+    if starved:
+        warnings.warn(
+            f"a minibatch holds one row only: {listed(list(starved))} took their running statistics for it",
+            stacklevel=4,
+        )
+    for norm in starved.values():
+        norm.eval()
+    yield
+    for norm in starved.values():
+        norm.train()
+
+
+@torch.no_grad()
+def _starved(network: nn.Module, inputs: Tensor) -> dict[str, _BatchNorm]:
+    """Return the batch norms in training mode that would see one value per channel, by name."""
+    modes = [(module, module.training) for module in network.modules()]
+    norms = {
+        name: module
+        for name, module in network.named_modules()
+        # A synchronized one sees the other ranks' rows too, and all ranks must run it alike.
+        if isinstance(module, _BatchNorm)
+        and module.training
+        and not (isinstance(module, nn.SyncBatchNorm) and in_process_group())
+    }
+    if not norms:
+        return {}
+    values: dict[nn.Module, int] = {}
+    handles = [
+        norm.register_forward_pre_hook(
+            lambda norm, seen: values.update({norm: seen[0].numel() // seen[0].shape[1]})
+        )
+        for norm in norms.values()
+    ]
+    network.eval()
+    try:
+        network(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    return {name: norm for name, norm in norms.items() if values.get(norm) == 1}

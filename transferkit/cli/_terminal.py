@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -47,11 +46,6 @@ def harmless(text: str) -> str:
         '?[31mconv.weight'
     """
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
-
-
-def as_json(value: object) -> str:
-    """Return plain values as JSON, for a program."""
-    return json.dumps(value, indent=2, default=str)
 
 
 # Shell completion without any package: a static script, so that pressing TAB imports nothing.
