@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing import reduction
 from typing import Any, NamedTuple
@@ -142,7 +143,10 @@ class Workers:
         self._crew: Callable[[], _Crew] = partial(_Crew, work, num_workers, prefetch, pin_memory)
         self._idle: _Crew | None = None
 
-    def results(self, visits: Sequence[Visit]) -> Iterator[Any]:
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_idle": None}  # processes stay with the one that started them
+
+    def results(self, visits: Sequence[Visit]) -> Generator[Any, None, None]:
         """Yield the result of each visit, in order.
 
         Raises:
@@ -278,8 +282,10 @@ class _Board:
         return [image for process, image in pairs if process and process not in alive]
 
     def _name(self, image: int) -> str:
-        teller = teller_of(self._dataset, image, "ids")
-        return f"image {image}" + (f" ({teller[0].ids[teller[1]]!r})" if teller else "")
+        with suppress(Exception):  # of the data set's, which may tell its ids in another form
+            data, place = teller_of(self._dataset, image, "ids") or (None, 0)
+            return f"image {image} ({data.ids[place]!r})"  # type: ignore[union-attr]
+        return f"image {image}"
 
 
 _BOARDS: WeakSet[_Board] = WeakSet()

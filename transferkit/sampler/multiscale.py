@@ -57,11 +57,12 @@ class MultiscaleSampler:
         whole_pixels: See :func:`crop_and_resize`.
         dtype: Of the pixels; floats keep the range 0..255.
         seed: Of all random choices.
-        num_workers: Processes that decode and label; 0 for none.
+        num_workers: Processes that decode and label; 0 for none. A container's small ``/dev/shm`` is no limit.
         prefetch: How many images each of them prefetches.
         device: Where patches are cut and stay; ``None`` for the cpu.
-        on_bad_image: What to do when an image cannot be read: raise an ``"error"``, or ``"skip"`` it; then
-            ``bad_images`` tells which and why, and a warning at the end of the epoch how many.
+        on_bad_image: What to do when an image, or its size, cannot be read: raise an ``"error"``, or ``"skip"`` it;
+            then ``bad_images`` tells which and why, and a warning at the end of the epoch how many. What no damaged
+            file explains, such as a ``KeyError``, is an error either way: a ``DataError`` with it as its cause.
         rank: This process among those that share the images; by default its rank in ``torch.distributed``.
         world_size: How many processes share the images; by default the number of ranks in ``torch.distributed``.
 

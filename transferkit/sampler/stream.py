@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from queue import Empty, Queue
@@ -270,16 +271,17 @@ class PatchStream:
         schedule = self.schedule(epoch)
         group, first = schedule.find(start)
         remaining = schedule.groups[group:]
-        images = self._workers.results([(epoch, image) for members in remaining for image in members])
+        visits = [(epoch, image) for members in remaining for image in members]
         place = start
-        for members, end in zip(remaining, schedule.ends[group:], strict=True):
-            chosen = [image for image in (self._usable(next(images)) for _ in members) if image is not None]
-            for batch in self.cutter.minibatches(chosen, epoch, first) if chosen else ():
-                yield place, batch
-                place += 1
-            if self.keep_step:  # other ranks do not know which images were passed over here
-                yield from ((missing, self.cutter.filler()) for missing in range(place, end))
-            place, first = end, 0
+        with closing(self._workers.results(visits)) as images:
+            for members, end in zip(remaining, schedule.ends[group:], strict=True):
+                chosen = [image for image in (self._usable(next(images)) for _ in members) if image is not None]
+                for batch in self.cutter.minibatches(chosen, epoch, first) if chosen else ():
+                    yield place, batch
+                    place += 1
+                if self.keep_step:  # other ranks do not know which images were passed over here
+                    yield from ((missing, self.cutter.filler()) for missing in range(place, end))
+                place, first = end, 0
         yield from ((missing, self.cutter.filler()) for missing in range(place, schedule.length))
 
     def warn_of_bad_images(self) -> None:
