@@ -82,7 +82,11 @@ def test_errors_arrive_with_their_type_and_traceback(way: str) -> None:
     class Local(KeyError):
         pass
 
-    for error, kind in ((ValueError("a"), ValueError), (Odd("x.tif", why="b"), OSError), (Local("c"), KeyError)):
+    for error, kind in (
+        (ValueError("a"), ValueError),
+        (Odd("x.tif", why="b"), OSError),
+        (Local("c"), KeyError),
+    ):
         found = sent([raised(error)])[0]
         assert type(found) is kind and str(error).strip("'") in str(found)
         assert isinstance(found.__cause__, RemoteTraceback) and "raise error" in str(found.__cause__)
@@ -245,8 +249,12 @@ print([int(batch.pixels[0, 0, 0, 0]) for batch in MultiscaleSampler(Photos(), **
 """
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare, which gives a process its own /dev/shm")
-@pytest.mark.parametrize(("size", "printed"), [("1m", "[0, 1, 2, 3, 4, 5]"), ("4k", "workers cannot be started")])
+@pytest.mark.skipif(
+    shutil.which("unshare") is None, reason="no unshare, which gives a process its own /dev/shm"
+)
+@pytest.mark.parametrize(
+    ("size", "printed"), [("1m", "[0, 1, 2, 3, 4, 5]"), ("4k", "workers cannot be started")]
+)
 def test_a_small_dev_shm_is_no_limit_or_said(root: Path, size: str, printed: str) -> None:
     """Smaller than one photo; and too small for the locks of any workers."""
     mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
