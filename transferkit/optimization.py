@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -292,16 +293,10 @@ def lone_row(network: nn.Module, inputs: Tensor) -> Iterator[None]:
         ArgumentError: Such a layer keeps no running statistics.
     """
     starved = _starved(network, inputs) if len(inputs) == 1 else {}
-    without = [name for name, norm in starved.items() if norm.running_mean is None]
-    if without:
-        raise ArgumentError(
-            f"a minibatch of one row cannot be normalized by {listed(without)}, which keep no running statistics; "
-            "choose a batch_size that leaves no row over, or leave out minibatches that are not full (drop_last=True)"
-        )
     if starved:
+        names = listed(list(starved))
         warnings.warn(
-            f"a minibatch holds one row only: {listed(list(starved))} took their running statistics for it",
-            stacklevel=4,
+            f"a minibatch holds one row only: {names} took their running statistics for it", stacklevel=4
         )
     for norm in starved.values():
         norm.eval()
@@ -311,32 +306,38 @@ def lone_row(network: nn.Module, inputs: Tensor) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _starved(network: nn.Module, inputs: Tensor) -> dict[str, _BatchNorm]:
+def _starved(network: nn.Module, inputs: Tensor) -> dict[str, nn.Module]:
     """Return the batch norms in training mode that would see one value per channel, by name."""
     modes = [(module, module.training) for module in network.modules()]
-    norms = {
-        name: module
-        for name, module in network.named_modules()
-        # A synchronized one sees the other ranks' rows too, and all ranks must run it alike.
-        if isinstance(module, _BatchNorm)
-        and module.training
-        and not (isinstance(module, nn.SyncBatchNorm) and in_process_group())
-    }
-    if not norms:
-        return {}
-    values: dict[nn.Module, int] = {}
-    handles = [
-        norm.register_forward_pre_hook(
-            lambda norm, seen: values.update({norm: seen[0].numel() // seen[0].shape[1]})
-        )
-        for norm in norms.values()
+    starved: dict[str, nn.Module] = {}
+
+    def look(name: str, norm: _BatchNorm, seen: tuple[Tensor, ...]) -> None:
+        if seen[0].numel() != seen[0].shape[1]:
+            return
+        if norm.running_mean is None:
+            raise ArgumentError(
+                f"a minibatch of one row cannot be normalized by {name}, which keeps no running statistics; choose a "
+                "batch_size that leaves no row over, or leave out minibatches that are not full (drop_last=True)"
+            )
+        starved[name] = norm
+
+    hooks = [
+        norm.register_forward_pre_hook(partial(look, name))
+        for name, norm in network.named_modules()
+        if isinstance(norm, _BatchNorm) and norm.training and not _synchronized(norm)
     ]
     network.eval()
     try:
-        network(inputs)
+        if hooks:
+            network(inputs)
     finally:
-        for handle in handles:
-            handle.remove()
+        for hook in hooks:
+            hook.remove()
         for module, training in modes:
             module.training = training
-    return {name: norm for name, norm in norms.items() if values.get(norm) == 1}
+    return starved
+
+
+def _synchronized(norm: nn.Module) -> bool:
+    """Tell whether a norm sees the other ranks' rows too, and must be run alike by all ranks."""
+    return isinstance(norm, nn.SyncBatchNorm) and in_process_group()
