@@ -1,8 +1,13 @@
-"""What people are shown: tables as aligned text and as Markdown, and the colors of pictures."""
+"""What is shown: tables as aligned text and as Markdown, the colors of pictures, and JSON for programs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from transferkit.errors import harmless
 
@@ -91,3 +96,23 @@ def _sizes(sizes: list[int], width: int | None, shrink: Sequence[int] | None) ->
     while sum(sizes) > room and max(sizes) > _LEAST:
         sizes[sizes.index(max(sizes))] -= 1
     return sizes
+
+
+def as_json(value: object) -> str:
+    """Return plain values as JSON that any reader takes: NaN and infinities, which it does not have, become null.
+
+    Example:
+        >>> as_json(float("nan"))
+        'null'
+    """
+    return json.dumps(_finite(value), indent=2, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

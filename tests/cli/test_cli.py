@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import transferkit
 from transferkit.cli import main
+from transferkit.display import as_json
 
 Capture = pytest.CaptureFixture[str]
 
@@ -81,6 +85,38 @@ def test_diff_of_values(tmp_path: Path, capsys: Capture) -> None:
     assert "w  1 of 3  0.5  0.1667" in capsys.readouterr().out
     assert main(["diff", run, run, "--key", "model", "--key", "model_ema", "--values", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["values"][0]["largest"] == 0.5
+
+
+def strict(text: str) -> Any:
+    """Read JSON as a program in another language would: NaN and Infinity are no part of it."""
+
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refused)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_json_holds_neither_nan_nor_infinity(tmp_path: Path, capsys: Capture, odd: float) -> None:
+    torch.save({"w": torch.tensor([1.0, odd])}, tmp_path / "a.pt")
+    torch.save({"w": torch.tensor([2.0, 1.0])}, tmp_path / "b.pt")
+    for arguments in (
+        ["inspect", "a.pt"],
+        ["diff", "a.pt", "b.pt", "--values"],
+        ["diff", "b.pt", "a.pt", "--values"],
+    ):
+        main([str(tmp_path / word) if word.endswith(".pt") else word for word in arguments] + ["--json"])
+        assert strict(capsys.readouterr().out)
+
+
+def test_every_kind_of_plain_value_is_json() -> None:
+    value = {
+        "a": (math.nan, [np.float32("nan"), {"b": -math.inf}]),
+        "c": np.int64(3),
+        "d": Path("x"),
+        "e": None,
+    }
+    assert strict(as_json(value)) == {"a": [None, [None, {"b": None}]], "c": 3, "d": "x", "e": None}
 
 
 def test_expected_errors_are_one_line_on_standard_error(tmp_path: Path, capsys: Capture) -> None:

@@ -6,7 +6,8 @@ import argparse
 
 from transferkit.checkpoints import read_checkpoint
 from transferkit.checkpoints._describe import compare, compare_in_words, describe, describe_in_words
-from transferkit.cli._terminal import Command, as_json, say, width
+from transferkit.cli._terminal import Command, say, width
+from transferkit.display import as_json
 
 _INSPECT_PURPOSE = "show the layers of a checkpoint"
 _INSPECT_EXAMPLES = """\

@@ -9,7 +9,8 @@ from functools import reduce
 from operator import and_
 
 from transferkit.checkpoints import read_checkpoint
-from transferkit.cli._terminal import Command, as_json, color, complain, say, width
+from transferkit.cli._terminal import Command, color, complain, say, width
+from transferkit.display import as_json
 from transferkit.errors import ArgumentError, TransferError
 from transferkit.layers import split_key
 from transferkit.transfer._refusal import globs_for

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -50,11 +49,6 @@ def complain(error: object, advice: str = "") -> None:
     """Print an error, every line but the first set in, so that no name in it begins a line."""
     words = harmless(str(error), lines=True).replace("\n", "\n  ")
     print(f"transferkit: {words}{advice}", file=sys.stderr)
-
-
-def as_json(value: object) -> str:
-    """Return plain values as JSON, for a program."""
-    return json.dumps(value, indent=2, default=str)
 
 
 # Shell completion without any package: a static script, so that pressing TAB imports nothing.

@@ -74,13 +74,15 @@ def fitted_by(run: Run, protocol: Protocol, class_names: tuple[str, ...]) -> Fit
     return Fitted(tested, run.preprocessing, protocol, class_names, run.frozen, run)
 
 
-def score(fitted: Fitted, setup: Setup, photos: Any, keep_patches: bool) -> ImageScorer | PatchLog:
+def score(
+    fitted: Fitted, setup: Setup, photos: Any, keep_patches: bool, keep_boxes: bool = True
+) -> ImageScorer | PatchLog:
     """Return a scorer filled with all patches of the photos, from given features, shared features or pixels."""
     protocol, size = fitted.protocol, (len(photos), len(fitted.class_names))
     scorer: ImageScorer | PatchLog = (
         PatchLog(*size, protocol.exponent, protocol.reduction)
         if keep_patches
-        else protocol.scorer(*size, device=setup.device, validate=False)
+        else protocol.scorer(*size, device=setup.device, validate=False, keep_boxes=keep_boxes)
     )
     model, preprocessing, data = fitted.model, fitted.preprocessing, photos
     given, how = given_features(photos), feature_arguments(setup)

@@ -16,6 +16,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from transferkit.display import as_json
 from transferkit.errors import ArgumentError, MissingExtraError, StateError, did_you_mean, require
 from transferkit.files import write_atomically
 from transferkit.finetune.run import EpochRecord, Run
@@ -61,7 +62,8 @@ def write_results(
         "seconds": dict(seconds),
         "versions": versions(run),
     }
-    _write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    text = as_json(metrics)
+    _write_text(folder / "metrics.json", text + "\n")
     _write_text(folder / "history.csv", history_csv(run.history))
     _write_text(folder / "average_precision.csv", ap_csv(result))
     _write_text(folder / "average_precision.md", result.to_markdown())
@@ -70,7 +72,8 @@ def write_results(
         result.write_devkit(folder / "devkit", image_set=image_set, competition=competition, rename=True)
     if run.history:
         write_convergence(folder / "convergence.png", {"training": run.history})
-    return metrics
+    contents: dict[str, Any] = json.loads(text)
+    return contents
 
 
 def write_convergence(path: Path, histories: Mapping[str, Sequence[EpochRecord]]) -> Path | None:

@@ -277,7 +277,10 @@ class SceneClassifier:
             StateError: The classifier is not fitted.
             ArgumentError: The classifier and the data set have different class names.
         """
-        return self.evaluate(photos, self.score(photos, progress=progress), bootstrap=bootstrap)
+        fitted = self._require_fitted()
+        setup = self._setup(fitted.protocol, None, progress)
+        scorer = results.score(fitted, setup, photos, keep_patches=False, keep_boxes=False)
+        return self.evaluate(photos, scorer, bootstrap=bootstrap)
 
     def evaluate(
         self, photos: Any, scorer: ImageScorer | PatchLog, *, bootstrap: int = 0

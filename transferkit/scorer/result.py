@@ -6,7 +6,6 @@ image. The kit's MATLAB code, and whatever else reads its format, can score them
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transferkit.display import markdown_table, summary_table
+from transferkit.display import as_json, markdown_table, summary_table
 from transferkit.errors import ArgumentError, DataError, MissingFileError, did_you_mean, require
 from transferkit.files import as_file_name, fits_a_file
 from transferkit.scorer.ap_rules import INTERPOLATIONS, APRule
@@ -310,7 +309,7 @@ class ClassificationResult:
 
     def to_json(self) -> str:
         """Return :meth:`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        return as_json(self.to_dict()) + "\n"
 
     def write_devkit(
         self,
