@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transferkit.checkpoints._pickles import Call, Global, read_pickle
+from transferkit.checkpoints._inert import Call, Global
+from transferkit.checkpoints._pickles import read_pickle
 from transferkit.checkpoints._values import PlainReader
 from transferkit.errors import CheckpointError
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transferkit.checkpoints._pickles import ByteReader, Call, Persistent, Pickle, children_of, read_pickle
+from transferkit.checkpoints._inert import Call, Persistent, Pickle, children_of
+from transferkit.checkpoints._pickles import ByteReader, read_pickle
 from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints._values import TorchReader, flat_tensor, storage_dtype, storage_of
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from transferkit.checkpoints._pickles import Call, Global, Persistent, Pickle, collisions, refuse_collisions
+from transferkit.checkpoints._inert import Call, Global, Persistent, Pickle, collisions, refuse_collisions
 from transferkit.errors import CheckpointError, listed
 
 _PLAIN_DTYPES = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"])
