@@ -11,12 +11,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import torch
 
@@ -114,8 +114,7 @@ class _Job:
         return "".join(letter if letter.isprintable() else "?" for letter in words[:300])
 
 
-@contextmanager
-def lock_folder(folder: Path | str, *, wait: float = 0.0) -> Iterator[None]:
+def lock_folder(folder: Path | str, *, wait: float = 0.0) -> AbstractContextManager[None]:
     """Let no other job write to a folder for the duration of a block.
 
     All ranks of a job share its lock, which rank 0 holds; each of them must come here. A lock whose process is gone
@@ -129,16 +128,16 @@ def lock_folder(folder: Path | str, *, wait: float = 0.0) -> Iterator[None]:
         OutputError: Another job holds it, which the message names; or the folder cannot be written. The same on all
             ranks.
     """
-    with lock_file(folder, Path(folder) / LOCK, wait=wait):
-        yield
+    return lock_file(folder, Path(folder) / LOCK, wait=wait)
 
 
 @contextmanager
 def lock_file(subject: Path | str, path: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Let no other job write to ``subject``, as :func:`lock_folder` does for a folder; its lock is ``path``."""
+    # Signals interrupt the main thread alone, so what another one has begun to take or to give back is whole; nor can
+    # they divide the one call that tells it of the end.
     told: SimpleQueue[str] = SimpleQueue()
-    ended = threading.Event()
-    # Signals interrupt the main thread alone, so what another one has begun to take or to give back is whole.
+    ended: SimpleQueue[None] = SimpleQueue()
     keeper = threading.Thread(target=_keep, args=(subject, path, wait, told, ended), daemon=True)
     try:
         problem = [""]
@@ -151,19 +150,21 @@ def lock_file(subject: Path | str, path: Path, *, wait: float = 0.0) -> Iterator
             raise OutputError(problem[0])
         yield
     finally:
-        ended.set()
+        ended.put(None)
         if keeper.ident is not None:
             keeper.join()
 
 
-def _keep(subject: Path | str, path: Path, wait: float, told: SimpleQueue[str], ended: threading.Event) -> None:
+def _keep(
+    subject: Path | str, path: Path, wait: float, told: SimpleQueue[str], ended: SimpleQueue[None]
+) -> None:
     """Take a lock, tell what prevented it if anything did, give signs of life, and give it back in the end."""
     job = _Job.own()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(subject, path, job, time.monotonic() + wait, ended)
         told.put("")
-        while not ended.wait(BEAT):
+        while not _ends_now(ended):
             with suppress(OSError):
                 if _holds(job, path):
                     os.utime(path)
@@ -176,15 +177,23 @@ def _keep(subject: Path | str, path: Path, wait: float, told: SimpleQueue[str], 
         _release(path, job)
 
 
-def _acquire(subject: Path | str, path: Path, job: _Job, deadline: float, ended: threading.Event) -> None:
-    while not _create(path, job):
+def _ends_now(ended: SimpleQueue[None]) -> bool:
+    """Wait until it is time for a sign of life; tell whether the end came first."""
+    try:
+        ended.get(timeout=BEAT)
+    except Empty:
+        return False
+    return True
+
+
+def _acquire(subject: Path | str, path: Path, job: _Job, deadline: float, ended: SimpleQueue[None]) -> None:
+    while not (not ended.empty() or _create(path, job)):
         found = _read(path)
         holder, silence = _Job.read(found[0]), _folder_time(path.parent) - found[1]
         if silence > SILENCE if holder is None else holder.process.is_gone(silence):
             _remove(subject, path, found, job, deadline, ended)
         elif time.monotonic() < deadline or (not found[0] and silence < 1):  # an empty one is being written
-            if ended.wait(_POLL):
-                raise OutputError("interrupted")
+            time.sleep(_POLL)
         else:
             way = "wait until it has ended, or write elsewhere"
             if holder is None or holder.process.machine != job.process.machine:
@@ -214,7 +223,7 @@ def _remove(
     found: tuple[str, float],
     job: _Job,
     deadline: float,
-    ended: threading.Event,
+    ended: SimpleQueue[None],
 ) -> None:
     """Remove the lock of a job that is gone; of several who found it, one at a time, lest they remove a new one."""
     turn = path.with_name(path.name + ".next")
