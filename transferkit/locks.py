@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -34,7 +35,7 @@ class Process:
     """A process that stays recognizable after it is gone and its number is another's.
 
     Attributes:
-        machine: Where its number counts: the boot of a machine, and the namespace of its process numbers.
+        machine: Where its number counts: a digest of a machine's boot and the namespace of its process numbers.
         pid: Its number.
         started: When it began, in clock ticks since the boot; empty where the system does not tell.
     """
@@ -43,14 +44,15 @@ class Process:
     pid: int
     started: str
 
-    def is_gone(self, silence: float) -> bool:
+    def is_gone(self, silence: float, most: float = SILENCE) -> bool:
         """Tell whether it has ended.
 
         Args:
             silence: Seconds since its last sign of life, which decide where the process cannot be looked at.
+            most: Seconds after which such a process counts as gone.
         """
         if self.machine != _machine() or sys.platform == "win32":  # there os.kill(pid, 0) is Ctrl-C
-            return silence > SILENCE
+            return silence > most
         try:
             os.kill(self.pid, 0)
         except (ProcessLookupError, OverflowError):
@@ -58,7 +60,7 @@ class Process:
         except PermissionError:
             pass  # another user's
         now = _started(self.pid)
-        return silence > SILENCE if not (now and self.started) else now != self.started
+        return silence > most if not (now and self.started) else now != self.started
 
 
 def this_process() -> Process:
@@ -69,10 +71,11 @@ def this_process() -> Process:
 @cache
 def _machine() -> str:
     try:  # a container has its own numbers on a machine that it shares, and often the name of another
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        name = f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
-        return f"{socket.gethostname()} {uuid.getnode():x}"
+        name = f"{socket.gethostname()} {uuid.getnode():x}"
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
 def _started(pid: int) -> str:
