@@ -19,9 +19,7 @@ from functools import cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-import torch
-
-from transferkit.distributed import in_process_group, is_first
+from transferkit.distributed import first_tries
 from transferkit.errors import OutputError
 
 LOCK = ".transferkit.lock"
@@ -130,6 +128,11 @@ def lock_folder(folder: Path | str, *, wait: float = 0.0) -> AbstractContextMana
     Raises:
         OutputError: Another job holds it, which the message names; or the folder cannot be written. The same on all
             ranks.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder, lock_folder(folder):
+        ...     [path.name for path in Path(folder).iterdir()]
+        ['.transferkit.lock']
     """
     return lock_file(folder, Path(folder) / LOCK, wait=wait)
 
@@ -139,18 +142,17 @@ def lock_file(subject: Path | str, path: Path, *, wait: float = 0.0) -> Iterator
     """Let no other job write to ``subject``, as :func:`lock_folder` does for a folder; its lock is ``path``."""
     # Signals interrupt the main thread alone, so what another one has begun to take or to give back is whole; nor can
     # they divide the one call that tells it of the end.
-    told: SimpleQueue[str] = SimpleQueue()
+    told: SimpleQueue[OutputError | None] = SimpleQueue()
     ended: SimpleQueue[None] = SimpleQueue()
     keeper = threading.Thread(target=_keep, args=(subject, path, wait, told, ended), daemon=True)
+
+    def take() -> None:
+        keeper.start()
+        if (problem := told.get()) is not None:
+            raise problem
+
     try:
-        problem = [""]
-        if is_first():
-            keeper.start()
-            problem = [told.get()]
-        if in_process_group():
-            torch.distributed.broadcast_object_list(problem, src=0)
-        if problem[0]:
-            raise OutputError(problem[0])
+        first_tries(take)
         yield
     finally:
         ended.put(None)
@@ -159,24 +161,30 @@ def lock_file(subject: Path | str, path: Path, *, wait: float = 0.0) -> Iterator
 
 
 def _keep(
-    subject: Path | str, path: Path, wait: float, told: SimpleQueue[str], ended: SimpleQueue[None]
+    subject: Path | str,
+    path: Path,
+    wait: float,
+    told: SimpleQueue[OutputError | None],
+    ended: SimpleQueue[None],
 ) -> None:
     """Take a lock, tell what prevented it if anything did, give signs of life, and give it back in the end."""
     job = _Job.own()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(subject, path, job, time.monotonic() + wait, ended)
-        told.put("")
+        told.put(None)
         while not _ends_now(ended):
             with suppress(OSError):
                 if _holds(job, path):
                     os.utime(path)
     except OutputError as error:
-        told.put(str(error))
+        told.put(error)
     except OSError as error:
-        told.put(f"cannot write {path}: {error.strerror or error}; write elsewhere")
+        told.put(OutputError(f"cannot write {path}: {error.strerror or error}; write elsewhere"))
     finally:
-        told.put(f"cannot take {path}")  # lest anybody wait for ever where the unforeseen was raised
+        told.put(
+            OutputError(f"cannot take {path}")
+        )  # lest anybody wait for ever where the unforeseen was raised
         _release(path, job)
 
 
