@@ -64,16 +64,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         run_file = None if args is None or args.demo else args.save_path or args.results / "run.pt"
-        print(f"\nstopped; {finetune.how_to_go_on(argv, run_file, since=began)}", file=sys.stderr)
+        if finetune.is_first():
+            print(f"\nstopped; {finetune.how_to_go_on(argv, run_file, since=began)}", file=sys.stderr)
         return 130
     return 0
 
 
 def run(args: argparse.Namespace, compared_with: Mapping[str, Run] | None = None) -> tuple[Run, float]:
-    """Train and test as ``args`` say, and write results; return the run and its mean AP.
-
-    ``compared_with`` holds other runs by name, for the report.
-    """
+    """Train and test as ``args`` say; write results, ``compared_with`` other runs; return the run and its mean AP."""
     stopwatch, protocol = finetune.Stopwatch(), protocol_of(args)
     if args.report:  # before any long work
         require_matplotlib()

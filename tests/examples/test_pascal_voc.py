@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -200,30 +194,3 @@ def test_no_data_and_no_network(call, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRANSFERKIT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TRANSFERKIT_VOC_URL", "http://127.0.0.1:9/")
     refused(call(plain=True), str(tmp_path / "home"), "http://127.0.0.1:9/", "--demo")
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the platform has no SIGKILL")
-@pytest.mark.skipif("TRANSFERKIT_KILLS" not in os.environ, reason="TRANSFERKIT_KILLS is not set")
-def test_every_kill_leaves_a_run_that_goes_on(root: Path, scenes: Path, weights: Path, tmp_path: Path) -> None:
-    """``TRANSFERKIT_KILLS=50 pytest -k every_kill tests/examples``: a run of its own is killed in tests/finetune."""
-    run = tmp_path / "results" / "run.pt"
-    command = [
-        sys.executable, root / "examples" / "pascal_voc.py", "--results", tmp_path / "results", "-e", 10_000,
-    ]  # fmt: skip
-    fresh = [
-        "--data_dir", scenes, "--weights", weights, "--model", "alexnet-small", "--protocol", "demo",
-        "--classes", ",".join(f"digit{i}" for i in range(10)), "--num_workers", 0, "--max_train_imgs", 1,
-    ]  # fmt: skip
-    rng, epochs = random.Random(0), [0]
-    for _ in range(int(os.environ["TRANSFERKIT_KILLS"])):
-        words = [*command, "--num_workers", 0, "--model_file", run] if run.exists() else [*command, *fresh]
-        with subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, text=True) as process:
-            for line in process.stdout:
-                assert "error" not in line
-                if line.startswith("epoch"):
-                    break
-            time.sleep(rng.uniform(0, 0.5))
-            process.kill()
-        epochs.append(read_run(run)["epoch"])
-    assert epochs == sorted(epochs)
-    assert epochs[-1] >= len(epochs) - 1

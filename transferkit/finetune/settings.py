@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.devices import half_dtype, mixed_precision
+from transferkit.distributed import local_rank
 from transferkit.errors import ArgumentError, CheckpointError, require
 from transferkit.features.shards import PRECISIONS
 from transferkit.features.shared import PyramidScales, check_pyramid_scales
@@ -200,21 +201,26 @@ def how_to_go_on(argv: Sequence[str], run_file: Path | None, *, since: float) ->
         >>> how_to_go_on(["-e", "3"], None, since=0.0).partition(": ")[0]
         'no epoch is saved; begin anew with'
     """
-    words = [Path(sys.executable).name, sys.argv[0], *argv]
+    own = ["--model_file", str(run_file)]
     resumed = any(word.partition("=")[0] == "--model_file" for word in argv)
     if run_file is not None and run_file.is_file() and (resumed or run_file.stat().st_mtime >= since):
-        return f"go on with: {shlex.join([*words, '--model_file', str(run_file)])}"
-    return f"no epoch is saved; begin anew with: {shlex.join(words)}"
+        return f"go on with: {_command(argv if list(argv[-2:]) == own else [*argv, *own])}"
+    return f"no epoch is saved; begin anew with: {_command(argv)}"
+
+
+def _command(argv: Sequence[str]) -> str:
+    program = shlex.quote(Path(sys.executable).name) if local_rank() is None else "torchrun ..."
+    return f"{program} {shlex.join([sys.argv[0], *argv])}"
 
 
 def _as_typed(parser: argparse.ArgumentParser, action: argparse.Action, value: Any, argv: Sequence[str]) -> Any:
     """Return what a setting would be if it had been typed."""
     flag = next(word for word in action.option_strings if word.startswith("--"))
-    command = shlex.join([parser.prog, *argv, flag])
+    command = _command([*argv, flag])
     if action.dest == "model" and value not in list(NETWORKS):
         name = shlex.quote(value) if isinstance(value, str) and value.isprintable() else "MODULE:FACTORY"
         raise ArgumentError(
-            f"the run's network is {value!r}; what a file names is not imported, so if you know it, type it: "
+            f"the run's network is {value!r}; what a file names is not imported, so if you trust it, type it: "
             f"{command} {name}"
         )
     try:
