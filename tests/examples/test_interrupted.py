@@ -17,7 +17,10 @@ import pytest
 from transferkit.datasets import DEMO_CLASSES
 from transferkit.finetune import read_run
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals as POSIX does")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="sends signals as POSIX does"),
+]
 KILLS = int(os.environ.get("TRANSFERKIT_KILLS", "1"))
 Start = Callable[..., "subprocess.Popen[str]"]
 

@@ -343,8 +343,10 @@ def _numbered(path: Path, epoch: int) -> Path:
 
 def _numbers(path: Path, last: int) -> list[int]:
     """Return the epochs up to ``last`` that have a numbered copy beside ``path``, in order."""
-    names = {file.name for file in path.parent.iterdir()} if path.parent.is_dir() else set()
-    return [number for number in range(last + 1) if _numbered(path, number).name in names]
+    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    ends = [name.removeprefix(f"{path.stem}_").removesuffix(path.suffix) for name in names]
+    numbers = sorted(int(end) for end in ends if end.isdecimal() and int(end) <= last)
+    return [number for number in numbers if _numbered(path, number).name in names]
 
 
 def _attributes_in(state: Mapping[str, Any], problems: restoring.Problems) -> dict[str, Any]:
