@@ -26,6 +26,7 @@ from transferkit.errors import (
     CheckpointError,
     DivergedError,
     MissingFileError,
+    OutputError,
     StateError,
     TransferError,
 )
@@ -217,6 +218,25 @@ def test_every_kill_leaves_a_run_that_goes_on(tmp_path: Path, root: Path) -> Non
             epochs.append(run.epoch)
     assert epochs == sorted(epochs)
     assert epochs and epochs[-1] > 0
+
+
+def test_a_resumed_run_goes_on_deleting_its_own_epochs_and_no_other_s(tmp_path: Path) -> None:
+    path, run, other = tmp_path / "run.pt", tiny_run(), tiny_run()
+    other.epoch = 1
+    other.save(tmp_path / "other.pt")
+    (tmp_path / "other.pt").rename(tmp_path / "run_1.pt")
+    for epoch in (2, 3):
+        run.epoch = epoch
+        run.save(path, keep=2)
+    resumed = tiny_run()
+    resumed.restore(read_run(path))
+    assert resumed.identity == run.identity != other.identity
+    resumed.epoch = 4
+    resumed.save(path, keep=2)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.pt", "run_1.pt", "run_3.pt", "run_4.pt"]
+    other.epoch = 4
+    with pytest.raises(OutputError, match=r"holds run_3\.pt, run_4\.pt, which another run wrote"):
+        other.require_numbers(path, 2, 9)
 
 
 # A run fits, or the one that was to resume it is bit for bit as it was.
