@@ -192,7 +192,7 @@ DEATHS: dict[str, Callable[[], object]] = {
 def test_a_dead_worker_is_an_error_that_names_its_image(tmp_path: Path, death: str, balance: Any) -> None:
     settings: dict[str, Any] = {"shuffle": False, "balance": balance}  # a function's patches are counted first
     stream = sampler(Deadly(tmp_path, DEATHS[death]), num_workers=2, **settings)
-    assert "died while it worked on image 3 ('photo3') of the data set" in end_of(stream).words
+    assert "died while it worked on image 3 of the data set ('photo3')" in end_of(stream).words
     state = stream.state_dict()
     stream.load_state_dict(state)  # the same sampler goes on
     whole = [digest(batch) for batch in sampler(Scenes(8), **settings)]
@@ -206,7 +206,7 @@ def test_also_while_the_loop_is_busy(tmp_path: Path, busy: bool) -> None:
     data = Deadly(tmp_path, lambda: (time.sleep(0.5), killed()))
     stream = sampler(data, num_workers=2, shuffle=False, patches_per_image=24, prefetch=4)
     end = end_of(time.sleep(10 if busy else 0) for _ in stream)
-    assert "image 3 ('photo3')" in end.words
+    assert "image 3 of the data set ('photo3')" in end.words
     assert len(list(stream)) == len(stream)
 
 

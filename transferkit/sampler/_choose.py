@@ -120,15 +120,13 @@ class PatchChooser(Dataset["ChosenPatches | BadImage"]):
 
 def _as_labels(labels: Any, patches: int, rule: Rule) -> Tensor:
     """Return a rule's labels, (P,) int64, or say what is wrong with them."""
-    if not isinstance(labels, Tensor) or labels.shape != (patches,) or labels.is_floating_point():
-        found = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise ArgumentError(f"rule must give {patches} patches (P,) int64 labels, got {found} from {rule!r}")
-    wrong = labels[(labels < 0) & (labels != IGNORE)]
-    if len(wrong):
+    fits = isinstance(labels, Tensor) and labels.shape == (patches,) and not labels.is_floating_point()
+    if not fits or bool(((labels < 0) & (labels != IGNORE)).any()):
         raise ArgumentError(
-            f"rule must label patches 0 or more, or IGNORE ({IGNORE}), got {int(wrong[0])} from {rule!r}"
+            f"rule must label {patches} patches with (P,) int64, 0 or more or IGNORE ({IGNORE}), got {labels!r:.80} "
+            f"from {rule!r}"
         )
-    return labels.long()
+    return labels.long()  # type: ignore[no-any-return]
 
 
 def _as_rows(chosen: Any, patches: int, balance: Balance) -> Tensor:
@@ -149,9 +147,7 @@ def _as_rows(chosen: Any, patches: int, balance: Balance) -> Tensor:
 # How many patches each image will give, found with as little work as possible.
 
 
-def patch_counts(
-    chooser: PatchChooser, num_workers: int = 0, note: Callable[[BadImage], None] | None = None
-) -> Sequence[int]:
+def patch_counts(chooser: PatchChooser, num_workers: int, note: Callable[[BadImage], object]) -> Sequence[int]:
     """Return the number of patches that each image gives, (N,); 0 for an image that cannot be used.
 
     No image is touched where the balance always chooses the same number. None is looked at where the number
@@ -174,15 +170,12 @@ def patch_counts(
             found = (_count_told(chooser, index) for index in range(images))
     if found is None:
         found = Workers(_Counted(chooser), num_workers).results([(0, index) for index in range(images)])
-    return [_noted(count, note) for count in found]
-
-
-def _noted(count: int | BadImage, note: Callable[[BadImage], None] | None) -> int:
-    if not isinstance(count, BadImage):
-        return count
-    if note is not None:
-        note(count)
-    return 0
+    counts = []
+    for count in found:
+        if isinstance(count, BadImage):
+            note(count)
+        counts.append(0 if isinstance(count, BadImage) else count)
+    return counts
 
 
 def _count_told(chooser: PatchChooser, index: int) -> int | BadImage:

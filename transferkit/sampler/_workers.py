@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing import reduction
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -36,12 +36,6 @@ Visit = tuple[int, int]
 
 class RemoteTraceback(Exception):
     """Where in a worker an error came from, as text."""
-
-
-class Raised(NamedTuple):
-    """An error that a worker met."""
-
-    error: Exception
 
 
 class Parcel:
@@ -158,8 +152,8 @@ class Workers:
             crew = self._crew()
         try:
             for result in crew.results(visits):
-                if isinstance(result, Raised):
-                    raise result.error
+                if isinstance(result, Exception):
+                    raise result
                 yield result
         finally:
             self._idle = crew if crew.whole() else self._idle
@@ -190,7 +184,8 @@ class _Crew:
             yield from self._started()
         except (RuntimeError, OSError, EOFError) as error:
             self._failed = True
-            self._board.raise_if_lost(error, patience=2)
+            if self._loader.num_workers:
+                self._board.raise_if_lost(error, patience=2)
             raise
 
     def whole(self) -> bool:
@@ -204,7 +199,6 @@ class _Crew:
         try:
             results = iter(self._loader)
         except OSError as error:
-            self._failed = True
             raise OutputError(
                 f"worker processes cannot be started: {error}; their locks need a few kB of /dev/shm. Make room "
                 "there, or use num_workers=0, which needs none"
@@ -229,7 +223,7 @@ class _InWorker(Dataset[Any]):
         try:
             parcel = Parcel(self._work[visit])
         except Exception as error:
-            parcel = Parcel(Raised(error))
+            parcel = Parcel(error)
         self._board.write(worker.id, _NOWHERE)
         return parcel
 
@@ -267,9 +261,7 @@ class _Board:
         if not lost:
             return
         images = [self._name(image) for image in lost if image != _NOWHERE]
-        when = (
-            f"while it worked on {listed(images)} of the data set" if images else "while it waited for an image"
-        )
+        when = f"while it worked on {listed(images)}" if images else "while it waited for an image"
         raise DataError(
             f"a worker process of the sampler died {when} ({str(error).rstrip('. ')}); if memory ran out, use a "
             "smaller num_workers or prefetch; with num_workers=0 images are read here, and show what is wrong"
@@ -284,8 +276,8 @@ class _Board:
     def _name(self, image: int) -> str:
         with suppress(Exception):  # of the data set's, which may tell its ids in another form
             data, place = teller_of(self._dataset, image, "ids") or (None, 0)
-            return f"image {image} ({data.ids[place]!r})"  # type: ignore[union-attr]
-        return f"image {image}"
+            return f"image {image} of the data set ({data.ids[place]!r})"  # type: ignore[union-attr]
+        return f"image {image} of the data set"
 
 
 _BOARDS: WeakSet[_Board] = WeakSet()
@@ -295,10 +287,7 @@ def _name_images_in_signals() -> None:
     """Have torch's handler, which raises in whatever code runs when a worker dies, name the image too."""
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
         handler = signal.getsignal(signal.SIGCHLD)
-        if (
-            callable(handler)
-            and getattr(handler, "__module__", None) == "torch.utils.data._utils.signal_handling"
-        ):
+        if callable(handler) and getattr(handler, "__module__", "").startswith("torch.utils.data."):
             signal.signal(signal.SIGCHLD, partial(_interrupt, handler))
 
 
