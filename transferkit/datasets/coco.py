@@ -84,18 +84,8 @@ class CocoDataset(Dataset[AnnotatedImage]):
         Raises:
             DataError: The photo is damaged, or not of the size that was recorded; names it.
         """
-        corners, classes, crowds = self._objects[index]
-        boxes = torch.tensor(corners, dtype=torch.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
         image = read_photo(self._path(index), upright=True)
-        return AnnotatedImage(
-            image=image,
-            boxes=clip(self._shown(index, boxes), (image.shape[1], image.shape[2])),
-            classes=torch.tensor(classes, dtype=torch.int64),
-            difficult=torch.tensor(crowds, dtype=torch.bool),
-            truncated=torch.zeros(len(classes), dtype=torch.bool),
-            id=self.ids[index],
-        )
+        return AnnotatedImage(image, *self.objects(index), id=self.ids[index])
 
     def __repr__(self) -> str:
         return f"CocoDataset({len(self)} images, {len(self.class_names) - 1} classes, {str(self._folder)!r})"
@@ -107,6 +97,22 @@ class CocoDataset(Dataset[AnnotatedImage]):
     def fingerprint(self, index: int) -> str:
         """Return a digest of an image's file and its annotation: another one if either changes."""
         return fingerprint(self._path(index), *self._objects[index])
+
+    def photo_file(self, index: int) -> tuple[Path, str]:
+        """Return an image's file, and how its pixels are read from that."""
+        return self._path(index), "upright=True"
+
+    def objects(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return an image's boxes, classes, difficult (crowds) and truncated, without decoding."""
+        corners, classes, crowds = self._objects[index]
+        boxes = torch.tensor(corners, dtype=torch.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return (
+            clip(self._shown(index, boxes), self.image_size(index)),
+            torch.tensor(classes, dtype=torch.int64),
+            torch.tensor(crowds, dtype=torch.bool),
+            torch.zeros(len(classes), dtype=torch.bool),
+        )
 
     def presence(self) -> Presence:
         """Return which classes each image holds, without decoding."""

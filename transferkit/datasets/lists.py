@@ -92,13 +92,8 @@ class ImageListDataset(Dataset[AnnotatedImage]):
         Raises:
             DataError: An image that cannot be read; names the file.
         """
-        boxes, classes, difficult, truncated = self._objects[index]
-        image = self._images[index]
-        if isinstance(image, (str, Path)) and self._boxes_on == "stored" and len(boxes):
-            boxes = turn_boxes(boxes, *stored_size(Path(image)))
-        return AnnotatedImage(
-            as_pixels(image, self._float_range), boxes, classes, difficult, truncated, self.ids[index]
-        )
+        image = as_pixels(self._images[index], self._float_range)
+        return AnnotatedImage(image, *self.objects(index), id=self.ids[index])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} images, {len(self.class_names) - 1} classes)"
@@ -106,6 +101,19 @@ class ImageListDataset(Dataset[AnnotatedImage]):
     def image_size(self, index: int) -> tuple[int, int]:
         """Return ``(height, width)`` without decoding."""
         return size_of(self._images[index])
+
+    def photo_file(self, index: int) -> tuple[Path, str] | None:
+        """Return an image's file, and how its pixels are read from that; ``None`` for one in memory."""
+        image, reading = self._images[index], f"upright=True float_range={self._float_range}"
+        return (Path(image), reading) if isinstance(image, (str, Path)) else None
+
+    def objects(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return an image's boxes, classes, difficult and truncated, without decoding."""
+        boxes, classes, difficult, truncated = self._objects[index]
+        image = self._images[index]
+        if isinstance(image, (str, Path)) and self._boxes_on == "stored" and len(boxes):
+            boxes = turn_boxes(boxes, *stored_size(Path(image)))
+        return boxes, classes, difficult, truncated
 
     def presence(self) -> Presence:
         """Return which classes each image holds, without decoding."""
