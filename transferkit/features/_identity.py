@@ -120,7 +120,7 @@ def probe(features: PatchFeatures) -> list[float]:
 
 def agree(one: Sequence[float], other: Sequence[float], half: bool) -> bool:
     """Tell whether two probes differ by no more than one network's do on other machines or numbers of threads."""
-    near = 1e-2 if half else 1e-4
+    near = 5e-3 if half else 1e-4  # of a hundred layers, measured: 1e-3 and 1e-6
     sums = zip(one[:_SUMS], other[:_SUMS], one[_SUMS:], strict=False)
     return len(one) == len(other) and all(abs(a - b) <= near * scale for a, b, scale in sums)
 

@@ -269,7 +269,9 @@ class FeatureCache(ViewOfImages):
                 sampler=missing,
                 batch_size=None,
                 num_workers=num_workers,
-                generator=torch.Generator(),
+                generator=torch.Generator().manual_seed(
+                    1
+                ),  # what is random is not as when photos were looked at
             )
             for index, found in zip(missing, self._tracked(items, len(missing), progress), strict=True):
                 self._write(index, found)
