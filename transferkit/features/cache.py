@@ -245,19 +245,21 @@ class FeatureCache(ViewOfImages):
             OutputError: It would take more than the limit, or than the disk has; or a file cannot be written.
             UncachableError: The data set gives other pixels each time.
         """
-        own = rank
+        alone = rank is not None or not in_process_group()
         rank, world = place_among_ranks(rank, world_size)
         mine = range(rank, len(self), world)
-        with lock_folder(self.folder, wait=math.inf):
-            self._open()  # all ranks see the same folders now
-            self._problems.clear()
-            looked = mine if in_process_group() and own is None else range(len(self))
-            self._photos.look(looked, num_workers=num_workers, progress=progress, again=verify)
-            self._photos.looks = _together({index: self._photos.looks[index] for index in looked})
-            size = self.size()
-            size.require_room(self.folder, self._limit)
-            missing = [index for index in mine if not self._done(index, again=verify)]
-            self._compute(missing, num_workers, progress)
+        self._problems.clear()
+        looked = range(len(self)) if alone else mine
+        self._photos.look(looked, num_workers=num_workers, progress=progress, again=verify)
+        self._photos.looks = _together({index: self._photos.looks[index] for index in looked})
+        self._open()  # all ranks see the same folders now
+        size = self.size()
+        size.require_room(self.folder, self._limit)
+        missing = [index for index in mine if not self._done(index, again=verify)]
+        if any(gather_objects(bool(missing))):  # a cache that is whole may lie where nothing can be written
+            with lock_folder(self.folder, wait=math.inf):
+                self._compute([index for index in missing if not self._done(index)], num_workers, progress)
+        self._shards.index.save()
         return size
 
     def _compute(self, missing: list[int], num_workers: int, progress: Progress) -> None:
@@ -282,7 +284,6 @@ class FeatureCache(ViewOfImages):
                 raise failed
         self._problems = _together(self._problems)
         self._shards.index.entries = _together(self._shards.index.entries)
-        self._shards.index.save()
 
     def _tracked(self, items: Iterable[Any], total: int, progress: Progress) -> Iterable[Any]:
         return track(items, progress, total=total, description="features", unit="image") if total else ()

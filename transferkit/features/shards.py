@@ -89,6 +89,7 @@ class Shards:
                 stamp, _, _ = read_digest(path)
                 header, content = self._read(name)
                 if digest_of(content) != header["digest"]:
+                    self.index.entries.pop(name, None)
                     return False
                 self.index.put(name, stamp, [header["digest"]])
         except (OSError, DataError):
