@@ -166,9 +166,9 @@ def test_no_lock_is_left_whenever_the_job_is_interrupted(tmp_path: Path) -> None
         for turn in range(400):
             with suppress(KeyboardInterrupt):
                 signal.setitimer(signal.ITIMER_REAL, 1e-6 + 5e-6 * turn)
-                with lock_folder(tmp_path):
+                with lock_folder(tmp_path, wait=5):
                     pass
-            signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.setitimer(signal.ITIMER_REAL, 0)
             with lock_folder(tmp_path, wait=5):
                 pass
     finally:

@@ -2,35 +2,104 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from transferkit.errors import OutputError
+from transferkit.errors import OutputError, TransferKitError
+from transferkit.locks import Process, this_process
+
+_calls = itertools.count()
+_cleaned: set[Path] = set()  # folders, once in each process
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> Path:
     """Write ``path`` so that a kill at any moment leaves the old file or the new one, never a part.
 
-    The bytes go to ``{path}.part`` beside it, are flushed to the disk, and are renamed in one step. Only one process
-    may write a path at a time; a ``.part`` file left by a killed one is overwritten by the next.
+    The bytes go to a ``.part`` file beside it, which no other call shares, are flushed to the disk, and are renamed
+    in one step: of several writers the last one wins. What killed processes left in the folder is removed.
 
     Args:
         path: Where the file goes; its folder exists.
         write: Called with the open binary file.
+
+    Raises:
+        OutputError: It cannot be written; the message names the path and the reason. The old file is as it was.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    if path.parent not in _cleaned:
+        remove_parts_of_the_dead(path.parent)
+    part = _part_of(path)
+    with faults_named(path):
+        try:
+            with part.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
+            raise
     _flush_folder(path.parent)
     return path
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text as :func:`write_atomically` does."""
+    return write_atomically(path, lambda file: file.write(text.encode()))
+
+
+@contextmanager
+def faults_named(path: str | os.PathLike[str], advice: str = "") -> Iterator[None]:
+    """Raise an ``OutputError`` with path and reason for a fault of the disk in a block that writes ``path``.
+
+    Raises:
+        OutputError: For any ``OSError``, also where a writer, such as torch's, made another error of it.
+        KeyboardInterrupt: Likewise.
+    """
+    handled = sys.exc_info()[1]
+    try:
+        yield
+    except BaseException as error:
+        below: BaseException | None = error
+        while below is not None and below is not handled:  # what was handled before has no part in it
+            if below is error and isinstance(error, TransferKitError):
+                break
+            if isinstance(below, (KeyboardInterrupt, SystemExit)):
+                raise below from None
+            if isinstance(below, OSError):
+                raise OutputError(f"cannot write {path}: {below.strerror or below}{advice}") from error
+            below = below.__cause__ or below.__context__
+        raise
+
+
+def _part_of(path: Path) -> Path:
+    """Return a name that no other call uses, and that tells whose it is."""
+    own = this_process()
+    return path.with_name(f"{path.name}.{own.machine}-{own.pid}-{own.started or 0}-{next(_calls)}.part")
+
+
+_PART = re.compile(r".+\.([0-9a-f]{12})-(\d+)-(\d+)-\d+\.part", re.DOTALL)
+
+
+def remove_parts_of_the_dead(folder: Path) -> None:
+    """Remove the ``.part`` files of processes that are gone; those of other machines after an hour."""
+    _cleaned.add(folder)
+    with suppress(OSError):
+        for part in folder.iterdir():
+            if (whose := _PART.fullmatch(part.name)) is None:
+                continue
+            process = Process(whose[1], int(whose[2]), whose[3].lstrip("0"))
+            with suppress(OSError):
+                if process.is_gone(time.time() - part.stat().st_mtime, most=3600):
+                    part.unlink()
 
 
 def _flush_folder(folder: Path) -> None:
@@ -52,15 +121,16 @@ def require_writable(path: str | os.PathLike[str]) -> Path:
         OutputError: It cannot; the message names the path and the reason.
     """
     path = Path(path)
-    try:
+    with faults_named(path, "; choose another path"):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder")
-        probe = path.with_name(path.name + ".part")
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another path") from error
+        remove_parts_of_the_dead(path.parent)
+        probe = _part_of(path)
+        try:
+            probe.write_bytes(b"\0")  # where the disk is full, an empty file can still be made
+        finally:
+            probe.unlink(missing_ok=True)
     return path
 
 
@@ -94,7 +164,6 @@ def locked(path: Path) -> Iterator[None]:
 
 if sys.platform == "win32":
     import msvcrt
-    import time
 
     def _lock(file: IO[bytes]) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -11,16 +12,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
-import torch
-
-from transferkit.distributed import in_process_group, is_first
+from transferkit.distributed import first_tries
 from transferkit.errors import OutputError
 
 LOCK = ".transferkit.lock"
@@ -34,7 +33,7 @@ class Process:
     """A process that stays recognizable after it is gone and its number is another's.
 
     Attributes:
-        machine: Where its number counts: the boot of a machine, and the namespace of its process numbers.
+        machine: Where its number counts: a digest of a machine's boot and the namespace of its process numbers.
         pid: Its number.
         started: When it began, in clock ticks since the boot; empty where the system does not tell.
     """
@@ -43,14 +42,15 @@ class Process:
     pid: int
     started: str
 
-    def is_gone(self, silence: float) -> bool:
+    def is_gone(self, silence: float, most: float = SILENCE) -> bool:
         """Tell whether it has ended.
 
         Args:
             silence: Seconds since its last sign of life, which decide where the process cannot be looked at.
+            most: Seconds after which such a process counts as gone.
         """
         if self.machine != _machine() or sys.platform == "win32":  # there os.kill(pid, 0) is Ctrl-C
-            return silence > SILENCE
+            return silence > most
         try:
             os.kill(self.pid, 0)
         except (ProcessLookupError, OverflowError):
@@ -58,7 +58,7 @@ class Process:
         except PermissionError:
             pass  # another user's
         now = _started(self.pid)
-        return silence > SILENCE if not (now and self.started) else now != self.started
+        return silence > most if not (now and self.started) else now != self.started
 
 
 def this_process() -> Process:
@@ -69,10 +69,11 @@ def this_process() -> Process:
 @cache
 def _machine() -> str:
     try:  # a container has its own numbers on a machine that it shares, and often the name of another
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        name = f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
-        return f"{socket.gethostname()} {uuid.getnode():x}"
+        name = f"{socket.gethostname()} {uuid.getnode():x}"
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
 def _started(pid: int) -> str:
@@ -114,8 +115,7 @@ class _Job:
         return "".join(letter if letter.isprintable() else "?" for letter in words[:300])
 
 
-@contextmanager
-def lock_folder(folder: Path | str, *, wait: float = 0.0) -> Iterator[None]:
+def lock_folder(folder: Path | str, *, wait: float = 0.0) -> AbstractContextManager[None]:
     """Let no other job write to a folder for the duration of a block.
 
     All ranks of a job share its lock, which rank 0 holds; each of them must come here. A lock whose process is gone
@@ -128,63 +128,83 @@ def lock_folder(folder: Path | str, *, wait: float = 0.0) -> Iterator[None]:
     Raises:
         OutputError: Another job holds it, which the message names; or the folder cannot be written. The same on all
             ranks.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder, lock_folder(folder):
+        ...     [path.name for path in Path(folder).iterdir()]
+        ['.transferkit.lock']
     """
-    with lock_file(folder, Path(folder) / LOCK, wait=wait):
-        yield
+    return lock_file(folder, Path(folder) / LOCK, wait=wait)
 
 
 @contextmanager
 def lock_file(subject: Path | str, path: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Let no other job write to ``subject``, as :func:`lock_folder` does for a folder; its lock is ``path``."""
-    told: SimpleQueue[str] = SimpleQueue()
-    ended = threading.Event()
-    # Signals interrupt the main thread alone, so what another one has begun to take or to give back is whole.
+    # Signals interrupt the main thread alone, so what another one has begun to take or to give back is whole; nor can
+    # they divide the one call that tells it of the end.
+    told: SimpleQueue[OutputError | None] = SimpleQueue()
+    ended: SimpleQueue[None] = SimpleQueue()
     keeper = threading.Thread(target=_keep, args=(subject, path, wait, told, ended), daemon=True)
+
+    def take() -> None:
+        keeper.start()
+        if (problem := told.get()) is not None:
+            raise problem
+
     try:
-        problem = [""]
-        if is_first():
-            keeper.start()
-            problem = [told.get()]
-        if in_process_group():
-            torch.distributed.broadcast_object_list(problem, src=0)
-        if problem[0]:
-            raise OutputError(problem[0])
+        first_tries(take)
         yield
     finally:
-        ended.set()
+        ended.put(None)
         if keeper.ident is not None:
             keeper.join()
 
 
-def _keep(subject: Path | str, path: Path, wait: float, told: SimpleQueue[str], ended: threading.Event) -> None:
+def _keep(
+    subject: Path | str,
+    path: Path,
+    wait: float,
+    told: SimpleQueue[OutputError | None],
+    ended: SimpleQueue[None],
+) -> None:
     """Take a lock, tell what prevented it if anything did, give signs of life, and give it back in the end."""
     job = _Job.own()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(subject, path, job, time.monotonic() + wait, ended)
-        told.put("")
-        while not ended.wait(BEAT):
+        told.put(None)
+        while not _ends_now(ended):
             with suppress(OSError):
                 if _holds(job, path):
                     os.utime(path)
     except OutputError as error:
-        told.put(str(error))
+        told.put(error)
     except OSError as error:
-        told.put(f"cannot write {path}: {error.strerror or error}; write elsewhere")
+        told.put(OutputError(f"cannot write {path}: {error.strerror or error}; write elsewhere"))
     finally:
-        told.put(f"cannot take {path}")  # lest anybody wait for ever where the unforeseen was raised
+        told.put(
+            OutputError(f"cannot take {path}")
+        )  # lest anybody wait for ever where the unforeseen was raised
         _release(path, job)
 
 
-def _acquire(subject: Path | str, path: Path, job: _Job, deadline: float, ended: threading.Event) -> None:
-    while not _create(path, job):
+def _ends_now(ended: SimpleQueue[None]) -> bool:
+    """Wait until it is time for a sign of life; tell whether the end came first."""
+    try:
+        ended.get(timeout=BEAT)
+    except Empty:
+        return False
+    return True
+
+
+def _acquire(subject: Path | str, path: Path, job: _Job, deadline: float, ended: SimpleQueue[None]) -> None:
+    while not (not ended.empty() or _create(path, job)):
         found = _read(path)
         holder, silence = _Job.read(found[0]), _folder_time(path.parent) - found[1]
         if silence > SILENCE if holder is None else holder.process.is_gone(silence):
             _remove(subject, path, found, job, deadline, ended)
         elif time.monotonic() < deadline or (not found[0] and silence < 1):  # an empty one is being written
-            if ended.wait(_POLL):
-                raise OutputError("interrupted")
+            time.sleep(_POLL)
         else:
             way = "wait until it has ended, or write elsewhere"
             if holder is None or holder.process.machine != job.process.machine:
@@ -214,7 +234,7 @@ def _remove(
     found: tuple[str, float],
     job: _Job,
     deadline: float,
-    ended: threading.Event,
+    ended: SimpleQueue[None],
 ) -> None:
     """Remove the lock of a job that is gone; of several who found it, one at a time, lest they remove a new one."""
     turn = path.with_name(path.name + ".next")

@@ -15,7 +15,7 @@ from transferkit.sampler import MultiscaleSampler
 
 
 def full(path: Path, write: object) -> None:
-    raise OSError(28, "No space left on device")
+    raise OutputError("No space left on device")
 
 
 if __name__ == "__main__":

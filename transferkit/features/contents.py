@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import warnings
@@ -18,7 +17,7 @@ from transferkit.errors import OutputError, listed
 from transferkit.features._identity import agree, key_of
 from transferkit.features._photos import digest_of
 from transferkit.features.shards import HEADER
-from transferkit.files import write_atomically
+from transferkit.files import faults_named, write_text
 from transferkit.locks import lock_folder
 from transferkit.sampler._choose import BAD_IMAGE
 from transferkit.sampler._source import PixelSource
@@ -36,9 +35,7 @@ MANIFEST, INDEX, PHOTOS = "manifest.json", "shards.json", "photos.json"
 
 # What a cache writes, now and in earlier versions; nothing else is deleted.
 _FOLDER = re.compile("[0-9a-f]{32}(-[0-9a-f]{8})?")
-_FILE = re.compile(
-    r"(manifest|shards)\.json|manifest-\d+\.json|[0-9a-f]{32}\.features|\d{7,}\.(npy|json)|.*\.part"
-)
+_FILE = re.compile(r"(manifest|shards)\.json|[0-9a-f]{32}\.features|\d{7,}\.(npy|json)|.*\.part")
 
 
 @dataclass(frozen=True)
@@ -144,14 +141,11 @@ def find_folder(root: Path, description: Mapping[str, Any], probe: Sequence[floa
         other = found.pop("probe", None)
         if found == manifest and isinstance(other, list) and agree(other, probe, half):
             return folder
-    try:
+    text = json.dumps({**manifest, "probe": list(probe)}, indent=1) + "\n"
+    with faults_named(own, "; choose another folder"):
         own.mkdir(parents=True, exist_ok=True)
         _warn_of_earlier_versions(root)
-        text = json.dumps({**manifest, "probe": list(probe)}, indent=1) + "\n"
-        part = own / f"manifest-{os.getpid()}.json"  # several ranks may come here at once, with the same text
-        write_atomically(part, lambda file: file.write(text.encode())).replace(own / MANIFEST)
-    except OSError as error:
-        raise OutputError(f"cannot write {own}: {error.strerror or error}; choose another folder") from error
+        write_text(own / MANIFEST, text)
     return own
 
 
@@ -206,17 +200,12 @@ class CacheContents:
             OutputError: A job is writing there, or a file cannot be deleted.
         """
         for folder in sorted({path.parent for path in self.unused}):
-            try:
-                with lock_folder(folder):
-                    for path in self.unused:
-                        if path.parent == folder:
-                            path.unlink(missing_ok=True)
-                if not any(folder.iterdir()):
-                    folder.rmdir()
-            except OSError as error:
-                if isinstance(error, OutputError):
-                    raise
-                raise OutputError(f"cannot delete files in {folder}: {error.strerror or error}") from error
+            with faults_named(folder), lock_folder(folder):
+                for path in self.unused:
+                    if path.parent == folder:
+                        path.unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
         return sum(self.unused.values())
 
 

@@ -121,10 +121,10 @@ class Shards:
         try:
             write_atomically(path, lambda file: file.writelines([_padded(header), content]))
             self.index.put(name, Stamp.of(path), [header["digest"]])
-        except OSError as error:
+        except OutputError as error:
             raise OutputError(
-                f"cannot write {path}: {error.strerror or error}; the features that are there stay: make room and "
-                "fill the cache again, which goes on, or choose another folder"
+                f"{error}; the features that are there stay: make room and fill the cache again, which goes on, or "
+                "choose another folder"
             ) from error
 
     def read(self, name: str) -> tuple[Tensor, np.ndarray[Any, Any]]:
@@ -156,12 +156,13 @@ class Shards:
         try:
             content = np.memmap(path, np.uint8, mode="r")
             header = json.loads(content[:HEADER].tobytes())
-            whole = header["of"] == self._of(name) and content.size == self.size(int(header["patches"]))
+            told = header["of"], type(header["patches"]), type(header["digest"])
+            whole = told == (self._of(name), int, str) and content.size == self.size(header["patches"])
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-        except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise self.damaged(name) from error
-        if not whole or type(header["patches"]) is not int:
+        if not whole:
             raise self.damaged(name)
         return header, content[HEADER:]
 

@@ -20,7 +20,7 @@ from transferkit import distributed
 from transferkit.backbones import logits_of
 from transferkit.distributed import is_first
 from transferkit.errors import DivergedError
-from transferkit.files import write_atomically
+from transferkit.files import faults_named, write_text
 from transferkit.finetune.optimizer import PerStep
 from transferkit.finetune.run import EpochRecord, Run
 from transferkit.finetune.settings import LoopSettings
@@ -261,11 +261,12 @@ def profiled(folder: Path | None) -> Iterator[Callable[[], object]]:
 
 def _write(folder: Path, profiler: torch.profiler.profile) -> None:
     _write_table(folder, table(profiler.key_averages()))
-    profiler.export_chrome_trace(str(folder / "trace.json.gz"))
+    with faults_named(folder / "trace.json.gz"):
+        profiler.export_chrome_trace(str(folder / "trace.json.gz"))
 
 
 def _write_table(folder: Path, text: str) -> None:
-    write_atomically(folder / "profile.txt", lambda file: file.write(text.encode()))
+    write_text(folder / "profile.txt", text)
 
 
 def table(averages: Iterable[Any], operators: int = 12) -> str:

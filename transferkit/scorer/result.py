@@ -19,6 +19,7 @@ from torch import Tensor
 
 from transferkit.display import markdown_table, summary_table
 from transferkit.errors import ArgumentError, DataError, MissingFileError, did_you_mean, require
+from transferkit.files import faults_named, write_text
 from transferkit.scorer.ap_rules import INTERPOLATIONS, APRule
 from transferkit.scorer.image_scorer import BACKGROUND
 
@@ -89,7 +90,8 @@ def write_devkit_results(
     require(not no_file, "class_names", "names that a file can have", no_file)
     wrong = scores.isnan() | (scores == math.inf)
     require(not wrong.any(), "scores", "numbers, or -inf where unscored", f"{int(wrong.sum())} others")
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    with faults_named(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
     files = []
     for column, class_name in enumerate(class_names):
         if class_name == BACKGROUND:
@@ -97,9 +99,7 @@ def write_devkit_results(
         pairs = zip(image_ids, scores[:, column].tolist(), strict=True)
         lines = [f"{image} {score!r}\n" for image, score in pairs if score != -math.inf]
         files.append(result_file(folder, class_name, image_set, competition))
-        part = files[-1].with_suffix(".part")
-        part.write_text("".join(lines), encoding="utf-8")
-        part.replace(files[-1])
+        write_text(files[-1], "".join(lines))
     return files
 
 

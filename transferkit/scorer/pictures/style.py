@@ -11,6 +11,7 @@ from torch import Tensor
 
 from transferkit.display import OKABE_ITO
 from transferkit.errors import ArgumentError, MissingExtraError
+from transferkit.files import faults_named, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,6 +122,7 @@ def grid_of(count: int, columns: int) -> tuple[int, int]:
 def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
     """Write a figure to ``path`` (png, svg or pdf by its suffix), making its folder; return the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi, facecolor="white")
-    return path
+    with faults_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    form = path.suffix[1:] or None
+    return write_atomically(path, lambda file: figure.savefig(file, dpi=dpi, format=form, facecolor="white"))
