@@ -60,9 +60,9 @@ class Stamp(NamedTuple):
     changed: int
 
     @staticmethod
-    def of(path: Path) -> Stamp:
+    def of(path: Path | str) -> Stamp:
         """Return a regular file's; another kind, such as a pipe, might be waited for for ever."""
-        found = path.stat()
+        found = Path(path).stat()
         if not stat.S_ISREG(found.st_mode):
             raise DataError(f"{path} is not a file")
         return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
@@ -89,7 +89,7 @@ class FileIndex:
         """Leave what is known at home: workers read features."""
         return {**self.__dict__, "entries": {}}
 
-    def get(self, name: str, file: Path) -> list[Any] | None:
+    def get(self, name: str, file: Path | str) -> list[Any] | None:
         """Return what was found in a file, ``None`` if that may have changed."""
         entry = self.entries.get(name)
         if entry is None:
@@ -230,7 +230,8 @@ def look_at(dataset: Any, pixels: PixelSource, index: int, item: Any = None) -> 
 
 
 def _name_of(file: tuple[Path | str, str]) -> str:
-    return f"{Path(file[0]).absolute()}\0{file[1]}"
+    path = Path(file[0])
+    return f"{path if path.is_absolute() else path.absolute()}\0{file[1]}"
 
 
 def _columns(item: Any) -> Iterable[np.ndarray[Any, Any] | None]:
@@ -322,12 +323,12 @@ class Photos:
         look, file = self.looks.get(index), ask(self._dataset, index, "photo_file")
         if file is None:
             return isinstance(look, Look)
-        found = self.index.get(_name_of(file), Path(file[0]))
+        found = self.index.get(_name_of(file), file[0])
         if found is None or len(found) != 3:
             return False
         if isinstance(look, Look) and look.content == found[0]:
             return True
-        if self._pixels.proposals or self._pixels.grid is None or ask(self._dataset, index, "objects") is None:
+        if self._pixels.proposals or not self._pixels.grid or not teller(self._dataset, index, "objects"):
             return False
         self.looks[index] = Look(found[0], *self._lay(self._pixels.grid, (found[1], found[2])), None)
         return True

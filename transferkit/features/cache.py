@@ -192,6 +192,9 @@ class FeatureCache(ViewOfImages):
         """Return how much the cache takes, of which how much is there, and what the disk has left."""
         if any(self.folder.glob("*" + SUFFIX)):  # else there is nothing to look for yet
             self._photos.look(range(len(self)))
+        return self._size()
+
+    def _size(self) -> CacheSize:
         known = [look for look in self._photos.looks.values() if isinstance(look, Look)]
         patches, exact = sum(look.patches for look in known), True
         if len(known) < len(self):
@@ -253,7 +256,7 @@ class FeatureCache(ViewOfImages):
         self._photos.look(looked, num_workers=num_workers, progress=progress, again=verify)
         self._photos.looks = _together({index: self._photos.looks[index] for index in looked})
         self._open()  # all ranks see the same folders now
-        size = self.size()
+        size = self._size()
         size.require_room(self.folder, self._limit)
         missing = [index for index in mine if not self._done(index, again=verify)]
         if any(gather_objects(bool(missing))):  # a cache that is whole may lie where nothing can be written
