@@ -27,6 +27,7 @@ __all__ = [
     "StateError",
     "TransferError",
     "TransferKitError",
+    "UncachableError",
     "UnsharableError",
 ]
 
@@ -61,6 +62,10 @@ class HandlerError(TransferError, RuntimeError):
 
 class UnsharableError(TransferKitError, ValueError):
     """A backbone's feature map of a whole image does not contain the maps of its patches."""
+
+
+class UncachableError(TransferKitError, ValueError):
+    """Features are no function of weights and pixels alone, so a cache could hand out what is not true."""
 
 
 class DataError(TransferKitError, ValueError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from transferkit.annotated import AnnotatedImage, Presence, presence_of
@@ -102,15 +103,8 @@ class CocoDataset(Dataset[AnnotatedImage]):
         Raises:
             DataError: The photo is damaged; names it.
         """
-        boxes, classes, crowds = self._objects[index]
-        return AnnotatedImage(
-            image=read_photo(self._paths[index], upright=True),
-            boxes=torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4),
-            classes=torch.tensor(classes, dtype=torch.int64),
-            difficult=torch.tensor(crowds, dtype=torch.bool),
-            truncated=torch.zeros(len(classes), dtype=torch.bool),
-            id=self.ids[index],
-        )
+        image = read_photo(self._paths[index], upright=True)
+        return AnnotatedImage(image, *self.objects(index), id=self.ids[index])
 
     def __repr__(self) -> str:
         return f"CocoDataset({len(self)} images, {len(self.class_names) - 1} classes, {str(self._folder)!r})"
@@ -122,6 +116,20 @@ class CocoDataset(Dataset[AnnotatedImage]):
     def fingerprint(self, index: int) -> str:
         """Return a digest of an image's file and its annotation: another one if either changes."""
         return fingerprint(self._paths[index], *self._objects[index])
+
+    def photo_file(self, index: int) -> tuple[Path, str]:
+        """Return an image's file, and how its pixels are read from that."""
+        return self._paths[index], "upright=True"
+
+    def objects(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return an image's boxes, classes, difficult (crowds) and truncated, without decoding."""
+        boxes, classes, crowds = self._objects[index]
+        return (
+            torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4),
+            torch.tensor(classes, dtype=torch.int64),
+            torch.tensor(crowds, dtype=torch.bool),
+            torch.zeros(len(classes), dtype=torch.bool),
+        )
 
     def presence(self) -> Presence:
         """Return which classes each image holds, without decoding."""

@@ -114,7 +114,7 @@ class ImageListDataset(Dataset[AnnotatedImage]):
             DataError: An image that cannot be read; names the file.
         """
         image = as_pixels(self._images[index], self._float_range, upright=self._boxes_on == "shown")
-        return AnnotatedImage(image, *self._objects[index], self.ids[index])
+        return AnnotatedImage(image, *self.objects(index), id=self.ids[index])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} images, {len(self.class_names) - 1} classes)"
@@ -122,6 +122,17 @@ class ImageListDataset(Dataset[AnnotatedImage]):
     def image_size(self, index: int) -> tuple[int, int]:
         """Return ``(height, width)`` without decoding."""
         return size_of(self._images[index], upright=self._boxes_on == "shown")
+
+    def photo_file(self, index: int) -> tuple[Path, str] | None:
+        """Return an image's file, and how its pixels are read from that; ``None`` for one in memory."""
+        image = self._images[index]
+        reading = f"upright={self._boxes_on == 'shown'} float_range={self._float_range}"
+        return (Path(image), reading) if isinstance(image, (str, Path)) else None
+
+    def objects(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return an image's boxes, classes, difficult and truncated, without decoding."""
+        boxes, classes, difficult, truncated = self._objects[index]
+        return boxes, classes, difficult, truncated
 
     def presence(self) -> Presence:
         """Return which classes each image holds, without decoding."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from transferkit.annotated import AnnotatedImage, Presence, presence_of
@@ -304,14 +305,8 @@ class VOCDataset(Dataset[AnnotatedImage]):
             DataError: Naming the photo: damaged or gone since the data set was made.
         """
         record = self._records[index]
-        return AnnotatedImage(
-            image=read_photo(record.photo, record.upright),
-            boxes=torch.tensor(record.boxes, dtype=torch.float64).reshape(-1, 4),
-            classes=torch.tensor(record.classes, dtype=torch.int64),
-            difficult=torch.tensor(record.difficult, dtype=torch.bool),
-            truncated=torch.tensor(record.truncated, dtype=torch.bool),
-            id=record.id,
-        )
+        image = read_photo(record.photo, record.upright)
+        return AnnotatedImage(image, *self.objects(index), id=record.id)
 
     def __repr__(self) -> str:
         return f"VOCDataset({len(self)} images, {len(self.class_names) - 1} classes, {str(self.folder)!r})"
@@ -325,6 +320,21 @@ class VOCDataset(Dataset[AnnotatedImage]):
         record = self._records[index]
         return fingerprint(
             record.photo, record.upright, record.boxes, record.classes, record.difficult, record.truncated
+        )
+
+    def photo_file(self, index: int) -> tuple[Path, str]:
+        """Return an image's file, and how its pixels are read from that."""
+        record = self._records[index]
+        return record.photo, f"upright={record.upright}"
+
+    def objects(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return an image's boxes, classes, difficult and truncated, without decoding."""
+        record = self._records[index]
+        return (
+            torch.tensor(record.boxes, dtype=torch.float64).reshape(-1, 4),
+            torch.tensor(record.classes, dtype=torch.int64),
+            torch.tensor(record.difficult, dtype=torch.bool),
+            torch.tensor(record.truncated, dtype=torch.bool),
         )
 
     def presence(self) -> Presence:

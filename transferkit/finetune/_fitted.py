@@ -18,7 +18,7 @@ from torch import nn
 
 from transferkit import heads, labeling, optimization, sampler, scorer
 from transferkit.checkpoints import Checkpoint
-from transferkit.errors import ArgumentError, CheckpointError, OutputError, listed
+from transferkit.errors import ArgumentError, CheckpointError, OutputError, UncachableError, listed
 from transferkit.features import FeatureCache, FeatureImages, PatchFeatures
 from transferkit.files import write_atomically
 from transferkit.finetune._fitting import Setup, feature_arguments, given_features, put_head_on
@@ -110,7 +110,7 @@ def _cached(setup: Setup, features: PatchFeatures, photos: Any) -> FeatureCache 
         return None
     try:
         return setup.filled(setup.cache_of(features, photos, setup.features.folder))
-    except OutputError as error:
+    except (UncachableError, OutputError) as error:
         setup.log(f"features are not cached: {error}")
         return None
 

@@ -19,7 +19,7 @@ from transferkit.annotated import Presence
 from transferkit.backbones import find_preprocessing
 from transferkit.checkpoints import Checkpoint
 from transferkit.distributed import first_tries, in_process_group, is_first
-from transferkit.errors import ArgumentError, OutputError
+from transferkit.errors import ArgumentError, OutputError, UncachableError
 from transferkit.features import FeatureCache, PatchFeatures, UnsplittableError
 from transferkit.files import require_writable
 from transferkit.finetune.choosing import choose_on_held_out
@@ -242,7 +242,7 @@ def features_for(setup: Setup, run: Run, photos: Any) -> Iterator[OnFeatures | N
             else:
                 folder = how.folder or Path(stack.enter_context(_temporary_folder()))
                 data = setup.filled(setup.cache_of(features, photos, folder))
-        except (UnsplittableError, OutputError) as error:
+        except (UnsplittableError, UncachableError, OutputError) as error:
             if how.cache or given is not None:
                 raise
             setup.log(f"every patch goes through the whole network in every epoch: {error}")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from transferkit.boxes import as_boxes
+from transferkit.boxes import as_boxes, require_inside
 from transferkit.errors import ArgumentError, require
 from transferkit.sampler._resampling import CutPlan, Taps, plan_cut
 
@@ -257,13 +257,6 @@ def _checked(image: Tensor, boxes: Tensor) -> NDArray[np.float64]:
         raise ArgumentError(
             f"image must be (C, H, W), uint8 or floating, and not empty, got {tuple(image.shape)} {image.dtype}"
         )
-    xyxy: NDArray[np.float64] = as_boxes(boxes).double().cpu().numpy()
-    width, height = image.shape[2], image.shape[1]
-    outside = ((xyxy < 0) | (xyxy > (width, height, width, height))).any(axis=1)
-    if outside.any():
-        row = int(outside.argmax())
-        raise ArgumentError(
-            f"boxes must lie inside the image, {width} wide and {height} high, "
-            f"got {xyxy[row].tolist()} at row {row} ({int(outside.sum())} such boxes)"
-        )
-    return xyxy
+    xyxy = as_boxes(boxes).double().cpu()
+    require_inside(xyxy, (image.shape[1], image.shape[2]))
+    return xyxy.numpy()
