@@ -73,7 +73,9 @@ def start(root: Path, tmp_path: Path):
     yield run
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
 
 
 def held(process: subprocess.Popen[str]) -> subprocess.Popen[str]:
@@ -95,7 +97,7 @@ def test_the_second_job_is_told_of_the_first_at_once_and_comes_in_when_that_has_
     words = rf"results is in use by another job, holder\.py \(process {first.pid} on .*, since 20.*wait until"
     with pytest.raises(OutputError, match=words), lock_folder(folder):
         pass
-    threading.Timer(0.5, first.communicate, ["\n"]).start()
+    threading.Timer(0.5, first.stdin.close).start()
     with lock_folder(folder, wait=30):
         assert first.wait() == 0
     assert list(folder.iterdir()) == []
