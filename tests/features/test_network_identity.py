@@ -111,9 +111,22 @@ class Undefined(nn.Module):
         return pixels / 0.0 * 0.0
 
 
+class Sparse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("eye", torch.eye(3).to_sparse())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+
 @pytest.mark.parametrize(
     ("network", "reason"),
-    [(Random(), "other features of the same pixels each time"), (Undefined(), "are not finite")],
+    [
+        (Random(), "other features of the same pixels each time"),
+        (Undefined(), "are not finite"),
+        (Sparse(), "weights cannot be digested"),
+    ],
 )
 def test_what_cannot_be_told_is_not_cached(tmp_path: Path, network: nn.Module, reason: str) -> None:
     with pytest.raises(

@@ -205,7 +205,8 @@ def look_at(dataset: Any, pixels: PixelSource, index: int, item: Any = None) -> 
         index: The photo's place.
         item: Its annotated image, if it is at hand.
     """
-    file, printed = ask(dataset, index, "photo_file"), teller(dataset, index, "fingerprint")
+    file, printed = _file_of(dataset, index), teller(dataset, index, "fingerprint")
+    stamp, shows, digest = (None, False, "") if file is None else read_digest(Path(file[0]))
     own = teller(dataset, index, "objects") is None
     sized = teller(dataset, index, "image_size") is not None and pixels.proposals is None
     if item is None and (own or not sized or (file is None and printed is None)):
@@ -215,18 +216,24 @@ def look_at(dataset: Any, pixels: PixelSource, index: int, item: Any = None) -> 
         patches = pixels.grid(size)
     else:
         patches, size = pixels.patches(item), tuple(item.image.shape[-2:])
-    found = None
     if file is not None:
-        stamp, shows, digest = read_digest(Path(file[0]))
         content = digest_of(file[1], digest)
-        found = (_name_of(file), stamp, [content, *size]) if shows else None
     elif printed is not None:
         kind = type(printed[0])
         content = digest_of(kind.__module__, kind.__qualname__, ask(dataset, index, "fingerprint"))
     else:
         content = digest_of_tensor(item.image)
+    found = (_name_of(file), stamp, [content, *size]) if file and stamp and shows else None
     objects = tuple(_columns(item)) if own else None
     return Look(content, digest_of_tensor(patches), len(patches), objects, found)
+
+
+def _file_of(dataset: Any, index: int) -> tuple[Path | str, str] | None:
+    told = ask(dataset, index, "photo_file")
+    match told:
+        case None | (Path() | str(), str()):
+            return cast("tuple[Path | str, str] | None", told)
+    raise DataError(f"photo_file({index}) must return (path, text) or None, got {told!r}")
 
 
 def _name_of(file: tuple[Path | str, str]) -> str:
@@ -320,7 +327,7 @@ class Photos:
 
     def _stands(self, index: int) -> bool:
         """Tell whether what is known of a photo holds, without reading it."""
-        look, file = self.looks.get(index), ask(self._dataset, index, "photo_file")
+        look, file = self.looks.get(index), _file_of(self._dataset, index)
         if file is None:
             return isinstance(look, Look)
         found = self.index.get(_name_of(file), file[0])

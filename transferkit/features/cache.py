@@ -69,7 +69,8 @@ class FeatureCache(ViewOfImages):
     read for that once, and again when its size or a time of change differs. Else it is the data set's own
     ``fingerprint(i)``, equal for equal pixels only; else the digest of the decoded pixels, for which each photo is
     decoded once for each cache object. So it is, too, where proposals lay patches, and where the data set has no
-    method ``objects(i)`` that returns ``(boxes, classes, difficult, truncated)`` without decoding.
+    method ``objects(i)`` that returns ``(boxes, classes, difficult, truncated)`` without decoding; its objects are
+    then those that it had at that time.
 
     A killed :meth:`fill` loses at most the image in work, and the next one goes on. One job writes at a time; others
     wait for it, or read.
