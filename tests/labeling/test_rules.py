@@ -237,7 +237,7 @@ def test_malformed_objects_are_told_all_at_once() -> None:
     with pytest.raises(ArgumentError, match=r"there are 2 objects, but classes \(1,\), difficult \(3,\)"):
         label_patches(boxes, objects, torch.tensor([1]), difficult=torch.zeros(3, dtype=torch.bool))
     for classes in ([1.0, 1.9], [1.0, math.nan], [1.0, math.inf], [True, True]):
-        with pytest.raises(ArgumentError, match="classes must be whole numbers, got torch"):
+        with pytest.raises(ArgumentError, match="classes must be whole numbers, got"):
             label_patches(boxes, objects, torch.tensor(classes))
     assert label_patches(boxes, boxes, torch.tensor([2.0])).labels.tolist() == [2]
     with pytest.raises(ArgumentError, match=r"classes must be 1 or more .* got 0 at row 1"):

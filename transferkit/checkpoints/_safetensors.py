@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from transferkit.checkpoints._state_dicts import check_names, contents_of
-from transferkit.checkpoints._torch_zip import load_torch_zip
+from transferkit.checkpoints._torch_files import load_torch_zip
 from transferkit.checkpoints.registry import Contents, ReadOptions, find_format, register_reader
 from transferkit.errors import CheckpointError, MissingExtraError, listed
 from transferkit.layers import natural_order

@@ -18,10 +18,8 @@ from torch.optim import Optimizer
 
 from transferkit.checkpoints import (  # noqa: F401  importing a reader registers its format
     _archives,
-    _pickle_file,
     _safetensors,
-    _torch_legacy,
-    _torch_zip,
+    _torch_files,
 )
 from transferkit.checkpoints._optimizers import ParameterState, states_of
 from transferkit.checkpoints._state_dicts import bare_layers, contents_of

@@ -13,9 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import transferkit
-from transferkit.cli._inspect import DIFF, INSPECT
-from transferkit.cli._plan import PLAN
-from transferkit.cli._terminal import complain, script
+from transferkit.cli._commands import DIFF, INSPECT, PLAN, complain, script
 from transferkit.errors import TransferKitError
 
 OK, FAILED, INTERRUPTED = 0, 2, 130

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from transferkit.checkpoints._optimizers import name_of
-from transferkit.checkpoints._torch_zip import load_torch_zip
+from transferkit.checkpoints._torch_files import load_torch_zip
 from transferkit.checkpoints.registry import why_not_read
 from transferkit.errors import CheckpointError, MissingFileError, OutputError, listed, require
 from transferkit.files import write_atomically
