@@ -7,8 +7,8 @@ To read the code, follow ``weight_transfer`` in the order of a transfer: ``_targ
 ``select`` (the rules), ``_mapping`` (and ``structure`` with ``_name_evidence``, where names tell nothing),
 ``_conversion`` (which of the ``handlers`` converts a layer, and how it is run), ``_decide`` (every tensor into its
 bucket), ``_write`` (the values, and the only place that changes a model), ``_states`` (optimizer states).
-``account`` is what a plan and a report share, ``_entry`` one line of it, ``_table`` and ``_refusal`` its words. ``freezing``
-freezes layers.
+``account`` is what a plan and a report share, ``_entry`` one line of it, ``_table`` and ``_refusal`` its words.
+``freezing`` freezes layers.
 """
 
 from transferkit.transfer.account import TransferPlan, TransferReport
