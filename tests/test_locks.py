@@ -53,7 +53,7 @@ try:
         print("held by rank", torch.distributed.get_rank(), flush=True)
         torch.distributed.barrier()
 except OutputError as error:
-    print("refused", "holder.py" in str(error), flush=True)
+    print(f"refused {'holder.py' in str(error)}", flush=True)
 torch.distributed.destroy_process_group()
 """
 
