@@ -25,7 +25,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import time
 from argparse import BooleanOptionalAction
 from collections.abc import Mapping
 from functools import partial
@@ -42,32 +44,39 @@ from transferkit.scorer import PatchLog
 from transferkit.scorer.pictures import require_matplotlib
 
 PROTOCOLS = {**finetune.PROTOCOLS, "demo": finetune.DEMO}
+LEFT_OUT = {  # of the settings in a run's file, which a resumed run takes: a file does not say where things go
+    *("demo", "model_file", "epochs", "results", "save_path", "cache_dir", "cache_limit", "earlier"),
+    *("backend", "num_workers", "channels_last", "compile", "profile"),
+}
 say = partial(print, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the example; return the exit status."""
     finetune.use_huge_pages()
+    argv, args, began = sys.argv[1:] if argv is None else argv, None, time.time()
     try:
         args = parse_arguments(argv)
-        with finetune.process_group(finetune.choose_device(args.backend)):
+        with finetune.process_group(finetune.choose_device(args.backend)), finetune.lock_folder(args.results):
             demo(args) if args.demo else run(args)
     except (tk.TransferKitError, OSError) as error:
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        run_file = None if args is None or args.demo else args.save_path or args.results / "run.pt"
+        if finetune.is_first():
+            print(f"\nstopped; {finetune.how_to_go_on(argv, run_file, since=began)}", file=sys.stderr)
+        return 130
     return 0
 
 
 def run(args: argparse.Namespace, compared_with: Mapping[str, Run] | None = None) -> tuple[Run, float]:
-    """Train and test as ``args`` say, and write results; return the run and its mean AP.
-
-    ``compared_with`` holds other runs by name, for the report.
-    """
+    """Train and test as ``args`` say; write results, ``compared_with`` other runs; return the run and its mean AP."""
     stopwatch, protocol = finetune.Stopwatch(), protocol_of(args)
-    if finetune.is_first():  # before any long work
-        finetune.require_writable(args.results / "metrics.json")
-    if args.report:
+    if args.report:  # before any long work
         require_matplotlib()
+    if args.model_file:
+        print(f"{args.model_file}: data_dir {str(args.data_dir or 'downloaded')!r}")
     print(protocol)
 
     # Data: photos to train on and to test on, downloaded where there are none.
@@ -114,8 +123,7 @@ def run(args: argparse.Namespace, compared_with: Mapping[str, Run] | None = None
             more = {"seconds": stopwatch.laps, "compared_with": compared_with, "patches": seen}
             report = finetune.RunReport.of(classifier.run, result, patches, test_set, title=title, **more)
             finetune.build_report(report, progress=True).write(args.results / "report.html")
-        print(stopwatch)
-        print(f"mAP {result.mean_ap():.2%} ({result.rule}); results are in {args.results}")
+        print(stopwatch, f"mAP {result.mean_ap():.2%} ({result.rule}); results are in {args.results}", sep="\n")
     return classifier.run, result.mean_ap()
 
 
@@ -147,8 +155,8 @@ def demo(args: argparse.Namespace) -> None:
 def protocol_of(args: argparse.Namespace) -> Protocol:
     """Return the recipe with what the command line, or an earlier run's choice on held-out photos, changes in it."""
     protocol = PROTOCOLS[args.protocol]
-    if args.chosen:
-        protocol = protocol.decided(*args.chosen)
+    if chosen := finetune.choice_in(args.earlier):
+        protocol = protocol.decided(*chosen)
     return protocol.adjusted(args.patches_per_image, args.batch_size, args.learning_rate, args.epochs)
 
 
@@ -192,15 +200,11 @@ def classifier_of(
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what a resumed run takes from its checkpoint unless the command line says otherwise."""
-    left_out = {
-        *("demo", "model_file", "epochs", "results", "save_path", "report"),
-        *("backend", "num_workers", "amp", "channels_last", "compile", "profile", "cache_dir", "cache_limit"),
-    }
-    kept = {name: value for name, value in vars(args).items() if name not in left_out}
+    kept = {name: value for name, value in vars(args).items() if name not in LEFT_OUT}
     return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Read the command line; with --model_file, what it does not say comes from that run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -232,13 +236,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--freeze", metavar="LAYER", help="train only what comes after this layer")
 
     add = parser.add_argument_group("files").add_argument
-    add("--results", type=Path, default=Path("results"), metavar="DIR", help="(default results)")
-    add("--save_path", type=Path, help="where the run is saved (default DIR/run.pt)")
+    add("--results", type=Path, metavar="DIR", help="(default results, or the folder of --model_file)")
+    add("--save_path", type=Path, help="where the run is saved (default DIR/run.pt, or --model_file)")
     add("--serialize", type=int, default=1, metavar="N", help="save every N epochs; 0: never (default 1)")
     add("--history", type=positive, default=1, metavar="N", help="keep the last N epochs (default 1)")
     add("--model_file", type=Path, help="go on with this run; with -e 0 only test it")
     add("--eval_freq", type=int, default=0, metavar="N", help="also test every N epochs (default 0: at the end)")
-    add("--report", action="store_true", help="also write report.html: tables, curves, maps, hits and misses")
+    add("--report", action=BooleanOptionalAction, default=False, help="also write report.html, with maps")
 
     add = parser.add_argument_group("speed").add_argument
     add("-b", "--backend", "--device", metavar="DEVICE", help="cpu, gpu or cuda:N (default gpu if any)")
@@ -259,13 +263,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--cache_limit", type=float, metavar="GB", help="the most that a cache may take (default what is free)")
     add("--profile", action="store_true", help="show where the time of the first steps goes; see DIR/profile")
     # fmt: on
-    parser.set_defaults(chosen=None)
-    args = parser.parse_args(argv)
+    args, earlier = parser.parse_args(argv), {}
     if args.model_file:
-        parser.set_defaults(**finetune.read_run(args.model_file)["settings"])
-        args = parser.parse_args(argv)
-    paths = {name: value and Path(value) for name in ("data_dir", "weights") if (value := getattr(args, name))}
-    return argparse.Namespace(**{**vars(args), **paths})
+        earlier = finetune.read_run(args.model_file)["settings"]
+        args = finetune.parse_with_run(parser, argv, earlier, vars(args).keys() - LEFT_OUT)
+    own = args.model_file if args.model_file and not args.results else None
+    args.results = args.results or (own.parent if own else Path("results"))
+    args.save_path, args.earlier = args.save_path or own, earlier
+    return args
 
 
 def positive(text: str) -> int:
@@ -287,4 +292,7 @@ def class_list(text: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # workers end, and locks are given back
     sys.exit(main())

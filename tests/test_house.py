@@ -20,6 +20,7 @@ FLOORS: list[set[str]] = [
     # The ground floor: its rooms may know each other, from left to right.
     {"alexnet"},
     {"layers", "boxes", "devices", "files", "optimization"},
+    {"locks"},
     {"annotated", "distributed", "preprocessing"},
     {"deprecation", "memory", "progress", "registry", "display"},
     {"errors"},

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from transferkit.errors import ArgumentError
+from transferkit.errors import ArgumentError, DataError
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ def presence_of(objects: Iterable[tuple[Sequence[int], Sequence[bool]]], num_cla
         objects: One pair per image: class numbers in 1..K-1, and a flag for each.
         num_classes: K, counting the background.
 
+    Raises:
+        DataError: A class number that is not among them.
+
     Example:
         >>> presence_of([([1, 1, 2], [False, True, True])], num_classes=3).present.tolist()
         [[False, True, True]]
@@ -70,12 +74,16 @@ def presence_of(objects: Iterable[tuple[Sequence[int], Sequence[bool]]], num_cla
     certain = torch.zeros_like(present)
     for row, (classes, difficult) in enumerate(rows):
         for number, hard in zip(classes, difficult, strict=True):
+            if not 0 < number < num_classes:
+                raise DataError(
+                    f"image {row} has an object of class {number}, the classes are 1 to {num_classes - 1}"
+                )
             present[row, number] = True
             certain[row, number] |= not hard
     return Presence(present, present & ~certain)
 
 
-def truth(argument: str, values: Tensor) -> Tensor:
+def truth(argument: str, values: object) -> Tensor:
     """Return true and false for 0 and 1 of any dtype.
 
     Args:
@@ -89,13 +97,48 @@ def truth(argument: str, values: Tensor) -> Tensor:
         >>> truth("targets", torch.tensor([1.0, 0.0]))
         tensor([ True, False])
     """
-    values = torch.as_tensor(values)
-    if values.dtype == torch.bool:
-        return values
-    other = values[(values != 0) & (values != 1)].reshape(-1)
+    flags = _tensor(argument, values, "true or false, or 0 and 1")
+    if flags.dtype == torch.bool:
+        return flags
+    other = flags[(flags != 0) & (flags != 1)].reshape(-1)
     if len(other):
         first = ", ".join(str(value) for value in other[:3].tolist())
         raise ArgumentError(
             f"{argument} must be true or false, or 0 and 1, got {len(other)} other values: {first}"
         )
-    return values == 1
+    return flags == 1
+
+
+def whole_numbers(argument: str, values: object) -> Tensor:
+    """Return numbers of any dtype as int64, if they are whole.
+
+    Args:
+        argument: Its name, for the message.
+        values: Anything that ``torch.as_tensor`` takes.
+
+    Raises:
+        ArgumentError: There are others among them, NaN and bool included.
+
+    Example:
+        >>> whole_numbers("classes", [1.0, 2.0])
+        tensor([1, 2])
+        >>> whole_numbers("classes", [1.9])
+        Traceback (most recent call last):
+        transferkit.errors.ArgumentError: classes must be whole numbers, got 1.9
+    """
+    numbers = _tensor(argument, values, "whole numbers")
+    if numbers.dtype == torch.bool or numbers.is_complex():
+        raise ArgumentError(f"{argument} must be whole numbers, got {numbers.dtype}")
+    whole = numbers.long()
+    other = numbers[whole != numbers].reshape(-1)
+    if len(other):
+        raise ArgumentError(f"{argument} must be whole numbers, got {', '.join(map(str, other[:3].tolist()))}")
+    return whole
+
+
+def _tensor(argument: str, values: object, constraint: str) -> Tensor:
+    try:
+        # Torch alone would round a list of 64 bit floats to 32.
+        return values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ArgumentError(f"{argument} must be {constraint}, got {values!r:.80}") from error

@@ -41,6 +41,19 @@ def as_boxes(boxes: Tensor, argument: str = "boxes") -> Tensor:
     return boxes
 
 
+def require_inside(boxes: Tensor, image_size: tuple[int, int]) -> None:
+    """Raise unless all ``boxes``, (N, 4) xyxy, lie inside an image of ``(height, width)`` pixels."""
+    height, width = image_size
+    outside = ((boxes < 0) | (boxes > boxes.new_tensor([width, height, width, height]))).any(dim=1)
+    if outside.any():
+        row = int(outside.nonzero()[0])
+        raise ArgumentError(
+            f"boxes must lie inside the image, {width} wide and {height} high, "
+            f"got {boxes[row].tolist()} at row {row} ({int(outside.sum())} such boxes); cut them with "
+            "transferkit.boxes.clip"
+        )
+
+
 def area(boxes: Tensor) -> Tensor:
     """Return the area of each box.
 

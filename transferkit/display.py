@@ -1,11 +1,22 @@
-"""What people are shown: tables as aligned text and as Markdown, and the colors of pictures."""
+"""What is shown: tables as aligned text and as Markdown, the colors of pictures, and JSON for programs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from transferkit.errors import harmless
 
 # Okabe and Ito's palette, which the color-blind can tell apart: blue, vermilion, green, purple, orange, sky blue.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+_WIDEST = (
+    200  # characters that a column is padded to where the width is not given; one long name would pad all rows
+)
 
 Rows = Sequence[Sequence[str]]
 _GAP = "  "
@@ -29,10 +40,11 @@ def text_table(
     """
     if not rows:
         return []
+    rows = [[harmless(cell) for cell in row] for row in rows]
     sizes = _sizes([max(map(len, column)) for column in zip(*rows, strict=True)], width, shrink)
     return [
         _GAP.join(
-            fit(cell, size).rjust(size) if place in right else fit(cell, size).ljust(size)
+            fit(cell, width and size).rjust(size) if place in right else fit(cell, width and size).ljust(size)
             for place, (cell, size) in enumerate(zip(row, sizes, strict=True))
         ).rstrip()
         for row in rows
@@ -56,10 +68,14 @@ def summary_table(rows: Rows) -> str:
 
 
 def markdown_table(rows: Rows) -> str:
-    """Return a header and its rows as a Markdown table; numbers are set right."""
-    header, *body = rows
+    """Return a header and its rows as a Markdown table; numbers are set right, and what is written stays text."""
+    header, *body = ([_as_text(harmless(cell)) for cell in cells] for cells in rows)
     align = [":--", *["--:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, align, *body))
+
+
+def _as_text(cell: str) -> str:
+    return " ".join(cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").split())
 
 
 def fit(text: str, width: int | None) -> str:
@@ -71,7 +87,8 @@ def _sizes(sizes: list[int], width: int | None, shrink: Sequence[int] | None) ->
     """Return the columns' sizes, made smaller until a line fits, but for what each column keeps."""
     room = None if width is None else width - len(_GAP) * (len(sizes) - 1)
     if room is None:
-        return sizes
+        return [min(size, _WIDEST) for size in sizes]
+    sizes = [min(size, max(room, _LEAST)) for size in sizes]
     if shrink is not None:
         for column in shrink:
             sizes[column] = min(sizes[column], max(_LEAST, sizes[column] - max(sum(sizes) - room, 0)))
@@ -79,3 +96,23 @@ def _sizes(sizes: list[int], width: int | None, shrink: Sequence[int] | None) ->
     while sum(sizes) > room and max(sizes) > _LEAST:
         sizes[sizes.index(max(sizes))] -= 1
     return sizes
+
+
+def as_json(value: object) -> str:
+    """Return plain values as JSON that any reader takes: NaN and infinities, which it does not have, become null.
+
+    Example:
+        >>> as_json(float("nan"))
+        'null'
+    """
+    return json.dumps(_finite(value), indent=2, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

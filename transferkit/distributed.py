@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from importlib import import_module
 from inspect import signature
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from transferkit.errors import LostRankError, require
+from transferkit.errors import LostRankError, OutputError, require
 
 # torch 2.13 renamed this argument of DistributedDataParallel and warns about the old name.
 _SYNC_BUFFERS = (
@@ -144,6 +144,23 @@ def seed_ranks_differently(device: torch.device) -> None:
     seed = torch.randint(2**62, (1,)).to(device)
     distributed.broadcast(seed, src=0)
     torch.manual_seed(int(seed) + distributed.get_rank())
+
+
+def first_tries(attempt: Callable[[], object]) -> None:
+    """Call ``attempt`` on rank 0; where that raises an ``OutputError``, raise it on all ranks.
+
+    Every rank must come here, lest the others wait for one that was refused.
+    """
+    problem: list[OutputError | None] = [None]
+    if is_first():
+        try:
+            attempt()
+        except OutputError as error:
+            problem = [error]
+    if in_process_group():
+        distributed.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise problem[0]
 
 
 @contextmanager

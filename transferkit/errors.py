@@ -27,6 +27,7 @@ __all__ = [
     "StateError",
     "TransferError",
     "TransferKitError",
+    "UncachableError",
     "UnsharableError",
 ]
 
@@ -61,6 +62,10 @@ class HandlerError(TransferError, RuntimeError):
 
 class UnsharableError(TransferKitError, ValueError):
     """A backbone's feature map of a whole image does not contain the maps of its patches."""
+
+
+class UncachableError(TransferKitError, ValueError):
+    """Features are no function of weights and pixels alone, so a cache could hand out what is not true."""
 
 
 class DataError(TransferKitError, ValueError):
@@ -135,6 +140,26 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return "; did you mean " + " or ".join(filter(None, [", ".join(near[:-1]), near[-1]])) + "?"
 
 
+def harmless(text: str, *, lines: bool = False) -> str:
+    r"""Return text with all that could pass for something else spelled out, since a file may name a layer anything.
+
+    Such are terminal escapes, line breaks that begin a line of their own, and marks that turn the reading direction.
+
+    Args:
+        text: A name, or a line with names in it.
+        lines: Leave line breaks, in text that has them on purpose.
+
+    Example:
+        >>> print(harmless("\x1b[31mconv\nnote: verified"))
+        \x1b[31mconv\nnote: verified
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or (lines and letter == "\n") else ascii(letter)[1:-1] for letter in text
+    )
+
+
 def listed(names: Sequence[str], most: int = 8) -> str:
     """Return the first ``most`` of ``names`` with commas between them, and how many are left out.
 
@@ -144,15 +169,18 @@ def listed(names: Sequence[str], most: int = 8) -> str:
         >>> listed(["conv1", "conv2", "fc"], most=1)
         'conv1 and 2 more'
     """
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(harmless, names[:most])) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )
 
 
 _SHOWN = 10  # problems that one error spells out
 
 
-def raise_problems(problems: Sequence[str], heading: str) -> None:
-    """Raise one :class:`DataError` that lists ``problems``, if there are any."""
+def raise_problems(problems: Sequence[str], heading: str, advice: str = "") -> None:
+    """Raise one :class:`DataError` that lists ``problems``, if there are any, and what to do about them."""
     if problems:
         shown = "".join(f"\n  - {problem}" for problem in problems[:_SHOWN])
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise DataError(f"{heading}: {len(problems)} problem{'s' * (len(problems) > 1)}{shown}{more}")
+        advice = f"\n{advice}" if advice else ""
+        raise DataError(f"{heading}: {len(problems)} problem{'s' * (len(problems) > 1)}{shown}{more}{advice}")

@@ -16,6 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from transferkit.errors import harmless
+
 __all__ = ["Layer", "layers_of"]
 
 _EMPTY: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
@@ -96,7 +98,7 @@ class Layer:
         return self.keys.get(short) or (f"{self.name}.{short}" if self.name else short)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{key} {list(shape)}" for key, shape in self.shapes.items())
+        shapes = ", ".join(f"{harmless(key)} {list(shape)}" for key, shape in self.shapes.items())
         return f"Layer({self.index}, {self.name!r}, {self.kind}: {shapes})"
 
 
@@ -146,27 +148,24 @@ def split_key(key: str) -> tuple[str, str]:
     A parametrized weight belongs to the layer whose weight it is.
 
     Example:
-        >>> split_key("features.0.weight")
-        ('features.0', 'weight')
+        >>> split_key("features.0.weight"), split_key(".weight")
+        (('features.0', 'weight'), ('', '.weight'))
         >>> split_key("fc.parametrizations.weight.original0")
         ('fc', 'parametrizations.weight.original0')
     """
     owner, marker, part = f".{key}".partition(".parametrizations.")
-    if marker:
-        return owner[1:], f"parametrizations.{part}"
-    name, _, short = key.rpartition(".")
-    return name, short
+    name, short = (owner[1:], f"parametrizations.{part}") if marker else key.rpartition(".")[::2]
+    return (name, short) if name else ("", key)
 
 
-def natural_order(name: str) -> list[tuple[int, str]]:
+def natural_order(name: str) -> str:
     """Return a sort key by which ``"features.2"`` comes before ``"features.10"``, and a layer before what is in it.
 
     Example:
         >>> sorted(["b.10.bias", "b.2.bias", "a.weight"], key=natural_order)
         ['a.weight', 'b.2.bias', 'b.10.bias']
     """
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+    return re.sub(r"0*(\d+)", lambda number: f"\0{len(number[1]):04}{number[1]}", name)
 
 
 def _grouped(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, dict[str, Tensor]]:

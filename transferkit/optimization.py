@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from transferkit.annotated import truth
-from transferkit.errors import require
+from transferkit.distributed import in_process_group
+from transferkit.errors import ArgumentError, listed, require
 
 __all__ = ["EarlyStopping", "HeldOut", "HeldOutChoice", "WarmupCosine", "WeightAverage", "hold_out"]
 
@@ -272,3 +277,67 @@ def _deal(shows: Tensor, shares: Tensor) -> Tensor:
         wanted[goes] -= shows[chosen].double()
         room[goes] -= 1
     return part
+
+
+# A minibatch of one row, which an epoch may end on.
+
+
+@contextmanager
+def lone_row(network: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """Let a network in training mode take a minibatch of one row; others pass unchanged.
+
+    Batch norm cannot normalize a channel by the variance of a single value, and torch raises. Exactly the layers that
+    would see one take their running statistics for this minibatch, and leave them as they are.
+
+    Raises:
+        ArgumentError: Such a layer keeps no running statistics.
+    """
+    starved = _starved(network, inputs) if len(inputs) == 1 else {}
+    if starved:
+        names = listed(list(starved))
+        warnings.warn(
+            f"a minibatch holds one row only: {names} took their running statistics for it", stacklevel=4
+        )
+    for norm in starved.values():
+        norm.eval()
+    yield
+    for norm in starved.values():
+        norm.train()
+
+
+@torch.no_grad()
+def _starved(network: nn.Module, inputs: Tensor) -> dict[str, nn.Module]:
+    """Return the batch norms in training mode that would see one value per channel, by name."""
+    modes = [(module, module.training) for module in network.modules()]
+    starved: dict[str, nn.Module] = {}
+
+    def look(name: str, norm: _BatchNorm, seen: tuple[Tensor, ...]) -> None:
+        if seen[0].numel() != seen[0].shape[1]:
+            return
+        if norm.running_mean is None:
+            raise ArgumentError(
+                f"a minibatch of one row cannot be normalized by {name}, which keeps no running statistics; choose a "
+                "batch_size that leaves no row over, or leave out minibatches that are not full (drop_last=True)"
+            )
+        starved[name] = norm
+
+    hooks = [
+        norm.register_forward_pre_hook(partial(look, name))
+        for name, norm in network.named_modules()
+        if isinstance(norm, _BatchNorm) and norm.training and not _synchronized(norm)
+    ]
+    network.eval()
+    try:
+        if hooks:
+            network(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return starved
+
+
+def _synchronized(norm: nn.Module) -> bool:
+    """Tell whether a norm sees the other ranks' rows too, and must be run alike by all ranks."""
+    return isinstance(norm, nn.SyncBatchNorm) and in_process_group()

@@ -15,7 +15,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from transferkit.cli import build_parser
-from transferkit.cli._terminal import commands_of
+from transferkit.cli._commands import commands_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from roles import parts, public_names, roles_as_code

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import interpolate
 
-from transferkit.datasets import VOC_CLASSES
-from transferkit.datasets.voc_files import write_voc_images
+from transferkit.datasets import VOC_CLASSES, write_voc_images
 from transferkit.sampler import AnnotatedImage
 
 

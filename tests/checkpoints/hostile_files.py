@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import pickle
 import struct
 import tarfile
 import zipfile
@@ -525,6 +526,137 @@ def archive_tricks(canary: str) -> Iterator[File]:
     yield "gzip: something else", ".gz", gzip.compress(b"hello")
 
 
+def decoys() -> Iterator[File]:
+    """Write archives of which two readers see different things: one is checked, and another one is loaded."""
+    good = program(mapping(w=tensor(storage(), (4,), (1,))))
+    evil = {
+        "memory that is never filled": called(name("builtins", "bytearray"), integer(3 * 10**9)),
+        "another's memory": called(name("torch", "FloatTensor"), integer(1000)),
+    }
+    for label, value in evil.items():
+        bad = program(mapping(w=tensor(storage(), (4,), (1,)), x=value))
+        for place in ("archive/x/data.pkl", "archive/Data.pkl", "archive/DATA.PKL", "x/data.pkl", "data.pkl"):
+            for one, other in ((good, bad), (bad, good)):
+                yield f"{label}, with {place}", ".pt", _archive({place: one, "archive/data.pkl": other})
+    yield "only Data.pkl", ".pt", _archive({"archive/Data.pkl": good})
+    yield "storages of two cases", ".pt", _archive({"archive/data.pkl": good, "archive/DATA/0": b"\1" * 16})
+    moved = bytearray(_archive({"archive/data.pkl": good}))
+    place = moved.find(b"archive/data/0") - 30
+    struct.pack_into("<H", moved, place + 28, 0xFFFF)  # its local header says that it begins beyond the file
+    yield "a storage somewhere else", ".pt", bytes(moved)
+    renamed = _archive({"archive/data.pkl": good})
+    yield "a local header of another name", ".pt", renamed.replace(b"archive/data.pkl", b"archive/data.pkX", 1)
+
+
+def _archive(first: dict[str, bytes]) -> bytes:
+    return _zip(
+        {"archive/version": b"3\n", **first, "archive/byteorder": b"little", "archive/data/0": b"\0" * 16}
+    )
+
+
+def twins() -> Iterator[File]:
+    """Write files in which two tensors go by one name, one of which would be lost."""
+    array = _array(_dtype("f4"), b"\0" * 4, (1,))
+    yield "a number and its digits", ".pkl", program(b"}(" + integer(1) + array + text("1") + array + b"u")
+    yield "bytes and text", ".pkl", program(b"}(" + raw_bytes(b"a") + array + text("a") + array + b"u")
+    weight = tensor(storage(), (4,), (1,))
+    pairs = b"}(" + raw_bytes(b"w") + weight + text("w") + weight + b"u"
+    yield (
+        "row: bytes and text",
+        ".pth",
+        torch_row(program(pairs), listed(text("0"))) + struct.pack("<q", 4) + b"\0" * 16,
+    )
+    entry = b'"a":{"dtype":"%s","shape":[1],"data_offsets":[0,4]}'
+    header = b"{" + entry % b"F32" + b"," + entry % b"I32" + b"}"
+    yield "safetensors", ".safetensors", struct.pack("<Q", len(header)) + header + b"\0" * 4
+    yield "an index", ".index.json", b'{"weight_map": {"a.w": "x.bin", "a.w": "y.bin"}}'
+
+
+COLLIDING = 2**61 - 1  # every multiple of it has the hash 0
+
+
+def _many(count: int, value: bytes = b"") -> bytes:
+    return b"".join(b"\x8a\x0a" + (n * COLLIDING).to_bytes(10, "little") + value for n in range(1, count))
+
+
+def repeated() -> Iterator[File]:
+    """Write small files that would be huge, or take forever, if each part were made anew wherever it is named."""
+    long, weight = "a" * 160_000, tensor(storage(), (4,), (1,))
+    encode = name("_codecs", "encode") + b"q\1" + b"0" + items(text(long), text("latin1")) + b"q\2" + b"0"
+    yield from in_every_format(
+        "one string in 20,000 places", text(long) + b"q\1" + b"0(" + b"h\1" * 20_000 + b"l"
+    )
+    yield from in_every_format(
+        "the same bytes", raw_bytes(long.encode()) + b"q\1" + b"0(" + b"h\1" * 20_000 + b"l"
+    )
+    yield from in_every_format("short bytes", raw_bytes(b"a" * 4000) + b"q\1" + b"0(" + b"h\1" * 200_000 + b"l")
+    yield from in_every_format("a call made again", encode + b"(" + b"h\1h\2R" * 20_000 + b"l")
+    yield from in_every_format(
+        "a long tuple as a key", b"(" + b"N" * 50_000 + b"tq\1" + b"0}(" + b"h\1N" * 20_000 + b"u"
+    )
+    yield from in_every_format(
+        "empty dicts", b"}(" + b"".join(text(f"a{n}") + b"}" for n in range(20_000)) + b"u"
+    )
+    yield from in_every_format("numbers of one hash", b"}(" + _many(20_000, b"N") + b"u")
+    yield "numbers one by one", ".pkl", program(b"}" + _many(12_000, b"Ns"))
+    yield from in_every_format(
+        "pairs of one hash", called(name("collections", "OrderedDict"), b"](" + _many(40_000, b"N\x86") + b"e")
+    )
+    yield from in_every_format(
+        "memos of one hash", b"N" + b"".join(b"p%d\n" % (n * COLLIDING) for n in range(1, 20_000))
+    )
+    ids = mapping(
+        state=b"}(" + _many(5000, b"}") + b"u",
+        param_groups=listed(mapping(params=b"](" + _many(100_000) + b"e")),
+    )
+    yield (
+        "an optimizer of one hash",
+        ".pt",
+        torch_zip(program(mapping(model=mapping(**{"a.w": weight}), optimizer=ids))),
+    )
+    names = b"".join(b"h\0" + b"\x8c\x06" + b"n%05d" % n + b"\x93" for n in range(20_000))
+    yield "names to import of one module", ".pkl", b"\x80\4" + text(long) + b"\x94(" + names + b"l."
+    view = (
+        items(storage(), integer(0), items(integer(4_000_000)), items(integer(0)), b"\x89", b"N")
+        + b"q\3"
+        + b"0"
+    )
+    keys = b"".join(text(f"{n}.w") + b"h\1h\3R" for n in range(1000))
+    rebuild = name("torch._utils", "_rebuild_tensor_v2") + b"q\1" + b"0"
+    yield "tensors that repeat four numbers", ".pt", torch_zip(program(rebuild + view + b"}(" + keys + b"u"))
+    row = torch_row(program(mapping(w=tensor(storage(), (10**12,), (0,)))), listed(text("0")))
+    yield "10^12 elements in a row", ".pth", row + struct.pack("<q", 4) + b"\0" * 16
+    state = items(storage(count=0), integer(0), items(integer(10**9)), items(integer(1)))
+    grown = tensor(storage(count=0), (0,), (1,)) + state + b"b"
+    yield "a tensor that is to grow its storage", ".pt", torch_zip(program(mapping(w=weight, x=grown)))
+    layer = {"type": "Linear", "config": {"name": "fc"}, "params": {"W": np.ones((100, 1000), "f4")}}
+    yield "one neon layer in 50,000 places", ".prm", _neon([layer] * 50_000)
+    yield "one array in 5,000 neon layers", ".prm", _neon([{**layer} for _ in range(5000)])
+    yield "neon names", ".prm", _neon([{"type": "Linear", "config": {"name": long}, "params": layer["params"]}])
+    chain = ["a"] * 3000 + ["a" + f"_{n}" * k for n in range(3) for k in range(60)] * 10
+    yield (
+        "neon names that follow each other",
+        ".prm",
+        _neon([{**layer, "config": {"name": each}} for each in chain]),
+    )
+    yield (
+        "gzip of a thousand times",
+        ".gz",
+        gzip.compress(b"\x80\2B" + struct.pack("<I", 10**9) + b"\0" * 4 * 10**8, 1),
+    )
+    yield "gzip with padding", ".gz", gzip.compress(program(b"}")) + b"\0" * 10**7
+    yield "gzip in a hundred thousand parts", ".gz", gzip.compress(program(b"}")) + gzip.compress(b"") * 100_000
+    yield "a zip that is a list of names", ".zip", _zip({str(n): b"" for n in range(60_000)})
+    header = json.dumps(
+        {f"{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(210_000)}
+    ).encode()
+    yield "tensors of nothing", ".safetensors", struct.pack("<Q", len(header)) + header
+
+
+def _neon(layers: list[dict[str, object]]) -> bytes:
+    return pickle.dumps({"model": {"type": "neon.Sequential", "config": {"layers": layers}}}, 2)
+
+
 def header_tricks() -> Iterator[File]:
     def file(header: object, data: bytes = b"\0" * 16, length: int | None = None) -> bytes:
         raw = header if isinstance(header, bytes) else json.dumps(header).encode()
@@ -592,6 +724,8 @@ def hostile_groups(canary: str) -> dict[str, Callable[[], Iterator[File]]]:
         "broken programs": broken_programs,
         "torch": torch_tricks,
         "archives": lambda: archive_tricks(canary),
+        "decoys": decoys,
+        "twins": twins,
         "headers": header_tricks,
         "look-alikes": look_alikes,
     }

@@ -6,6 +6,7 @@ import argparse
 import json
 import pickle
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 
 from tests.checkpoints.hostile_files import torch_tar_of
 from transferkit.checkpoints import Checkpoint, Contents, read_checkpoint, register_reader, unregister_reader
-from transferkit.checkpoints._torch_zip import check_torch_version
 from transferkit.errors import ArgumentError, CheckpointError, MissingExtraError
 
 STATE = {
@@ -186,21 +186,6 @@ def test_an_allowed_global_is_allowed(new: bool, tmp_path: Path) -> None:
         assert len(read_checkpoint(tmp_path / "x.pt")) == 3
 
 
-@pytest.mark.parametrize(
-    ("version", "advisory"), [("2.5.1", "CVE-2025-32434"), ("1.13.0+cu117", "CVE-2025-32434")]
-)
-def test_an_unsafe_torch_is_refused(version: str, advisory: str) -> None:
-    with pytest.raises(CheckpointError, match=advisory):
-        check_torch_version(version)
-
-
-def test_a_doubtful_torch_is_warned_of_and_a_good_one_is_not() -> None:
-    with pytest.warns(UserWarning, match="CVE-2026-24747"):
-        check_torch_version("2.9.1")
-    check_torch_version("2.10.0")
-    check_torch_version("3.0.0a0+git123")
-
-
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "x.safetensors", "safetensors", STATE)
     monkeypatch.setitem(sys.modules, "safetensors", None)
@@ -244,3 +229,72 @@ def test_a_format_of_ones_own(tmp_path: Path) -> None:
             read_checkpoint(tmp_path / "w", format="line")
     finally:
         unregister_reader("lines")
+
+
+def test_tensors_whose_names_differ_by_a_dot_are_two(tmp_path: Path) -> None:
+    given = {
+        name: torch.full((1,), float(n))
+        for n, name in enumerate(["x", ".x", "..x", "a.x", "a..x", ".parametrizations.x", "parametrizations.x"])
+    }
+    assert read_checkpoint(given).state_dict() == given
+    for kind in ("torch", "torch legacy", "safetensors", "npz"):
+        write(tmp_path / "x.npz", kind, given)
+        assert read_checkpoint(tmp_path / "x.npz").state_dict() == given
+
+
+def test_torch_files_of_any_pickle_protocol_with_numpys_numbers_beside_the_weights(tmp_path: Path) -> None:
+    saved = {"model": STATE, "best": np.float64(0.5), "history": np.arange(3)}
+    for protocol in (2, 3, 4, 5):
+        torch.save(saved, tmp_path / "x.pt", pickle_protocol=protocol)
+        checkpoint = read_checkpoint(tmp_path / "x.pt")
+        assert checkpoint.metadata["best"] == 0.5
+        assert all(torch.equal(checkpoint.state_dict()[key], value) for key, value in STATE.items())
+
+
+def test_what_torch_saves_is_what_is_read(tmp_path: Path) -> None:
+    base = torch.randn(4, 6)
+    saved = {
+        "transposed": base.T,
+        "slice": base[1:3, ::2],
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 3),
+        "expanded": torch.ones(1).expand(5),
+        "half": torch.ones(2, dtype=torch.bfloat16),
+        "eighth": torch.ones(3).to(torch.float8_e4m3fn),
+        "unsigned": torch.tensor([1, 65535], dtype=torch.uint16),
+        "complex": torch.ones(2, dtype=torch.complex64),
+        "flags": torch.tensor([True, False]),
+        "parameter": nn.Parameter(torch.ones(2)),
+    }
+    for new in (True, False):
+        torch.save(saved, tmp_path / "x.pt", _use_new_zipfile_serialization=new)
+        found = read_checkpoint(tmp_path / "x.pt").state_dict()
+        assert list(found) == list(saved)
+        for name, tensor in saved.items():
+            assert found[name].dtype == tensor.dtype and found[name].stride() == tensor.stride(), name
+            assert found[name].tolist() == tensor.tolist(), name
+        assert found["slice"].data_ptr() - found["transposed"].data_ptr() == 6 * 4
+
+
+def test_a_file_of_the_other_byte_order_has_the_same_values(tmp_path: Path) -> None:
+    weight = torch.arange(6, dtype=torch.float32)
+    torch.save({"a.weight": weight}, tmp_path / "x.pt")
+    swapped = tmp_path / "y.pt"
+    with zipfile.ZipFile(tmp_path / "x.pt") as source, zipfile.ZipFile(swapped, "w") as target:
+        for member in source.infolist():
+            content = source.read(member)
+            if member.filename.endswith("byteorder"):
+                content = b"big" if sys.byteorder == "little" else b"little"
+            if "/data/" in member.filename:
+                content = weight.numpy().byteswap().tobytes()
+            target.writestr(member.filename, content)
+    assert torch.equal(read_checkpoint(swapped).state_dict()["a.weight"], weight)
+
+
+def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", a=np.ones(1))
+    with zipfile.ZipFile(tmp_path / "y.npz", "w") as archive, zipfile.ZipFile(tmp_path / "x.npz") as source:
+        archive.writestr("a", source.read("a.npy"))
+        archive.writestr("a.npy", source.read("a.npy"))
+    with pytest.raises(CheckpointError, match="two arrays are called 'a'"):
+        read_checkpoint(tmp_path / "y.npz", format="npz")

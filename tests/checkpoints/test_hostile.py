@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from tests.checkpoints.hostile_files import called, dangerous_calls, hostile_groups, in_every_format, integer
+from tests.checkpoints.hostile_files import (
+    called,
+    dangerous_calls,
+    hostile_groups,
+    in_every_format,
+    integer,
+    mapping,
+    program,
+    repeated,
+    text,
+)
 from tests.checkpoints.hostile_files import name as global_name
-from transferkit.checkpoints import read_checkpoint
+from transferkit.checkpoints import read_checkpoint, register_reader, unregister_reader
+from transferkit.checkpoints._describe import describe, describe_in_words
 from transferkit.errors import CheckpointError
 
 MEMORY = 300  # MB that reading any one of them may add
@@ -64,6 +79,74 @@ def test_every_hostile_file_is_refused(group: str, tmp_path: Path) -> None:
         path.unlink()
     assert not readable, f"read without an error: {readable}"
     assert not wrong, f"raised something else: {wrong}"
+
+
+def test_no_file_takes_more_than_its_bounds(tmp_path: Path) -> None:
+    """Three times the file and 1 GB of memory, and some seconds for each megabyte; most take next to nothing."""
+    for label, suffix, content in repeated():
+        path, size = tmp_path / f"file{suffix}", 1e-6 * len(content)
+        path.write_bytes(content)
+        del content
+        reset_peak()
+        before, begun = peak_memory(), time.process_time()
+        with suppress(CheckpointError):
+            describe_in_words(describe(read_checkpoint(path)))
+        seconds, grown = time.process_time() - begun, peak_memory() - before
+        assert seconds < SECONDS + size, f"{label} took {seconds:.1f} s"
+        assert grown < MEMORY + 3 * size + (700 if suffix == ".gz" else 0), f"{label} took {grown:.0f} MB"
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors", "model.safetensors.index.json", "x"])
+def test_pipes_are_refused_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match="pipe"):
+        read_checkpoint(tmp_path / name)
+    with pytest.raises(CheckpointError, match="without weights"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        RuntimeError("unable to mmap 40000000000 bytes from file <m.pt>: Cannot allocate memory (12)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_lack_of_memory_is_no_damage(error: Exception, wrapped: bool, tmp_path: Path) -> None:
+    @register_reader("hungry", suffixes=(".hungry",))
+    def read(path: Path, options: object) -> NoReturn:
+        try:
+            raise error
+        except Exception as found:
+            raise (CheckpointError("damaged file") if wrapped else found) from found
+
+    try:
+        (tmp_path / "m.hungry").write_bytes(b"?")
+        with pytest.raises(CheckpointError, match=r"m\.hungry: there is not enough memory") as caught:
+            read_checkpoint(tmp_path / "m.hungry")
+        assert "damaged" not in str(caught.value)
+    finally:
+        unregister_reader("hungry")
+
+
+def test_a_message_has_one_line_of_bounded_length_whatever_the_file_names(tmp_path: Path) -> None:
+    forged = "x\nnote: verified\x1b]0;title\x07"
+    for number, value in enumerate(
+        [called(global_name("os", "f"), text(forged)), text(forged) + text("f") + b"\x93"]
+    ):
+        (tmp_path / f"{number}.pkl").write_bytes(program(value, 4))
+        with pytest.raises(CheckpointError) as caught:
+            read_checkpoint(tmp_path / f"{number}.pkl")
+        assert str(caught.value).isprintable()
+    (tmp_path / "long.pkl").write_bytes(program(mapping(**{"a" * 10**6: called(global_name("os", "f"))})))
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path / "long.pkl")
+    assert len(str(caught.value)) < 5000
 
 
 def test_there_are_enough_of_them() -> None:

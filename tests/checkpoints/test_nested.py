@@ -33,7 +33,7 @@ def test_a_second_copy_is_named_and_can_be_asked_for() -> None:
 def test_several_state_dicts_without_a_usual_name_are_not_guessed() -> None:
     saved = {"generator": PLAIN, "discriminator": {**PLAIN}}
     with pytest.raises(
-        CheckpointError, match=r"say which is meant with key=, one of \['generator', 'discriminator'\]"
+        CheckpointError, match=r"say which is meant with key=, one of 'generator', 'discriminator'"
     ):
         read_checkpoint(saved)
     assert read_checkpoint(saved, key="generator").names == ("fc",)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transferkit.checkpoints._pickle_file import read_plain_pickle
-from transferkit.checkpoints._pickles import Call, Global, read_pickle
+from transferkit.checkpoints._inert import Call, Global
+from transferkit.checkpoints._pickles import read_pickle
+from transferkit.checkpoints._values import PlainReader
 from transferkit.errors import CheckpointError
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.floats(allow_nan=False) | st.text()
@@ -28,6 +29,10 @@ ARRAYS = st.builds(
 )
 
 
+def plain(content: bytes) -> object:
+    return PlainReader(len(content)).read(read_pickle(content))
+
+
 @settings(deadline=None, max_examples=150)
 @given(VALUES, st.integers(0, 5))
 def test_plain_values_are_what_pickle_says(value: object, protocol: int) -> None:
@@ -42,7 +47,7 @@ def test_plain_values_are_what_pickle_says(value: object, protocol: int) -> None
 @given(ARRAYS, st.integers(0, 5))
 def test_arrays_are_what_numpy_says(array: np.ndarray, protocol: int) -> None:
     saved = collections.OrderedDict(a=array, again=array, number=np.float32(1.5))
-    found = read_plain_pickle(pickle.dumps(saved, protocol))
+    found = plain(pickle.dumps(saved, protocol))
     assert np.array_equal(found["a"], array) and found["a"].shape == array.shape
     assert found["a"].dtype == array.dtype.newbyteorder("=")
     assert found["again"] is found["a"] and found["number"] == 1.5
@@ -50,8 +55,8 @@ def test_arrays_are_what_numpy_says(array: np.ndarray, protocol: int) -> None:
 
 
 def test_strings_of_python_2_become_text() -> None:
-    assert read_plain_pickle(b"\x80\x02}U\x04nameU\x05conv1s.") == {"name": "conv1"}
-    assert read_plain_pickle(b"(dp0\nS'na\\x6de'\np1\nS'conv1'\np2\ns.") == {"name": "conv1"}
+    assert plain(b"\x80\x02}U\x04nameU\x05conv1s.") == {"name": "conv1"}
+    assert plain(b"(dp0\nS'na\\x6de'\np1\nS'conv1'\np2\ns.") == {"name": "conv1"}
 
 
 def test_a_call_is_written_down_and_not_made() -> None:

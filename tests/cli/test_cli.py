@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import transferkit
 from transferkit.cli import main
+from transferkit.display import as_json
 
 Capture = pytest.CaptureFixture[str]
 
@@ -81,6 +85,38 @@ def test_diff_of_values(tmp_path: Path, capsys: Capture) -> None:
     assert "w  1 of 3  0.5  0.1667" in capsys.readouterr().out
     assert main(["diff", run, run, "--key", "model", "--key", "model_ema", "--values", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["values"][0]["largest"] == 0.5
+
+
+def strict(text: str) -> Any:
+    """Read JSON as a program in another language would: NaN and Infinity are no part of it."""
+
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refused)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_json_holds_neither_nan_nor_infinity(tmp_path: Path, capsys: Capture, odd: float) -> None:
+    torch.save({"w": torch.tensor([1.0, odd])}, tmp_path / "a.pt")
+    torch.save({"w": torch.tensor([2.0, 1.0])}, tmp_path / "b.pt")
+    for arguments in (
+        ["inspect", "a.pt"],
+        ["diff", "a.pt", "b.pt", "--values"],
+        ["diff", "b.pt", "a.pt", "--values"],
+    ):
+        main([str(tmp_path / word) if word.endswith(".pt") else word for word in arguments] + ["--json"])
+        assert strict(capsys.readouterr().out)
+
+
+def test_every_kind_of_plain_value_is_json() -> None:
+    value = {
+        "a": (math.nan, [np.float32("nan"), {"b": -math.inf}]),
+        "c": np.int64(3),
+        "d": Path("x"),
+        "e": None,
+    }
+    assert strict(as_json(value)) == {"a": [None, [None, {"b": None}]], "c": 3, "d": "x", "e": None}
 
 
 def test_expected_errors_are_one_line_on_standard_error(tmp_path: Path, capsys: Capture) -> None:
@@ -161,7 +197,7 @@ def test_buckets_are_colored_on_a_terminal_alone_and_names_cannot_color(
     command = ["plan", "a.pt", "nets:build"]
     path = os.pathsep.join([str(root), str(tmp_path)])
     shown = on_a_terminal(command, tmp_path, PYTHONPATH=path)
-    assert "\x1b[32mcopied\x1b[0m" in shown and "?[7mx" in shown and "\x1b[7m" not in shown
+    assert "\x1b[32mcopied\x1b[0m" in shown and "\\x1b[7mx" in shown and "\x1b[7m" not in shown
     assert "\x1b" not in on_a_terminal(command, tmp_path, PYTHONPATH=path, NO_COLOR="1")
     monkeypatch.chdir(tmp_path)
     assert main(command) == 0
@@ -185,3 +221,39 @@ def test_bash_completes_commands_options_and_files(tmp_path: Path, capsys: Captu
     assert complete("transferkit", "inspect", "wei") == ["weights.pt"]
     assert complete("transferkit", "diff", "a", "b", "--va") == ["--values"]
     assert complete("transferkit", "plan", "a", "b", "--mapping", "str") == ["structure"]
+
+
+FORGED = "conv\nsha256 0000 (as the author published it)\nnote: verified\x1b]0;owned\x07\u202e"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_no_name_in_a_file_forges_a_line_or_reaches_the_terminal(
+    as_json: bool, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets.py").write_text("from torch import nn\nbuild = lambda: nn.Sequential(nn.Linear(2, 3))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {f"{FORGED}.{FORGED}": torch.zeros(1), f"{FORGED}.w": torch.zeros(2)}
+    torch.save({FORGED: {"a.w": torch.zeros(1)}, "model": {**names, f"{FORGED}.extra": 3}}, tmp_path / "a.pt")
+    torch.save({"0.weight": torch.zeros(2), f"{FORGED}.w": torch.zeros(1)}, tmp_path / "b.pt")
+    a, b = str(tmp_path / "a.pt"), str(tmp_path / "b.pt")
+    for command in (
+        ["inspect", a],
+        ["diff", a, b, "--values"],
+        ["plan", a, "nets:build"],
+        ["plan", b, "nets:build"],
+    ):
+        main([*command, *(["--json"] if as_json else [])])
+        shown = capsys.readouterr()
+        for line in (shown.out + shown.err).splitlines():
+            assert line.isprintable(), line
+            assert not line.startswith(("note: verified", "sha256 0000")), line
+
+
+def test_a_name_that_the_terminal_has_no_letters_for_is_spelled_out(tmp_path: Path) -> None:
+    torch.save({"卷积.weight": torch.zeros(1), "\ud800.w": torch.zeros(1)}, tmp_path / "a.pt")
+    command = [sys.executable, "-m", "transferkit.cli", "inspect", str(tmp_path / "a.pt")]
+    shown = subprocess.run(
+        command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert r"\u5377\u79ef" in shown.stdout and r"\ud800" in shown.stdout

@@ -160,19 +160,20 @@ def test_floats_are_what_they_are_said_to_be_or_refused() -> None:
 
 
 def test_lists_are_checked_all_at_once(tmp_path: Path) -> None:
-    marked().save(tmp_path / "a.png")
+    for name in "ac":
+        marked().save(tmp_path / f"{name}.png")
     with pytest.raises(DataError) as caught:
         ImageListDataset(
-            [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "a.png"],
+            [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"],
             [[[1, 2, 3]], [[0, 0, 1, 1]], [[0, 0, 1, 1]]],
             [[1], [0], [1, 2]],
         )
     message = str(caught.value)
     for part in (
-        "image 0 (a): boxes must be (N, 4)",
+        "image 0 (a): box [1, 2, 3] is not four numbers",
         "image 1 (b): classes must be 1 or more",
         "no file",
-        "image 2 (a): classes",
+        "image 2 (c): classes",
     ):
         assert part in message
     with pytest.raises(ArgumentError, match="boxes must be a list of 1"):
@@ -189,7 +190,7 @@ def test_a_list_without_objects_is_all_background() -> None:
     assert all((batch.labels == 0).all() for batch in sampler)
 
 
-def coco(tmp_path: Path, **changes: Any) -> CocoDataset:
+def coco(tmp_path: Path, bad_boxes: Any = "error", **changes: Any) -> CocoDataset:
     save_turned(tmp_path / "upright.png", 1)
     save_turned(tmp_path / "sideways.png", 6)
     x, y, right, bottom = BOX
@@ -209,11 +210,11 @@ def coco(tmp_path: Path, **changes: Any) -> CocoDataset:
         **changes,
     }
     (tmp_path / "instances.json").write_text(json.dumps(content))
-    return CocoDataset(tmp_path / "instances.json", tmp_path)
+    return CocoDataset(tmp_path / "instances.json", tmp_path, bad_boxes=bad_boxes)
 
 
 def test_coco(tmp_path: Path) -> None:
-    data = coco(tmp_path)
+    data = coco(tmp_path, bad_boxes="cut")
     assert data.class_names == ("background", "cat", "dog")
     assert data.ids == ("7", "3", "4")
     first = data[0]
@@ -235,7 +236,7 @@ def test_coco(tmp_path: Path) -> None:
         ({"categories": [{"id": 1}]}, "1 of its 1 categories lack one of id, name"),
         ({"annotations": [{"id": 5, "image_id": 99, "category_id": 17, "bbox": [0, 0, 1, 1]}]}, "on image 99"),
         ({"annotations": [{"id": 5, "image_id": 7, "category_id": 1, "bbox": [0, 0, 1, 1]}]}, "category 1"),
-        ({"annotations": [{"id": 5, "image_id": 7, "category_id": 17, "bbox": [0, 0, 1]}]}, "has no"),
+        ({"annotations": [{"id": 5, "image_id": 7, "category_id": 17, "bbox": [0, 0, 1]}]}, "is not four"),
         ({"images": [{"id": 7, "file_name": "none.png", "height": 1, "width": 1}]}, "no image none.png"),
     ],
 )
@@ -252,11 +253,8 @@ def test_coco_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(DataError, match="is not JSON"):
         CocoDataset(tmp_path / "bad.json", tmp_path)
-    data = coco(
-        tmp_path, images=[{"id": 7, "file_name": "upright.png", "height": 9, "width": 9}], annotations=[]
-    )
     with pytest.raises(DataError, match=r"is recorded as 9 x 9 and is 60 x 40"):
-        data[0]
+        coco(tmp_path, images=[{"id": 7, "file_name": "upright.png", "height": 9, "width": 9}], annotations=[])
 
 
 def test_torchvision_style_targets() -> None:

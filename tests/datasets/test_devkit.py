@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from transferkit.datasets import VOCDataset
-from transferkit.datasets.voc_files import find_photos, read_image_set
+from transferkit.datasets.voc_files import VOCFiles, read_image_set
 from transferkit.errors import DataError, MissingFileError
 
 
@@ -20,9 +20,11 @@ from transferkit.errors import DataError, MissingFileError
         ("000001\r\n000002\r\n\r\n", ["000001", "000002"]),
         ("\ufeff000001\n", ["000001"]),
         ("000001 -1\n000002  1\n000003  0", ["000001", "000002", "000003"]),
-        ("2008_000001 1\n2008_000001 2\n", ["2008_000001"]),
+        ("IMG_1\nIMG_1 (2)\n a cat .b 3\n", ["IMG_1", "IMG_1 (2)", "a cat .b 3"]),
+        ("IMG_1 2\nIMG_1 3\n", ["IMG_1 2", "IMG_1 3"]),
+        ("IMG_1 (2) -1\nIMG_1  1\n", ["IMG_1 (2)", "IMG_1"]),
     ],
-    ids=["plain", "windows", "byte order mark", "per class", "layout"],
+    ids=["plain", "windows", "byte order mark", "per class", "blanks", "copies", "per class with blanks"],
 )
 def test_image_sets_as_tools_write_them(tmp_path: Path, text: str, ids: list[str]) -> None:
     (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
@@ -34,8 +36,9 @@ def test_sets_of_other_tasks_and_the_offer_of_names(tmp_path: Path) -> None:
     for name in ("Layout/val", "Main/val", "Main/train", "Main/dog_train"):
         path = tmp_path / "ImageSets" / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{path.parent.name} 1\n")
-    assert read_image_set(tmp_path, "Layout/val") == ["Layout"]
+        path.write_text(f"{path.parent.name} 1\n{path.parent.name} 1\n")
+    (tmp_path / "ImageSets/Layout/val.txt").write_text("2008_000001 1\n2008_000001 2\n")
+    assert read_image_set(tmp_path, "Layout/val") == ["2008_000001"]
     assert read_image_set(tmp_path, "val") == ["Main"]
     with pytest.raises(MissingFileError, match="did you mean 'train'"):
         read_image_set(tmp_path, "trian")
@@ -52,7 +55,8 @@ def test_photos_of_other_kinds_serve_where_there_is_no_jpg(tmp_path: Path) -> No
     (tmp_path / "JPEGImages").mkdir()
     for name in ("a.png", "a.jpg", "b.JPEG", "c.png", "d.txt"):
         (tmp_path / "JPEGImages" / name).touch()
-    assert find_photos(tmp_path) == {"a": "a.jpg", "b": "b.JPEG", "c": "c.png"}
+    photos = VOCFiles(tmp_path).photos
+    assert [photos[name] for name in "abcd"] == [["a.jpg", "a.png"], ["b.JPEG"], ["c.png"], []]
 
 
 def test_a_photo_is_turned_if_its_annotation_was_made_on_it_turned(

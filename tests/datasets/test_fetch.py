@@ -9,6 +9,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +18,15 @@ import pytest
 
 from transferkit.datasets import VOCDataset, fetch_alexnet_weights, fetch_voc, home_folder
 from transferkit.datasets import download as fetch_module
-from transferkit.datasets.download import VOCArchive, download, extract_tar
+from transferkit.datasets.download import (
+    ALEXNET,
+    VOC_ARCHIVES,
+    VOC_URL,
+    Archive,
+    VOCArchive,
+    download,
+    extract_tar,
+)
 from transferkit.errors import ArgumentError, DataError, DownloadError
 
 
@@ -30,7 +39,11 @@ class Server(ThreadingHTTPServer):
     ranges = True
     cut_after: int | None = None  # bytes of a body, then the connection closes
     status: int | None = None
+    says_length = True
     requests: list[str | None]  # the Range header of each request
+
+    def handle_error(self, *args: object) -> None:
+        """A client has gone."""
 
     @property
     def url(self) -> str:
@@ -57,7 +70,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.end_headers()
         self.send_response(206 if start else 200)
         self.send_header("ETag", server.tag)
-        self.send_header("Content-Length", str(total - start))
+        if server.says_length:
+            self.send_header("Content-Length", str(total - start))
         if start:
             self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
         self.end_headers()
@@ -93,14 +107,14 @@ def _tar(folder: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _md5(data: bytes) -> str:
-    return hashlib.md5(data).hexdigest()
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _archives(tars: dict[str, bytes]) -> tuple[VOCArchive, ...]:
     return (
-        VOCArchive("voc2007/one.tar", _md5(tars["one"]), "2007", ("trainval",)),
-        VOCArchive("voc2007/two.tar", _md5(tars["two"]), "2007", ("test",)),
+        VOCArchive("voc2007/one.tar", len(tars["one"]), _sha256(tars["one"]), "2007", ("trainval",)),
+        VOCArchive("voc2007/two.tar", len(tars["two"]), _sha256(tars["two"]), "2007", ("test",)),
     )
 
 
@@ -177,7 +191,7 @@ def test_what_is_not_published_is_said(tmp_path: Path) -> None:
 def test_a_cut_connection_is_resumed(server: Server, tmp_path: Path) -> None:
     server.content = os.urandom(10_000)
     server.cut_after = 3_000
-    path = download(f"{server.url}/file", tmp_path / "file", md5=_md5(server.content))
+    path = download(f"{server.url}/file", tmp_path / "file", sha256=_sha256(server.content))
     assert path.read_bytes() == server.content
     assert server.requests == [None, "bytes=3000-", "bytes=6000-", "bytes=9000-"]
     assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "file.lock"]
@@ -213,22 +227,22 @@ def test_a_server_that_ignores_ranges_is_fetched_anew(server: Server, tmp_path: 
 def test_a_part_that_is_whole_or_longer(server: Server, tmp_path: Path, excess: int) -> None:
     server.content = os.urandom(500)
     (tmp_path / "file.part").write_bytes(server.content + b"x" * excess)
-    path = download(f"{server.url}/file", tmp_path / "file", md5=_md5(server.content))
+    path = download(f"{server.url}/file", tmp_path / "file", sha256=_sha256(server.content))
     assert path.read_bytes() == server.content
 
 
 def test_a_bad_part_is_dropped_and_fetched_anew(server: Server, tmp_path: Path) -> None:
     server.content = os.urandom(500)
     (tmp_path / "file.part").write_bytes(b"x" * 100)
-    path = download(f"{server.url}/file", tmp_path / "file", md5=_md5(server.content))
+    path = download(f"{server.url}/file", tmp_path / "file", sha256=_sha256(server.content))
     assert path.read_bytes() == server.content
     assert server.requests == ["bytes=100-", None]
 
 
 def test_another_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
     server.content = b"evil"
-    with pytest.raises(DownloadError, match=f"MD5 {_md5(b'evil')}, not {_md5(b'good')}; nothing was kept"):
-        download(f"{server.url}/file", tmp_path / "file", md5=_md5(b"good"))
+    with pytest.raises(DownloadError, match=f"SHA-256 {_sha256(b'evil')}, not {_sha256(b'good')}; nothing"):
+        download(f"{server.url}/file", tmp_path / "file", sha256=_sha256(b"good"))
     assert [item.name for item in tmp_path.iterdir()] == ["file.lock"]
 
 
@@ -309,17 +323,44 @@ def test_alexnet_weights_are_checked_and_cached(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.content = os.urandom(1000)
-    digest = hashlib.sha256(server.content).hexdigest()[:8]
-    monkeypatch.setattr(fetch_module, "ALEXNET_URL", f"{server.url}/alexnet-{digest}.pth")
+    archive = Archive(f"{server.url}/alexnet.pth", 1000, _sha256(server.content))
+    monkeypatch.setattr(fetch_module, "ALEXNET", archive)
     for _ in range(2):
         path = fetch_alexnet_weights(home=tmp_path)
-        assert path == tmp_path / "weights" / f"alexnet-{digest}.pth"
+        assert path == tmp_path / "weights" / "alexnet.pth"
         assert path.read_bytes() == server.content
     assert len(server.requests) == 1
-    monkeypatch.setattr(fetch_module, "ALEXNET_URL", f"{server.url}/alexnet-00000000.pth")
-    with pytest.raises(DownloadError, match=r"alexnet-00000000\.pth.*(.|\n)*--weights"):
+    monkeypatch.setattr(
+        fetch_module, "ALEXNET", replace(archive, path=f"{server.url}/other.pth", sha256="0" * 64)
+    )
+    with pytest.raises(DownloadError, match=r"other\.pth.*(.|\n)*--weights"):
         fetch_alexnet_weights(home=tmp_path)
     assert [item.name for item in path.parent.iterdir() if item.suffix != ".lock"] == [path.name]
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_more_than_the_known_size_is_not_fetched(server: Server, tmp_path: Path, says: bool) -> None:
+    server.content, server.says_length = bytes(5 << 20), says
+    with pytest.raises(DownloadError, match=r"bytes or more, not 1,000; nothing was kept"):
+        download(f"{server.url}/file", tmp_path / "file", size=1000)
+    assert [item.name for item in tmp_path.iterdir()] == ["file.lock"]
+
+
+def test_a_server_that_drips_is_left_after_many_tries(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_module, "_TRIES", 5)
+    server.content, server.cut_after = bytes(1000), 1
+    with pytest.raises(DownloadError, match=r"5 times; .* bytes are kept"):
+        download(f"{server.url}/file", tmp_path / "file", size=1000)
+    assert len(server.requests) == 5
+
+
+def test_what_is_published_is_known_to_the_last_bit() -> None:
+    assert VOC_URL.startswith("https://") and ALEXNET.path.startswith("https://")
+    for archive in (*VOC_ARCHIVES, ALEXNET):
+        assert len(archive.sha256) == 64 and archive.size > 200 << 20
+    assert ALEXNET.sha256[:8] in ALEXNET.path
 
 
 def test_home_is_the_argument_the_variable_or_the_cache(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -10,9 +12,10 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
-from transferkit.datasets._photo import photo_size, read_photo, rgb
+from transferkit.datasets import _photo
+from transferkit.datasets._photo import as_pixels, photo_size, read_photo, rgb, stored_size
 from transferkit.errors import DataError
 
 
@@ -99,13 +102,18 @@ def test_transparency_shows_white(tmp_path: Path, colors: Image.Image) -> None:
     assert (read_photo(tmp_path / "palette.png")[:, 0, 0] == 255).all()
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_followed_when_asked(tmp_path: Path, colors: Image.Image, orientation: int) -> None:
-    path = tmp_path / "photo.png"
+def test_orientation_is_followed_when_asked(
+    tmp_path: Path, colors: Image.Image, orientation: int, suffix: str
+) -> None:
+    """A TIFF too, which Pillow turns unasked."""
+    path = tmp_path / f"photo.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = orientation
-    colors.save(path, exif=exif)
+    colors.save(path, exif=exif, lossless=True)
     assert torch.equal(read_photo(path), _pixels(colors)) and photo_size(path) == (5, 7)
+    assert stored_size(path) == ((5, 7), orientation)
     with Image.open(path) as image:
         shown = _pixels(ImageOps.exif_transpose(image))
     assert torch.equal(read_photo(path, upright=True), shown)
@@ -124,8 +132,119 @@ def test_a_cut_photo_is_named_or_whole(tmp_path: Path, kept: float) -> None:
 
 def test_what_is_no_photo_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("hello")
-    with pytest.raises(DataError, match=r"text\.jpg is not a readable image"):
-        read_photo(tmp_path / "text.jpg")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for call in (read_photo, photo_size):
+        for name in ("text", "empty"):
+            with pytest.raises(DataError, match=rf"{name}\.jpg is not a readable image: it is none of JPEG"):
+                call(tmp_path / f"{name}.jpg")
+        for name in ("folder", "pipe"):
+            with pytest.raises(DataError, match=rf"{name}\.jpg is not a file"):
+                call(tmp_path / f"{name}.jpg")
+        for name in ("a\0b", "x" * 9999):
+            with pytest.raises(DataError, match="is missing"):
+                call(tmp_path / name)
     for call in (read_photo, photo_size):
         with pytest.raises(DataError, match=r"none\.jpg is missing"):
             call(tmp_path / "none.jpg")
+
+
+def test_no_program_is_run_for_a_photo(
+    tmp_path: Path, colors: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "photo.jpg"
+    for kind in ("EPS", "PDF", "ICO", "TGA", "PCX", "SGI", "XBM", "DDS"):
+        colors.convert("1" if kind == "XBM" else "RGB").save(path, kind)
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("a program is run"))
+            for call in (read_photo, photo_size):
+                with pytest.raises(
+                    DataError, match=r"photo\.jpg is not a readable image: it is none of JPEG, PNG"
+                ):
+                    call(path)
+
+
+def test_a_bomb_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("1", (1000, 300)).save(path)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it is decoded"))
+    monkeypatch.setattr(_photo, "MAX_PIXELS", 100_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    for call in (read_photo, photo_size):
+        with pytest.raises(DataError, match=r"bomb\.png.*pixels"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299_999)
+    with pytest.raises(DataError, match="pixels"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        photo_size(path)
+    for limit in (300_000, None):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert photo_size(path) == (300, 1000)
+
+
+def test_what_goes_wrong_in_pillow_is_the_photo_s_own_error(
+    tmp_path: Path, colors: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "photo.png"
+    colors.save(path)
+    for error in (
+        KeyError("x"),
+        ZeroDivisionError(),
+        AttributeError("x"),
+        RuntimeError(),
+        MemoryError(),
+        OSError(5, "I/O error"),
+    ):
+
+        def fail(self: Image.Image, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Image.Image, "load", fail)
+            with Image.open(path) as image, pytest.raises(DataError, match=r"photo\.png"):
+                as_pixels(image)
+            patch.setattr(ImageFile.ImageFile, "load", fail)
+            with pytest.raises(DataError, match=r"photo\.png (is damaged|needs more memory)"):
+                read_photo(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "F"])
+def test_large_photos_are_converted_in_strips(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (50, 37, 4), dtype=np.uint8)
+    if mode in ("I;16", "F"):
+        image = Image.fromarray(
+            (levels[:, :, 0] / 255).astype(np.float32)
+            if mode == "F"
+            else levels[:, :, 0].astype(np.uint16) * 257
+        )
+    else:
+        image = Image.fromarray(levels).convert("RGB" if mode == "P" else "RGBA").convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    whole = as_pixels(image, (0, 1))
+    monkeypatch.setattr(_photo, "_STRIP", 37 * 7)
+    assert torch.equal(as_pixels(image, (0, 1)), whole)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_a_size_is_read_without_decoding(
+    tmp_path: Path, colors: Image.Image, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    colors.save(tmp_path / "photo", kind)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it is decoded"))
+    assert photo_size(tmp_path / "photo", upright=True) == (5, 7)
+
+
+def test_a_png_may_tell_its_orientation_after_its_pixels(tmp_path: Path, colors: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "photo.png"
+    colors.save(path, exif=exif)
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    assert stored_size(path) == ((5, 7), 6)
+    assert read_photo(path, upright=True).shape == (3, *photo_size(path, upright=True)) == (3, 7, 5)

@@ -95,7 +95,7 @@ def test_all_problems_come_at_once_and_name_their_files(tmp_path: Path, write_vo
     assert "9 problems" in message
     for text in (
         "Annotations/outside.xml: box 1 1 90 9 of 'dog' reaches out of the image, 32 x 24",
-        "inverted.xml has an inverted box in object 1 (dog): 9 1 1 9",
+        "Annotations/inverted.xml: box 9 1 1 9 of 'dog' is inverted",
         "Annotations/empty.xml: box 0 1 0 9 of 'dog' is empty",
         "class 'hosre' in Annotations/strange.xml is not one of 20 classes; did you mean 'horse'",
         "size.xml says that its image is 24 x 32 (width x height), but JPEGImages/size.jpg is 32 x 24",
@@ -109,7 +109,7 @@ def test_all_problems_come_at_once_and_name_their_files(tmp_path: Path, write_vo
 
 def test_a_long_list_of_problems_is_cut(tmp_path: Path, write_voc: Callable[..., Path]) -> None:
     write_voc(tmp_path, {f"{i:03}": [("dog", (9, 1, 1, 9))] for i in range(30)})
-    with pytest.raises(DataError, match=r"30 problems(.|\n)*\n  \.\.\. and 20 more$"):
+    with pytest.raises(DataError, match=r"30 problems(.|\n)*\n  \.\.\. and 20 more\nbad_boxes="):
         VOCDataset(tmp_path)
 
 

@@ -129,3 +129,12 @@ def test_a_loss_that_is_no_number_is_said_so() -> None:
     X, y = table()
     with pytest.raises(DivergedError, match=r"the loss became .* in epoch \d+; lower learning_rate=1e\+200"):
         HeadClassifier(learning_rate=1e200, epochs=5).fit(X, y)
+
+
+def test_a_head_with_batch_norm_may_have_one_row_left_over() -> None:
+    X, y = table(rows=33)
+    head = lambda width, classes: nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes))  # noqa: E731
+    classifier = clone(LINEAR).set_params(head=head, batch_size=16, epochs=2)
+    with pytest.warns(UserWarning, match=r"one row only: head\.0 took their running statistics"):
+        classifier.fit(X, y)
+    assert classifier.head_.head[0].num_batches_tracked == 4  # of six minibatches two hold one row

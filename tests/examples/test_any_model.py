@@ -48,7 +48,12 @@ def test_a_factory_of_ones_own(call, scenes: Path, tmp_path: Path, monkeypatch) 
     state = read_run(run)
     assert state["preprocessing"]["mean"] == (0.5, 0.5, 0.5)
     assert "0.weight" in TransferReport.from_dict(state["transfer"]).copied
-    again = call("-e", 0, "--model_file", run, "--results", tmp_path / "again", plain=True)
+    resumed = ("-e", 0, "--model_file", run, "--results", tmp_path / "again")
+    refused = call(*resumed, plain=True)
+    assert refused.status == 2
+    assert "what a file names is not imported" in refused.err
+    assert refused.err.strip().endswith("--model mine_for_the_script:build")
+    again = call(*resumed, "--model", "mine_for_the_script:build", plain=True)
     assert again.status == 0, again.err
     figures = [
         json.loads((tmp_path / name / "metrics.json").read_text())["mean_ap"] for name in ("own", "again")

@@ -30,7 +30,7 @@ def test_frozen_layers_are_cached_by_themselves_and_train_the_same(call, tmp_pat
     plain = call("-e", 2, "--freeze", "features", "--results", tmp_path / "plain", "--features", "exact")
     assert cached.status == plain.status == 0, cached.err + plain.err
     assert "features of the frozen layers: " in cached.out and "features of the frozen" not in plain.out
-    assert len(list((tmp_path / "cached" / "features").glob("*/*.npy"))) == 10
+    assert len(list((tmp_path / "cached" / "features").glob("*/*.features"))) == 10
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=1e-2)
 
 
@@ -91,7 +91,7 @@ def test_the_recommended_recipe_shares_maps_and_chooses_on_held_out_photos(call,
     outcome = call("--protocol", "recommended", "-e", 2, "--cache_dir", cache)
     assert outcome.status == 0, outcome.err
     assert "chosen on 2 held-out photos: 2 epochs, exponent" in outcome.out
-    assert len(list(cache.glob("*/*.npy"))) == 16  # of the photos to train on, and of those to test on
+    assert len(list(cache.glob("*/*.features"))) == 16  # of the photos to train on, and of those to test on
     metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
     epochs, exponent = read_run(run)["settings"]["chosen"]
     assert epochs == len(metrics["history"]) == 2

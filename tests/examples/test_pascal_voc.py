@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import random
+import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from transferkit.datasets import DEMO_CLASSES
 from transferkit.finetune import read_run
 
 
@@ -104,6 +100,127 @@ def test_the_score_is_tested_along_the_way_when_asked(call, tmp_path: Path) -> N
     records = rows_of(tmp_path / "results" / "history.csv")
     final = json.loads((tmp_path / "results" / "metrics.json").read_text())["mean_ap"]
     assert float(records[-1]["mean_ap"]) == pytest.approx(final)
+
+
+# A run file is data, and may be anybody's.
+
+
+@pytest.fixture(scope="module")
+def saved(script, scenes: Path, weights: Path, tmp_path_factory) -> Path:
+    """The file of a run of one epoch."""
+    results = tmp_path_factory.mktemp("saved")
+    words = [
+        "--data_dir", scenes, "--weights", weights, "--model", "alexnet-small", "--protocol", "demo", "--amp",
+        "--classes", ",".join(DEMO_CLASSES), "--num_workers", 0, "--results", results, "-e", 1, "--report",
+    ]  # fmt: skip
+    assert script.main([str(word) for word in words]) == 0
+    return results / "run.pt"
+
+
+@pytest.fixture
+def received(saved: Path, tmp_path: Path):
+    """Return a function that changes settings in a copy of the run file, in a folder of its own, and gives its path."""
+
+    def change(**settings: object) -> Path:
+        state = torch.load(saved, weights_only=True)
+        state["settings"].update(settings)
+        (tmp_path / "received").mkdir()
+        torch.save(state, tmp_path / "received" / "run.pt")
+        return tmp_path / "received" / "run.pt"
+
+    return change
+
+
+def test_a_resumed_run_goes_on_as_it_was_asked_beside_its_file(
+    call, received, scenes: Path, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = received()
+    outcome = call("--model_file", run, "-e", 2, "--num_workers", 0, plain=True)
+    assert outcome.status == 0, outcome.err
+    assert f"{run}: data_dir {str(scenes)!r}" in outcome.out
+    assert read_run(run)["epoch"] == 2
+    settings = read_run(run)["settings"]
+    assert (settings["amp"], settings["report"]) == (True, True)
+    assert (run.parent / "report.html").exists()
+    assert [child.name for child in tmp_path.iterdir()] == ["received"]
+
+
+def test_what_is_typed_goes_before_what_the_run_file_says(call, received, tmp_path: Path) -> None:
+    run = received(rng_seed="none", amp="yes", pyramid_scales={"a": 1}, model="os:abort", report=3)
+    words = ["-r", 5, "--no-amp", "--pyramid_scales", "1,2", "--model", "alexnet-small", "--no-report", "-e", 0]
+    outcome = call("--model_file", run, *words, "--num_workers", 0, "--results", tmp_path / "mine", plain=True)
+    assert outcome.status == 0, outcome.err
+    assert (tmp_path / "mine" / "metrics.json").exists()
+    assert [child.name for child in run.parent.iterdir()] == ["run.pt"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "results",
+        "save_path",
+        "cache_dir",
+        "model_file",
+        "profile",
+        "demo",
+        "backend",
+        "main",
+        "epochs",
+        "__class__",
+    ],
+)
+def test_a_run_file_says_neither_where_things_go_nor_what_the_script_did_not_write(
+    call, received, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "notes.txt").write_text("mine")
+    run = received(**{name: str(tmp_path / "home" / "notes.txt")})
+    outcome = call("--model_file", run, "-e", 2, "--num_workers", 0, "--no-report", plain=True)
+    assert outcome.status == 0, outcome.err
+    assert [child.read_text() for child in (tmp_path / "home").iterdir()] == ["mine"]
+    assert read_run(run)["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("model", "os:abort", "network is 'os:abort'.*if you trust it, type it: .* --model os:abort$"),
+        ("model", "a\x1b]0;b\x07:c", r"network is 'a\\x1b\]0;b\\x07:c'.* --model MODULE:FACTORY$"),
+        ("model", ["os:abort"], "--model MODULE:FACTORY$"),
+        ("batch_size", 0, "at least 1, got 0.*type it: .* --batch_size ...$"),
+        ("batch_size", {"a": 1}, "batch_size"),
+        ("learning_rate", "fast", "learning_rate"),
+        ("features", "evil", "invalid choice: 'evil'"),
+        ("protocol", "mine", "invalid choice: 'mine'"),
+        ("amp", "yes", "amp must be True or False, got 'yes'"),
+        ("from_scratch", 1, "from_scratch must be True or False, got 1"),
+        ("allow_missing", ["--results", "home"], "without '-' in front"),
+        ("rng_seed", "--results=home", "invalid int value: '--results=home'"),
+        ("chosen", [1], "choice on held-out photos"),
+        ("chosen", [0, 5.0], "epochs must be a whole number above 0, got 0"),
+        ("chosen", [3, float("nan")], "exponent must be above 0, got nan"),
+    ],
+)
+def test_a_setting_of_a_run_file_is_checked_as_if_it_had_been_typed(
+    call, received, name: str, value: object, words: str
+) -> None:
+    outcome = call("--model_file", received(**{name: value}), "-e", 2, plain=True)
+    refused(outcome)
+    assert re.search(words, outcome.err.strip()), outcome.err
+
+
+def test_a_run_that_keeps_epochs_deletes_and_replaces_none_of_another_run(call, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    for name in ("run_0.pt", "run_9.pt", "run_x.pt", "run_01.pt"):
+        (results / name).write_bytes(b"mine")
+    assert call("-e", 4, "--history", 2).status == 0
+    assert sorted(path.name for path in results.glob("run*")) == [
+        "run.pt", "run_0.pt", "run_01.pt", "run_3.pt", "run_4.pt", "run_9.pt", "run_x.pt",
+    ]  # fmt: skip
+    assert {path.read_bytes() for path in results.glob("run_[09x]*.pt")} == {b"mine"}
+    refused(call("-e", 4, "--history", 2), "run_3.pt, run_4.pt", "another run", "move what you need")
 
 
 # Bad input: one clear error, exit status 2, nothing trained and nothing lost.
@@ -200,30 +317,3 @@ def test_no_data_and_no_network(call, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRANSFERKIT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TRANSFERKIT_VOC_URL", "http://127.0.0.1:9/")
     refused(call(plain=True), str(tmp_path / "home"), "http://127.0.0.1:9/", "--demo")
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the platform has no SIGKILL")
-@pytest.mark.skipif("TRANSFERKIT_KILLS" not in os.environ, reason="TRANSFERKIT_KILLS is not set")
-def test_every_kill_leaves_a_run_that_goes_on(root: Path, scenes: Path, weights: Path, tmp_path: Path) -> None:
-    """``TRANSFERKIT_KILLS=50 pytest -k every_kill tests/examples``: a run of its own is killed in tests/finetune."""
-    run = tmp_path / "results" / "run.pt"
-    command = [
-        sys.executable, root / "examples" / "pascal_voc.py", "--results", tmp_path / "results", "-e", 10_000,
-    ]  # fmt: skip
-    fresh = [
-        "--data_dir", scenes, "--weights", weights, "--model", "alexnet-small", "--protocol", "demo",
-        "--classes", ",".join(f"digit{i}" for i in range(10)), "--num_workers", 0, "--max_train_imgs", 1,
-    ]  # fmt: skip
-    rng, epochs = random.Random(0), [0]
-    for _ in range(int(os.environ["TRANSFERKIT_KILLS"])):
-        words = [*command, "--num_workers", 0, "--model_file", run] if run.exists() else [*command, *fresh]
-        with subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, text=True) as process:
-            for line in process.stdout:
-                assert "error" not in line
-                if line.startswith("epoch"):
-                    break
-            time.sleep(rng.uniform(0, 0.5))
-            process.kill()
-        epochs.append(read_run(run)["epoch"])
-    assert epochs == sorted(epochs)
-    assert epochs[-1] >= len(epochs) - 1

@@ -184,11 +184,7 @@ CHANGES: dict[str, Callable[[Path], FeatureCache]] = {
     "whole pixels": lambda to: FeatureCache(to, features(whole_pixels=True), Scenes(), grid=GRID),
     "pixels' type": lambda to: FeatureCache(to, features(dtype=torch.float32), Scenes(), grid=GRID),
     "half precision": lambda to: FeatureCache(to, features(amp=True), Scenes(), grid=GRID),
-    "grid": lambda to: FeatureCache(to, features(), Scenes(), grid=PatchGrid(scales=(1, 1.6, 2.5), target=None)),
-    "proposals": lambda to: FeatureCache(to, features(), Scenes(), grid=GRID, proposals=lambda item: item.boxes),
     "precision": lambda to: FeatureCache(to, features(), Scenes(), grid=GRID, precision=torch.float32),
-    "number of images": lambda to: FeatureCache(to, features(), Scenes(4), grid=GRID),
-    "a pixel": lambda to: FeatureCache(to, features(), Scenes(changed=2), grid=GRID),
 }  # fmt: skip
 
 
@@ -196,8 +192,38 @@ def test_whatever_changes_the_numbers_changes_the_key(tmp_path: Path) -> None:
     keys = {name: make(tmp_path).key for name, make in CHANGES.items()}
     keys["nothing"] = FeatureCache(tmp_path, features(), Scenes(), grid=GRID).key
     assert len(set(keys.values())) == len(keys)
-    # A batch size and a rule change no number; the same things made anew are the same.
-    assert FeatureCache(tmp_path, features(batch_size=5), Scenes(), grid=GRID).key == keys["nothing"]
+    # A batch size changes no number, photos and patches are told one by one; the same things made anew are the same.
+    assert FeatureCache(tmp_path, features(batch_size=5), Scenes(4), grid=PatchGrid()).key == keys["nothing"]
+
+
+LAID: dict[str, dict[str, Any]] = {
+    "another grid": {"grid": PatchGrid(scales=(1, 1.6, 2.5), target=None)},
+    "a function": {"grid": lambda size: GRID(size)[:5]},
+    "another function": {"grid": lambda size: GRID(size)[5:]},
+    "proposals": {"proposals": lambda item: item.boxes},
+    "other proposals": {"proposals": lambda item: item.boxes / 2},
+}
+
+
+def test_patches_are_told_by_what_they_are_whatever_laid_them(tmp_path: Path) -> None:
+    cache_of(tmp_path)
+    for laid in LAID.values():
+        settings = {**SETTINGS, "grid": GRID, **laid, "balance": AllPatches()}
+        made = FeatureCache(tmp_path, features(), Scenes(), precision=torch.float32, **{"grid": GRID, **laid})
+        assert made.missing() == [0, 1, 2, 3, 4]
+        made.fill()
+        check_same_stream(
+            MultiscaleSampler(made, **settings), MultiscaleSampler(Scenes(), **settings), features()
+        )
+    assert cache_of(tmp_path).missing() == []
+
+
+def test_functions_that_lay_patches_are_not_told_by_their_names(tmp_path: Path) -> None:
+    grids = [lambda size, number=number: GRID(size)[:number] for number in (4, 6)]
+    cache = FeatureCache(tmp_path, features(), Scenes(), grid=grids[0])
+    cache.fill()
+    with pytest.raises(ArgumentError, match="grid: .*another of that name"):
+        MultiscaleSampler(cache, **{**SETTINGS, "grid": grids[1]})
 
 
 def test_code_of_ones_own_is_part_of_the_key(tmp_path: Path) -> None:
@@ -214,12 +240,17 @@ def test_code_of_ones_own_is_part_of_the_key(tmp_path: Path) -> None:
     assert FeatureCache(tmp_path, PatchFeatures(Doubled(), patch_size=8), Scenes(), grid=GRID).key != first
 
 
-def test_a_manifest_of_another_cache_is_refused(tmp_path: Path) -> None:
-    cache = cache_of(tmp_path)
-    path = cache.folder / "manifest.json"
-    path.write_text(path.read_text().replace('"antialias": true', '"antialias": false'))
-    with pytest.raises(StateError, match="antialias differ"):
-        cache_of(tmp_path)
+def test_a_damaged_manifest_is_written_again(tmp_path: Path) -> None:
+    path = cache_of(tmp_path).folder / "manifest.json"
+    whole = path.read_bytes()
+    for damaged in (
+        b"",
+        whole[:30],
+        whole.replace(b'"antialias": true', b'"antialias": false'),
+        b"[" * 100_000,
+    ):
+        path.write_bytes(damaged)
+        assert cache_of(tmp_path).folder == path.parent and path.read_bytes() == whole
 
 
 def test_a_sampler_of_other_patches_is_refused_with_both_sides(tmp_path: Path) -> None:
@@ -261,7 +292,7 @@ def test_size_is_told_before_and_is_about_right(tmp_path: Path) -> None:
         after.written <= before.needed < 2 * after.written
     )  # notes, which are rounded up, are half of it here
     proposals = FeatureCache(
-        tmp_path, features(), Scenes(30), grid=None, proposals=lambda item: item.boxes
+        tmp_path / "empty", features(), Scenes(30), grid=None, proposals=lambda item: item.boxes
     ).size()
     assert (proposals.exact, proposals.patches) == (False, 60)
     assert str(proposals).startswith("about")
@@ -301,24 +332,33 @@ def test_ranks_share_the_work_and_make_the_same_files(tmp_path: Path) -> None:
 
 
 def files_of(cache: FeatureCache) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(cache.folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(cache.folder.glob("*.features"))}
 
 
-def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["same-cache", "made-anew"])
+@pytest.mark.parametrize("damage", ["cut", "header", "feature", "patch", "empty", "another's"])
+def test_a_damaged_shard_is_missing_and_made_again(tmp_path: Path, damage: str, again: bool) -> None:
     cache = cache_of(tmp_path)
-    path = cache.folder / "0000002.npy"
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(DataError, match=r"0000002\.npy is damaged.*delete it"):
-        cache[2]
-    path.unlink()
+    whole = files_of(cache)
+    path, other = (cache.folder / name for name in list(whole)[:2])
+    content = bytearray(path.read_bytes())
+    content[{"header": 9, "feature": -5, "patch": 260}.get(damage, 0)] ^= 64
+    changed = {"cut": bytes(content[:200]), "empty": b"", "another's": other.read_bytes()}
+    path.write_bytes(changed.get(damage, bytes(content)))
+    if again:
+        cache = FeatureCache(tmp_path, features(), Scenes(), grid=GRID, precision=torch.float32)
+    (missing,) = cache.missing()
+    if damage != "feature":
+        with pytest.raises(DataError, match=r"\.features is damaged; delete it and fill the cache again"):
+            cache[missing]
     cache.fill()
-    assert cache[2].features.shape[1:] == cache.shape
+    assert cache.missing() == [] and files_of(cache) == whole
 
 
 def test_it_travels_to_other_processes_without_its_network(tmp_path: Path) -> None:
     cache = pickle.loads(pickle.dumps(cache_of(tmp_path)))
     assert torch.equal(cache[3].patches, GRID(Scenes().image_size(3)))
-    (cache.folder / "0000000.npy").unlink()
+    next(cache.folder.glob("*.features")).unlink()
     with pytest.raises(StateError, match="only reads"):
         cache.fill()
 

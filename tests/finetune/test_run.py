@@ -26,6 +26,7 @@ from transferkit.errors import (
     CheckpointError,
     DivergedError,
     MissingFileError,
+    OutputError,
     StateError,
     TransferError,
 )
@@ -111,6 +112,21 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     torch.save({"format": "transferkit-run", "version": 99}, tmp_path / "new.pt")
     with pytest.raises(CheckpointError, match="version 99.*update transferkit"):
         read_run(tmp_path / "new.pt")
+    for damaged in ({"version": "1"}, {}, {"version": 1}, {"version": 1, "settings": {}, "history": 3}):
+        torch.save({"format": "transferkit-run", **damaged}, tmp_path / "damaged.pt")
+        with pytest.raises(CheckpointError, match=r"damaged\.pt is a .*run checkpoint"):
+            read_run(tmp_path / "damaged.pt")
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(CheckpointError, match="cannot be read as a run checkpoint: "):
+        read_run(tmp_path / "empty.pt")
+
+
+def test_a_run_is_read_into_memory_so_that_the_next_epoch_can_replace_its_file(tmp_path: Path) -> None:
+    path = tiny_run().save(tmp_path / "run.pt")
+    state = read_run(path)
+    before = {name: tensor.clone() for name, tensor in state["model"].items()}
+    path.write_bytes(b"\xff" * path.stat().st_size)  # in place, where a mapped tensor would see it
+    assert all(torch.equal(before[name], tensor) for name, tensor in state["model"].items())
 
 
 def test_a_diverging_loss_ends_the_epoch_with_a_next_step() -> None:
@@ -202,6 +218,25 @@ def test_every_kill_leaves_a_run_that_goes_on(tmp_path: Path, root: Path) -> Non
             epochs.append(run.epoch)
     assert epochs == sorted(epochs)
     assert epochs and epochs[-1] > 0
+
+
+def test_a_resumed_run_goes_on_deleting_its_own_epochs_and_no_other_s(tmp_path: Path) -> None:
+    path, run, other = tmp_path / "run.pt", tiny_run(), tiny_run()
+    other.epoch = 1
+    other.save(tmp_path / "other.pt")
+    (tmp_path / "other.pt").rename(tmp_path / "run_1.pt")
+    for epoch in (2, 3):
+        run.epoch = epoch
+        run.save(path, keep=2)
+    resumed = tiny_run()
+    resumed.restore(read_run(path))
+    assert resumed.identity == run.identity != other.identity
+    resumed.epoch = 4
+    resumed.save(path, keep=2)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.pt", "run_1.pt", "run_3.pt", "run_4.pt"]
+    other.epoch = 4
+    with pytest.raises(OutputError, match=r"holds run_3\.pt, run_4\.pt, which another run wrote"):
+        other.require_numbers(path, 2, 9)
 
 
 # A run fits, or the one that was to resume it is bit for bit as it was.

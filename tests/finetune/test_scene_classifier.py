@@ -355,3 +355,18 @@ def test_photos_are_found_in_folders_files_and_images(tmp_path: Path) -> None:
 def _empty(folder: Path) -> Path:
     (folder / "empty").mkdir()
     return folder / "empty"
+
+
+class Trembling(Squares):
+    def __getitem__(self, index: int) -> AnnotatedImage:
+        item = super().__getitem__(index)
+        return replace(item, image=item.image + torch.randint(0, 3, item.image.shape, dtype=torch.uint8))
+
+
+def test_photos_that_change_each_time_they_are_read_are_fitted_without_a_cache(weights: Path) -> None:
+    said: list[str] = []
+    start = {"from_scratch": False, "weights": weights, "freeze": "features"}
+    classifier(**start).fit(Trembling(4), log=said.append)
+    assert any(
+        "whole network in every epoch: image 0 of the data set has other pixels" in line for line in said
+    )

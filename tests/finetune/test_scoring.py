@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from transferkit.errors import ArgumentError
-from transferkit.finetune import score_images
-from transferkit.scorer import ImageScorer, Scorer
+from transferkit.finetune import EpochRecord, score_images, write_results
+from transferkit.scorer import ImageScorer, Scorer, evaluate
 
-from .tiny import IDENTITY, tiny_model
+from .tiny import IDENTITY, tiny_model, tiny_run
 
 
 @dataclass
@@ -67,3 +70,20 @@ def test_a_network_that_gives_nan_is_reported_where_it_does():
     with pytest.raises(ArgumentError, match="got nan at row 0, class 0, image 0 .* the network gives NaN"):
         score_images(model.train(), stream(), ImageScorer(3, 3), IDENTITY)
     assert model.training
+
+
+def test_metrics_of_a_test_without_positives_are_json(tmp_path: Path) -> None:
+    """There is no mean AP then, and a loss may be infinite: null, which programs in every language read."""
+
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    run = tiny_run()
+    run.history.append(EpochRecord(1, math.inf, 0.5, 16, 0.1, 1.0))
+    result = evaluate(
+        torch.rand(4, 3), torch.zeros(4, 3, dtype=torch.bool), class_names=["background", "cat", "dog"]
+    )
+    returned = write_results(tmp_path, run, result, seconds={"train": math.nan})
+    written = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refused)
+    assert written == returned and written["mean_ap"] is None
+    assert written["history"][0]["loss"] is None and written["seconds"] == {"train": None}

@@ -62,6 +62,26 @@ def test_fillers_leave_no_trace_in_weights_statistics_or_dropout() -> None:
     assert_close(with_fillers.model, without.model, rtol=0, atol=0)
 
 
+def test_an_epoch_may_end_on_one_patch_under_batch_norm() -> None:
+    """All patches are trained on; a convolution's norm, which sees many values of one patch, goes on learning."""
+
+    class Some(Minibatches):
+        def __iter__(self) -> Iterator[Batch]:
+            whole = list(super().__iter__())
+            yield from whole[:-1]
+            last = whole[-1]
+            yield Batch(last.pixels[:1], last.labels[1:2], last.image_index[:1])
+
+    run = tiny_run()
+    run.model[5] = nn.Sequential(nn.Linear(32, 16), nn.BatchNorm1d(16))
+    with pytest.warns(UserWarning, match=r"holds one row only: 5\.1 took"):
+        (record,) = fit(run, Some(48), epochs=1)
+    _, labels = ranked.patches()
+    assert int(run.model[1].num_batches_tracked) == 2 and int(run.model[5][1].num_batches_tracked) == 1
+    assert record.patches == int((labels[:48] >= 0).sum()) + 1
+    assert all(bool(tensor.isfinite().all()) for tensor in run.model.state_dict().values())
+
+
 def on_meta(run: Run) -> Run:
     """A device without data: reading anything back from it, on purpose or not, raises."""
     run.model.to("meta")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -235,6 +236,10 @@ def test_malformed_objects_are_told_all_at_once() -> None:
     boxes, objects = torch.tensor([[0, 0, 2, 2]]), torch.tensor([[0, 0, 1, 1], [0, 0, 2, 2]])
     with pytest.raises(ArgumentError, match=r"there are 2 objects, but classes \(1,\), difficult \(3,\)"):
         label_patches(boxes, objects, torch.tensor([1]), difficult=torch.zeros(3, dtype=torch.bool))
+    for classes in ([1.0, 1.9], [1.0, math.nan], [1.0, math.inf], [True, True]):
+        with pytest.raises(ArgumentError, match="classes must be whole numbers, got"):
+            label_patches(boxes, objects, torch.tensor(classes))
+    assert label_patches(boxes, boxes, torch.tensor([2.0])).labels.tolist() == [2]
     with pytest.raises(ArgumentError, match=r"classes must be 1 or more .* got 0 at row 1"):
         label_patches(boxes, objects, torch.tensor([1, 0]))
 
@@ -244,3 +249,20 @@ def test_labels_live_where_the_patches_do(device: torch.device) -> None:
     labels, matched = label_patches(boxes, torch.tensor([[2, 2, 18, 18]]), torch.tensor([3]))
     assert labels.device == matched.device == boxes.device
     assert labels.tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("classes", "difficult", "message"),
+    [
+        (torch.tensor([1.5]), None, "classes must be whole numbers, got 1.5"),
+        (torch.tensor([float("nan")]), None, "classes must be whole numbers"),
+        (torch.tensor([1]), torch.tensor([2]), "difficult must be true or false, or 0 and 1"),
+    ],
+)
+def test_numbers_are_not_rounded_to_classes_and_flags(
+    classes: Tensor, difficult: Tensor | None, message: str
+) -> None:
+    boxes = torch.tensor([[0.0, 0, 9, 9]])
+    with pytest.raises(ArgumentError, match=message):
+        label_patches(boxes, boxes, classes, difficult=difficult)
+    assert label_patches(boxes, boxes, torch.tensor([2.0])).labels.tolist() == [2]

@@ -7,7 +7,7 @@ import struct
 import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from transferkit.errors import ArgumentError, DataError, StateError
-from transferkit.labeling import IGNORE, IoURule
+from transferkit.labeling import IGNORE, IoURule, Objects, PatchLabels
 from transferkit.sampler import (
     AllPatches,
     AnnotatedImage,
@@ -31,6 +31,7 @@ from transferkit.sampler import (
     RandomFlip,
     crop_and_resize,
 )
+from transferkit.sampler._source import PixelSource, tellers_of
 
 
 class Scenes(Dataset[AnnotatedImage]):
@@ -139,6 +140,43 @@ def test_a_test_is_always_on_the_same_patches() -> None:
     assert patches(stream) == patches(stream)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # two iterations have two sets of workers
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("mode", ["train", "test"])
+def test_iterations_that_overlap_do_not_touch_each_other(mode: str, num_workers: int) -> None:
+    """In any interleaving, each holds its own epoch whole, and the state is that of the last one used."""
+    order = sampler(mode=mode)
+    epochs = [[digest(batch) for batch in order] for _ in range(3)]
+    stream = sampler(mode=mode, num_workers=num_workers)
+    running, found = [iter(stream) for _ in epochs], [list[str]() for _ in epochs]
+    turns = torch.randint(3, (20,), generator=torch.Generator().manual_seed(5)).tolist()
+    for turn in [0, 1, 2, *turns]:  # an epoch begins where its first minibatch is asked for
+        found[turn].append(digest(next(running[turn])))
+        rest = sampler(mode=mode)
+        rest.load_state_dict(stream.state_dict())
+        assert digest(next(iter(rest))) == epochs[turn][len(found[turn])]
+    for batches, iteration in zip(found, running, strict=True):
+        batches += [digest(batch) for batch in iteration]
+    assert found == epochs
+
+
+def test_a_look_ahead_leaves_an_epoch_and_a_loaded_place_alone() -> None:
+    epochs = sampler()
+    first, second = ([digest(batch) for batch in epochs] for _ in range(2))
+    stream = sampler()
+    seen = []
+    for batch in stream:
+        seen.append(digest(batch))
+        if len(seen) == 7:
+            next(iter(stream))
+    assert seen == first and [digest(batch) for batch in stream] == second
+    old = iter(stream)
+    next(old)
+    stream.load_state_dict({**stream.state_dict(), "epoch": 1, "batch": 3})
+    next(old)  # goes on, and does not move the place where the next is to begin
+    assert [digest(batch) for batch in stream] == second[3:]
+
+
 def test_no_global_random_numbers_are_drawn() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -177,6 +215,20 @@ def test_the_last_minibatch_is_kept_or_left_out() -> None:
     assert [len(batch) for batch in sampler(batch_size=50, drop_last=True)] == [50, 50] * 5
     assert [len(batch) for batch in sampler(batch_size=50, mix_images=5, mode="test")] == [50] * 12
     assert len(sampler(batch_size=50, drop_last=True)) == 10
+
+
+@pytest.mark.parametrize("mix_images", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_epoch_of_which_nothing_is_left_is_refused(mix_images: int, world_size: int) -> None:
+    settings: dict[str, Any] = {
+        "drop_last": True,
+        "mix_images": mix_images,
+        "world_size": world_size,
+        "rank": 0,
+    }
+    with pytest.raises(ArgumentError, match=f"have {mix_images * 120} patches at most, and batch_size is 241"):
+        len(sampler(batch_size=241, **settings))
+    assert len(sampler(batch_size=mix_images * 120, **settings))
 
 
 def test_without_a_number_all_patches_are_tested() -> None:
@@ -369,6 +421,56 @@ def test_resuming_past_a_skipped_image() -> None:
             assert seen + [digest(batch) for batch in second] == whole
 
 
+class Unsized(Scenes):
+    """Tells sizes, and cannot read those of bad images."""
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        if index in self.bad:
+            raise OSError(f"scene{index}.jpg has no header")
+        return 30 + 3 * index, 40
+
+
+class Counted(Scenes):
+    """Has a source of its own that knows a bad image by its having no patches, as a cache of features does."""
+
+    def patch_source(self, pixels: PixelSource) -> PixelSource:
+        @dataclass(frozen=True)
+        class Known(PixelSource):
+            def available(self, dataset: Any) -> list[int]:
+                tellers = tellers_of(dataset, "bad") or ()
+                return [0 if place in data.bad else 40 for data, place in tellers]
+
+            def patches(self, item: Any) -> Tensor:
+                return super().patches(item)[:40]
+
+        return Known(*vars(pixels).values())
+
+
+@pytest.mark.parametrize("bad", [(0,), (1, 2), (0, 4)])
+@pytest.mark.parametrize("mix_images", [1, 2])
+@pytest.mark.parametrize("data", [Scenes, Unsized, Counted])
+@pytest.mark.parametrize(
+    "counted",
+    [
+        {"mode": "test", "patches_per_image": None},
+        {"balance": BackgroundFraction(0.3)},
+        {"grid": None, "proposals": lambda item: item.boxes},
+    ],
+)
+def test_a_bad_image_never_vanishes_where_patches_are_counted(
+    bad: tuple[int, ...], mix_images: int, data: Any, counted: dict[str, Any]
+) -> None:
+    settings = {"mix_images": mix_images, "shuffle": False, **counted}
+    with pytest.raises(DataError, match=f"image {bad[0]} of the data set cannot be used: OSError"):
+        list(sampler(data(bad=bad), **settings))
+    stream = sampler(data(bad=bad), on_bad_image="skip", **settings)
+    len(stream)  # counts, and must not use up the warning
+    with pytest.warns(UserWarning, match="skipped" if len(bad) > 1 else "skipped an image"):
+        found = torch.cat([batch.image_index for batch in stream])
+    assert set(found.tolist()) == {0, 1, 2, 3, 4} - set(bad)
+    assert set(stream.bad_images) == set(bad)
+
+
 def test_when_every_image_is_bad() -> None:
     with pytest.raises(DataError, match="no image can be used; the first: OSError: scene"):
         list(sampler(Scenes(2, bad=(0, 1)), on_bad_image="skip"))
@@ -389,6 +491,38 @@ def test_when_every_image_is_bad() -> None:
 def test_an_item_that_is_no_annotated_image(item: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         list(sampler([item]))
+
+
+def test_an_object_s_class_has_a_name() -> None:
+    class Named(Scenes):
+        class_names = ("background", "cat", "dog")
+
+    two = Named(1)
+    two.class_names = ("background", "cat", "dog", "cow")  # type: ignore[assignment]
+    list(sampler(ConcatDataset([two, Named(2)])))
+    with pytest.raises(
+        DataError, match=r"image 3 .* has class 3, but class_names has 3 names.*: classes 1 to 2"
+    ):
+        list(sampler(ConcatDataset([two, Named(5)]), shuffle=False))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((9,), 1), r"rule must label \d+ patches with \(P,\) int64, .* got tensor"),
+        (lambda boxes: boxes[:, 0] * 0 + 1.9, r"got tensor\(\[1.9000, "),
+        (lambda boxes: torch.full((len(boxes),), -1), r"0 or more or IGNORE \(-100\), got tensor\(\[-1, "),
+        (lambda boxes: [1] * len(boxes), r"got \[1, "),
+    ],
+)
+def test_a_rule_s_labels_are_checked(labels: Any, message: str) -> None:
+    class Own:
+        def label(self, boxes: Tensor, objects: Objects) -> PatchLabels:
+            given = labels(boxes) if callable(labels) else labels
+            return PatchLabels(given, torch.full((len(boxes),), -1))
+
+    with pytest.raises(DataError, match=message):
+        list(sampler(rule=Own()))
 
 
 def test_items_need_neither_difficult_nor_truncated() -> None:

@@ -46,6 +46,10 @@ def work(folder: str) -> None:
                 in_float32 = log.across_ranks().compute()
                 torch.testing.assert_close(in_float32, whole.compute(), rtol=1e-5, atol=0)
             found[exponent, reduction] = (whole.compute(), whole.best_boxes, whole.counts)
+    some = ImageScorer(2, 1)  # on one rank alone are there boxes
+    box = torch.tensor([[0.0, 0, 1, 1]]) if rank == 1 else None
+    some.add_batch(torch.tensor([[0.5]]), torch.tensor([rank // 2]), box)
+    found["some"] = some.across_ranks().best_boxes
     try:
         ImageScorer(IMAGES, CLASSES, exponent=1.0 + rank).across_ranks()
         found["settings"] = "none raised"
@@ -82,6 +86,7 @@ def test_ranks_equal_one_pass(tmp_path, root, world=3):
                 assert torch.equal(scores, found[0][exponent, reduction][0])
     print(f"{world} ranks: largest relative difference {worst:.1e}")
     assert worst < 1e-12
+    assert all(each["some"][0].tolist() == [[0, 0, 1, 1]] and each["some"][1].isnan().all() for each in found)
     expected = "rank 1: {'num_images': 40, 'num_classes': 6, 'exponent': 2.0"
     assert all(expected in each["settings"] for each in found)
 

@@ -127,3 +127,25 @@ def test_a_missing_file_and_arguments_that_do_not_fit(tmp_path, scored):
         write_devkit_results(tmp_path, scores, image_ids=ids, class_names=("a", "b/c", "d e"))
     with pytest.raises(ArgumentError, match="or -inf where unscored"):
         write_devkit_results(tmp_path, scores * math.nan, image_ids=ids, class_names=NAMES)
+
+
+def test_names_that_no_file_has_are_written_otherwise_on_request(tmp_path, scored):
+    scores, _ = scored
+    scores = scores[:4]
+    ids, names = ("IMG_1", "IMG_1 (2)", "cats/1.jpg", "a\tb"), ("background", "traffic/light", "../dog")
+    folder = tmp_path / "devkit"
+    for image_set in ("../out", "a/b", ""):
+        with pytest.raises(ArgumentError, match="image_set must be a name that a file can have"):
+            write_devkit_results(folder, scores, image_ids="abcd", class_names=NAMES, image_set=image_set)
+    arguments = {"image_ids": ids, "class_names": names, "image_set": "Layout/val"}
+    with pytest.raises(ArgumentError):
+        write_devkit_results(folder, scores, **arguments)
+    assert not folder.exists()
+    files = write_devkit_results(folder, scores, **arguments, rename=True)
+    assert {path.parent for path in files} == {folder} and [path.name for path in tmp_path.iterdir()] == [
+        "devkit"
+    ]
+    assert all(len(line.split()) == 2 for file in files for line in file.read_text().splitlines())
+    assert torch.equal(read_devkit_results(folder, **arguments, rename=True)[:, 1:], scores[:, 1:])
+    with pytest.raises(ArgumentError, match="image_ids must be distinct"):
+        write_devkit_results(folder, scores, image_ids=("a", "a", "b", "c"), class_names=NAMES)

@@ -156,6 +156,33 @@ def test_keeps_the_best_patch_and_the_first_of_equals():
     assert scorer.best_boxes[0, 1].tolist() == [0, 0, 2, 3]
 
 
+@pytest.mark.parametrize("exponent", EXPONENTS)
+def test_boxes_are_kept_only_where_they_are_asked_for(exponent):
+    """The (N, K, 4) boxes are no part of the memory, and the scores are the same to the last bit."""
+    probs, image_index, boxes = random_patches(7, 90, 5, 3)
+    kept, without, given_none = (ImageScorer(5, 3, exponent, keep_boxes=keep) for keep in (True, False, True))
+    for rows in torch.arange(90).split(13):
+        kept.add_batch(probs[rows], image_index[rows], boxes[rows])
+        without.add_batch(probs[rows], image_index[rows], boxes[rows])
+        given_none.add_batch(probs[rows], image_index[rows])
+    assert torch.equal(kept.compute(), without.compute())
+    assert kept.best_boxes.isfinite().all() and given_none.best_boxes.isnan().all()
+    with pytest.raises(StateError, match="keep_boxes=True"):
+        _ = without.best_boxes
+    for scorer in (without, given_none):
+        state = scorer.state_dict()
+        assert not any(value.ndim > 2 for value in state.values() if isinstance(value, torch.Tensor))
+        other = ImageScorer(5, 3, exponent)
+        other.load_state_dict(state)
+        other.merge(kept)  # which has boxes
+        both = ImageScorer(5, 3, exponent)
+        both.merge(kept)
+        both.merge(scorer)
+        assert torch.equal(other.best_boxes, both.best_boxes) and both.best_boxes.isfinite().all()
+        scorer.merge(kept)
+    assert not any(getattr(value, "ndim", 0) > 2 for value in without.state_dict().values())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_takes_any_floating_type(device, dtype):
     scorer = ImageScorer(2, 3, device=device)

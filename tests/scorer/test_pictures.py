@@ -213,3 +213,49 @@ def test_extremes_are_the_ends_of_the_ranking():
     assert (found.hits, found.misses, found.alarms) == ((0, 3), (1,), (2, 4))
     with pytest.raises(ArgumentError, match="targets must be of the scores' shape"):
         find_extremes(scores, targets[1:])
+
+
+ODD = ("$\\frac$", "$x_1$ <b>", "_hidden", "a & <b>|c", r"\$ \alpha^2_{", "100% $")
+
+
+def test_names_are_drawn_as_they_are_written():
+    from matplotlib.text import Text
+
+    present = torch.eye(len(ODD), dtype=torch.bool)
+    scores = torch.rand(len(ODD), len(ODD), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    boxes = torch.tensor([[1.0, 1, 9, 9]]).repeat(len(ODD), 1)
+    figures = [
+        pictures.plot_class_ap(evaluate(scores, present, class_names=ODD)),
+        pictures.plot_precision_recall(scores, present, class_names=ODD),
+        pictures.plot_convergence(
+            {name: [1.0, 2.0] for name in ODD}, {name: {1: 0.5} for name in ODD}, rule=ODD[0]
+        ),
+        pictures.plot_exponents({name: {1: 0.5} for name in ODD}, references=[(name, 0.1) for name in ODD]),
+        pictures.plot_maps(photo(), {name: torch.ones(120, 160) for name in ODD}, caption=ODD[0]),
+        pictures.plot_contact_sheet({name: [(photo(), name)] for name in ODD}),
+        pictures.plot_patches(
+            photo(),
+            boxes,
+            torch.arange(len(ODD)),
+            class_names=ODD,
+            crops=torch.zeros(len(ODD), 3, 8, 8, dtype=torch.uint8),
+        ),
+    ]
+    for figure in figures:
+        figure.savefig(io.BytesIO(), format="svg")
+        drawn = []
+        for text in figure.findobj(Text):
+            shown, is_formula = text._preprocess_math(text.get_text())
+            assert not is_formula, text.get_text()
+            drawn.append(shown)
+        for name in ODD[1:]:
+            assert any(name.split()[0] in text for text in drawn), name
+
+
+def test_a_table_holds_names_as_text():
+    present = torch.eye(len(ODD), dtype=torch.bool)
+    table = evaluate(torch.rand(len(ODD), len(ODD)), present, class_names=ODD).to_markdown().split("\n\n")[0]
+    rows = table.splitlines()
+    assert len(rows) == 2 + len(ODD) + 1
+    assert len({row.replace("\\|", "").count("|") for row in rows}) == 1
+    assert "<" not in table

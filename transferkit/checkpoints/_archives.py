@@ -8,31 +8,46 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
+from numpy.typing import NDArray
 from torch import Tensor
 
 from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
-from transferkit.errors import CheckpointError
+from transferkit.errors import CheckpointError, listed
 
 _ENCRYPTED = 0x1
+_LOCAL_MARK = b"PK\x03\x04"
 _LOCAL_HEADER = 30  # bytes of a member's local header before its name
-_LARGEST_SURPRISE = 1 << 25  # bytes that compressed arrays may hold however small they are
-_LARGEST_RATIO = 20  # weights hardly compress
+LARGEST_SURPRISE = 300_000_000  # bytes that a compressed file may hold beyond its own; weights hardly compress
+_LARGEST_DIRECTORY = 1 << 24  # bytes; its entries take twenty times as much in memory
+_DIRECTORY_SIZE = 5  # place in what zipfile finds at the end of an archive
+_CHUNK = 1 << 20
 _PLAIN_KINDS = "biufc"
 
 
 def zip_names(path: Path) -> list[str]:
     """Return the names in an archive, none if it cannot be read as one."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as archive:
             return archive.namelist()
-    except Exception:  # a damaged directory breaks zipfile in many ways
+    except CheckpointError:
         return []
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        with path.open("rb") as file:
+            end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+        if not end or end[_DIRECTORY_SIZE] <= _LARGEST_DIRECTORY:
+            return zipfile.ZipFile(path)
+    except Exception as error:  # a damaged directory breaks zipfile in many ways
+        raise CheckpointError(f"damaged zip archive: {error}") from error
+    raise CheckpointError(f"refused: the directory of the archive has {end[_DIRECTORY_SIZE]:,} bytes")
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -41,10 +56,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     Raises:
         CheckpointError: They are not, or the archive is damaged.
     """
-    try:
-        archive = zipfile.ZipFile(path)
-    except Exception as error:
-        raise CheckpointError(f"damaged zip archive: {error}") from error
+    archive = _opened(path)
     members = archive.infolist()
     if len({member.filename for member in members}) != len(members):
         raise CheckpointError("refused: two members of the archive have the same name")
@@ -68,15 +80,18 @@ def read_npz(path: Path, options: ReadOptions) -> Contents:
     with open_zip(path) as archive:
         members = archive.infolist()
         _check_sizes(members)
+        whole = np.memmap(path, np.uint8, "c")
         for member in members:
             name = member.filename.removesuffix(".npy")
-            array = _array(path, archive, member)
+            array = _array(path, archive, member, whole)
+            if name in tensors or name in others:
+                raise CheckpointError(f"refused: two arrays are called {name!r}")
             if array is None:
                 others.append(name)
             else:
                 tensors[name] = array
     found = contents_of(dotted(tensors), key=options.key)
-    notes = [*found.notes, f"left out what is not a number: {', '.join(others)}"] if others else found.notes
+    notes = [*found.notes, f"left out what is not a number: {listed(others)}"] if others else found.notes
     return replace(found, notes=tuple(notes))
 
 
@@ -98,11 +113,16 @@ def _check_sizes(members: list[zipfile.ZipInfo]) -> None:
         sum(member.file_size for member in members),
         sum(member.compress_size for member in members),
     )
-    if unpacked > max(_LARGEST_SURPRISE, _LARGEST_RATIO * packed):
-        raise CheckpointError(f"refused: {packed:,} bytes that would unpack to {unpacked:,}")
+    if unpacked > 2 * (packed + LARGEST_SURPRISE):
+        raise CheckpointError(
+            f"refused: {packed:,} bytes that would unpack to {unpacked:,}; where you trust it, write it anew without "
+            "compression: numpy.savez(new_path, **numpy.load(path))"
+        )
 
 
-def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Tensor | None:
+def _array(
+    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, whole: NDArray[np.uint8]
+) -> Tensor | None:
     """Return one member as a tensor, or ``None`` if it holds text."""
     with archive.open(member) as file:
         shape, fortran, dtype = _header(file, member)
@@ -119,11 +139,22 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Ten
             )
         order: Literal["C", "F"] = "F" if fortran else "C"
         if member.compress_type == zipfile.ZIP_STORED and dtype.isnative and size:
-            place = _place(path, member) + start
+            place = place_of(path, member, len(whole)) + start
             if place % dtype.itemsize == 0:
-                return torch.from_numpy(np.memmap(path, dtype, "c", place, shape, order))
-        flat = np.frombuffer(file.read(size), dtype).astype(dtype.newbyteorder("="), copy=True)
-        return torch.from_numpy(flat.reshape(shape, order=order))
+                flat = whole[place : place + size].view(dtype)
+                return torch.from_numpy(flat.reshape(shape, order=order))
+        flat = _read(file, size).view(dtype)
+        native = flat.astype(dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(native.reshape(shape, order=order))
+
+
+def _read(file: IO[bytes], size: int) -> NDArray[np.uint8]:
+    """Return so many bytes, which are in memory once."""
+    raw = np.empty(size, np.uint8)
+    for begin in range(0, size, _CHUNK):
+        chunk = file.read(min(_CHUNK, size - begin))
+        raw[begin : begin + len(chunk)] = np.frombuffer(chunk, np.uint8)
+    return raw
 
 
 def _header(file: Any, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -134,10 +165,18 @@ def _header(file: Any, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, 
         raise CheckpointError(f"damaged: {member.filename}: {error}") from error
 
 
-def _place(path: Path, member: zipfile.ZipInfo) -> int:
-    """Return the offset of a stored member's bytes, by its local header, which may differ from the directory's."""
+def place_of(path: Path, member: zipfile.ZipInfo, size: int) -> int:
+    """Return the offset of a stored member's bytes, by its local header, which may differ from the directory's.
+
+    Raises:
+        CheckpointError: They do not lie in the ``size`` bytes of the file.
+    """
     with path.open("rb") as file:
         file.seek(member.header_offset)
         local = file.read(_LOCAL_HEADER)
-    name, extra = struct.unpack_from("<HH", local, 26)
-    return int(member.header_offset + _LOCAL_HEADER + name + extra)
+    if len(local) == _LOCAL_HEADER:
+        name, extra = struct.unpack_from("<HH", local, 26)
+        place = int(member.header_offset + _LOCAL_HEADER + name + extra)
+        if local[:4] == _LOCAL_MARK and place + member.compress_size <= size:
+            return place
+    raise CheckpointError(f"damaged: {member.filename!r} is not where the archive's directory says")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from transferkit.checkpoints.checkpoint import Checkpoint
 from transferkit.display import text_table
+from transferkit.errors import harmless
 from transferkit.layers import Layer
 from transferkit.progress import Progress, track
 
@@ -204,7 +205,9 @@ def describe_in_words(description: dict[str, Any], width: int | None = None) -> 
             "beside the tensors: " + ", ".join(f"{k} {v!r:.60}" for k, v in description["metadata"].items())
         )
     after += [f"note: {note}" for note in description["notes"]]
-    return "\n".join([*lines, *(wrapped for line in after for wrapped in _wrap(line, width))])
+    return "\n".join(
+        [*map(harmless, lines), *(each for line in after for each in _wrap(harmless(line), width))]
+    )
 
 
 def compare_in_words(comparison: Comparison, first: str, second: str, width: int | None = None) -> str:
@@ -228,7 +231,7 @@ def compare_in_words(comparison: Comparison, first: str, second: str, width: int
     ]
     lines += _section("of other values (elements that differ, largest and mean difference)", values, width)
     what = "shape, dtype and values" if comparison.values is not None else "shape and dtype"
-    return "\n".join([*lines, f"the same in {what}: {comparison.same:,} tensors"])
+    return "\n".join([*map(harmless, lines), f"the same in {what}: {comparison.same:,} tensors"])
 
 
 def shape_text(shape: tuple[int, ...] | list[int]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from transferkit.checkpoints._optimizers import ELEMENTWISE, ParameterState, leaves, own_options
 from transferkit.checkpoints.registry import States
+from transferkit.errors import listed
 from transferkit.layers import split_key
 from transferkit.memory import shared_groups
 
@@ -76,20 +77,23 @@ def attach_states(
 
 def _groups(saved: Mapping[str, Any]) -> list[_Group]:
     """Take a saved optimizer apart."""
-    state, made_by = saved["state"], str(saved.get("optimizer_class", ""))
-    groups = []
+    made_by = str(saved.get("optimizer_class", ""))
+    by_id = {
+        repr(number): state for number, state in saved["state"].items()
+    }  # whose hashes no file can foresee
+    groups, listed_ids = [], set[str]()
     for group in saved["param_groups"]:
         ids = list(group["params"])
+        listed_ids.update(map(repr, ids))
         names = group.get("param_names") or (ids if all(isinstance(number, str) for number in ids) else None)
-        states = [state.get(number) or {} for number in ids]
+        states = [by_id.get(repr(number)) or {} for number in ids]
         if not all(isinstance(each, Mapping) for each in states):
             raise TypeError("a state that is no dict")
         if names is not None and len(names) != len(ids):
             raise TypeError("not one name per parameter")
         groups.append(_Group(states, names and list(names), own_options(group), made_by))
-    stray = set(state) - {number for group in saved["param_groups"] for number in group["params"]}
-    if stray:
-        raise TypeError(f"states of no parameter: {sorted(map(str, stray))}")
+    if stray := by_id.keys() - listed_ids:
+        raise TypeError(f"states of no parameter: {listed(sorted(stray))}")
     return groups
 
 

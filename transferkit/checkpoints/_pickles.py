@@ -14,54 +14,26 @@ from __future__ import annotations
 import codecs
 import struct
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from typing import Any
 
+from transferkit.checkpoints._inert import (
+    MAX_INSTRUCTIONS,
+    MAX_REPEATED_TEXT,
+    Call,
+    Global,
+    Persistent,
+    Pickle,
+    check_graph,
+    collisions,
+    refuse_collisions,
+)
 from transferkit.errors import CheckpointError
 
-MAX_DEPTH = 64
-MAX_VALUES = 20_000_000
-MAX_INSTRUCTIONS = 2_000_000
 MAX_CONTAINERS = 500_000
 _LONGEST_NUMBER = 64  # characters of a number written as text, bytes of one in binary
+_LONGEST_NAME = 1000  # characters of a module or of a name in one
+_LONGEST_KEY = 16  # parts of a dict key that is a tuple
 _VIEWED = 4096  # bytes from this length on are left where they are
-
-
-@dataclass(frozen=True)
-class Global:
-    """A name that the pickle would import."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(eq=False)
-class Call:
-    """A call that the pickle would make, and what it would then put into the result."""
-
-    function: Any  # a Global in every honest file
-    arguments: tuple[Any, ...]
-    state: Any = None  # the argument of __setstate__
-    items: list[Any] = field(default_factory=list)  # items appended, or key-value pairs set
-
-
-@dataclass(frozen=True, eq=False)
-class Persistent:
-    """A reference to something outside the pickle, such as a torch storage."""
-
-    key: Any
-
-
-@dataclass(frozen=True)
-class Pickle:
-    """One pickle, read."""
-
-    value: Any
-    globals: frozenset[Global]  # every name that it would import
-    end: int  # its end in the buffer
 
 
 def read_pickle(buffer: bytes | memoryview, start: int = 0) -> Pickle:
@@ -79,55 +51,8 @@ def read_pickle(buffer: bytes | memoryview, start: int = 0) -> Pickle:
         raise
     except (IndexError, KeyError, TypeError, ValueError, struct.error, OverflowError) as error:
         raise CheckpointError(f"damaged pickle at byte {machine.place}: {error!r}") from error
-    check_graph(value)
-    return Pickle(value, frozenset(machine.globals), machine.place)
-
-
-def check_graph(root: object) -> None:
-    """Refuse a value that contains itself, is nested too deeply, or would be huge if nothing in it were shared.
-
-    A few hundred bytes of pickle can name one list a billion times through lists of lists, and whoever walks
-    that graph never ends. The check visits every object once, children before parents, and adds up sizes.
-
-    Raises:
-        CheckpointError: With the reason.
-    """
-    done: dict[int, tuple[int, int]] = {}  # size and depth by id
-    above: set[int] = set()
-    pending: list[tuple[object, bool]] = [(root, False)]
-    while pending:
-        value, inside_is_done = pending.pop()
-        if id(value) in above and not inside_is_done:
-            raise CheckpointError("refused: the pickle holds an object that contains itself")
-        if id(value) in done or not isinstance(value, dict | list | tuple | Call | Persistent):
-            continue
-        inside = children_of(value)
-        if not inside_is_done:
-            above.add(id(value))
-            pending.append((value, True))
-            pending.extend((child, False) for child in inside)
-            continue
-        sizes = [done.get(id(child), (1, 0)) for child in inside]
-        size, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
-        if depth > MAX_DEPTH:
-            raise CheckpointError(f"refused: the pickle is nested more than {MAX_DEPTH} deep")
-        if size > MAX_VALUES:
-            raise CheckpointError(f"refused: the pickle repeats its parts to more than {MAX_VALUES:,} values")
-        above.discard(id(value))
-        done[id(value)] = size, depth
-
-
-def children_of(value: object) -> list[Any]:
-    """Return what a value directly contains."""
-    if isinstance(value, dict):
-        return [*value.keys(), *value.values()]
-    if isinstance(value, list | tuple):
-        return list(value)
-    if isinstance(value, Call):
-        return [value.function, value.arguments, value.state, *value.items]
-    if isinstance(value, Persistent):
-        return [value.key]
-    return []
+    check_graph(value, MAX_REPEATED_TEXT + len(machine.buffer))
+    return Pickle(value, frozenset(machine.globals), start, machine.place)
 
 
 class ByteReader:
@@ -204,12 +129,12 @@ class _Machine(ByteReader):
         super().__init__(buffer, start)
         self.stack: list[Any] = []
         self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []
         self.globals: set[Global] = set()
-        self.containers = 0
+        self.containers = self.collisions = self.instructions = 0
 
     def run(self) -> Any:
-        for _ in range(MAX_INSTRUCTIONS):
+        for self.instructions in range(MAX_INSTRUCTIONS):
             code = self.read(1)[0]
             if code == _STOP:
                 if len(self.stack) != 1:
@@ -273,10 +198,9 @@ class _Machine(ByteReader):
         items = [self.pop() for _ in range(count)][::-1]
         self.push_container(tuple(items))
 
-    def dict_of(self, items: list[Any]) -> dict[Any, Any]:
-        if len(items) % 2:
-            raise ValueError("a key without a value")
-        return {as_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+    def dict_from(self, items: list[Any]) -> None:
+        self.push_container({})
+        self.set_items(items)
 
     # Items and keys for the result of a call are kept in the record of the call.
 
@@ -289,13 +213,15 @@ class _Machine(ByteReader):
         target.extend(items)
 
     def set_items(self, items: list[Any]) -> None:
-        target = self.top()
-        if isinstance(target, Call):
-            target.items.extend(self.dict_of(items).items())
-        elif isinstance(target, dict):
-            target.update(self.dict_of(items))
-        else:
+        target, keys = self.top(), [as_key(key) for key in items[::2]]
+        if not isinstance(target, Call | dict):
             raise TypeError(f"keys are set on a {type(target).__name__}")
+        held = target if isinstance(target, dict) else target.items
+        last = next(reversed(held), None)
+        self.collisions += collisions(keys, len(held), last[0] if isinstance(target, Call) and last else last)
+        refuse_collisions(self.collisions)
+        pairs = zip(keys, items[1::2], strict=True)
+        held.update(pairs) if isinstance(held, dict) else held.extend(pairs)
 
     def set_item(self) -> None:
         value, key = self.pop(), self.pop()
@@ -306,6 +232,8 @@ class _Machine(ByteReader):
     def import_name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a name to import that is no text")
+        if max(len(module), len(name)) > _LONGEST_NAME:
+            raise ValueError(f"a name to import of {max(len(module), len(name)):,} characters")
         found = Global(module, name)
         self.globals.add(found)
         self.push(found)
@@ -333,15 +261,22 @@ class _Machine(ByteReader):
         target.state = state
 
     def put(self, index: int) -> None:
+        if not 0 <= index <= self.instructions:  # who numbers what is kept never skips so many
+            raise ValueError(f"a memo of number {index}")
+        self.memo += [_MARK] * (index + 1 - len(self.memo))
         self.memo[index] = self.top()
 
     def get(self, index: int) -> None:
+        if not 0 <= index < len(self.memo) or self.memo[index] is _MARK:
+            raise ValueError(f"there is no memo of number {index}")
         self.push(self.memo[index])
 
 
 def as_key(key: Any) -> Hashable:
-    """Return a dict key; refuse all but scalars and flat tuples of them, whose hash is cheap."""
+    """Return a dict key; refuse all but scalars and short flat tuples of them, whose hash is cheap."""
     parts = key if isinstance(key, tuple) else (key,)
+    if len(parts) > _LONGEST_KEY:
+        raise TypeError(f"a dict key of {len(parts)} parts")
     if not all(part is None or isinstance(part, str | bytes | int | float | Global) for part in parts):
         raise TypeError("a dict key that is neither a string nor a number")
     return key  # type: ignore[no-any-return]
@@ -391,7 +326,7 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
     ord("a"): lambda m: m.append([m.pop()]),
     ord("e"): lambda m: m.append(m.pop_mark()),
     ord("}"): lambda m: m.push_container({}),
-    ord("d"): lambda m: m.push_container(m.dict_of(m.pop_mark())),
+    ord("d"): lambda m: m.dict_from(m.pop_mark()),
     ord("s"): lambda m: m.set_item(),
     ord("u"): lambda m: m.set_items(m.pop_mark()),
     0x8F: lambda m: m.push_container(Call(Global("builtins", "set"), ())),

@@ -10,29 +10,31 @@ from typing import Any
 
 from torch import Tensor
 
-from transferkit.checkpoints._state_dicts import contents_of
-from transferkit.checkpoints._torch_zip import load_torch_zip
+from transferkit.checkpoints._state_dicts import check_names, contents_of
+from transferkit.checkpoints._torch_files import load_torch_zip
 from transferkit.checkpoints.registry import Contents, ReadOptions, find_format, register_reader
 from transferkit.errors import CheckpointError, MissingExtraError, listed
 from transferkit.layers import natural_order
 
-_LARGEST_HEADER = 100_000_000  # the library's own limit
+_LARGEST_HEADER = 1 << 25  # bytes; the tensors of the largest models take a third of it
+_LIBRARYS_LIMIT = 100_000_000
 _ORDER_NOTE = "safetensors does not keep the order of layers; they are in the natural order of their names"
 
 
 def _matches(path: Path, head: bytes) -> bool:
     length = int.from_bytes(head[:8], "little")
-    return len(head) > 9 and head[8:9] == b"{" and 2 <= length <= _LARGEST_HEADER
+    return len(head) > 9 and head[8:9] == b"{" and 2 <= length <= _LIBRARYS_LIMIT
 
 
 @register_reader("safetensors", matches=_matches, suffixes=(".safetensors",))
 def read_safetensors(path: Path, options: ReadOptions) -> Contents:
     """Read a safetensors file; its tensors are mapped from the file."""
-    return safetensors_contents(mapped_tensors(path), metadata_of(path))
+    return safetensors_contents(*mapped_tensors(path))
 
 
 def safetensors_contents(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Contents:
     """Return tensors in natural order, with the tied weights that ``safetensors.torch.save_model`` recorded."""
+    check_names(tensors)
     ties = {name: kept for name, kept in metadata.items() if name not in tensors and kept in tensors}
     tensors = tensors | {name: tensors[kept] for name, kept in ties.items()}
     ordered = {name: tensors[name] for name in sorted(tensors, key=natural_order)}
@@ -41,8 +43,8 @@ def safetensors_contents(tensors: dict[str, Tensor], metadata: dict[str, str]) -
     return replace(found, notes=(*found.notes, _ORDER_NOTE), metadata=plain, ordered=False)
 
 
-def mapped_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of one file by name.
+def mapped_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of one file by name, and the strings in its header's ``__metadata__``.
 
     Raises:
         MissingExtraError: safetensors is not installed.
@@ -54,27 +56,49 @@ def mapped_tensors(path: Path) -> dict[str, Tensor]:
         raise MissingExtraError(
             f"{path}: reading safetensors needs the package of that name: pip install transferkit[safetensors]"
         ) from None
+    header = _header(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is not a dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is not a dict
     except Exception as error:
         raise CheckpointError(f"damaged safetensors file: {error}") from error
+    return tensors, {name: str(value) for name, value in (header.get("__metadata__") or {}).items()}
 
 
-def metadata_of(path: Path) -> dict[str, str]:
-    """Return the strings in the header's ``__metadata__``."""
+def _header(path: Path) -> dict[str, Any]:
+    """Return the header, after checking that it has a reasonable size and names each tensor once."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header: Any = json.loads(file.read(min(length, _LARGEST_HEADER)))
-    metadata = header.get("__metadata__") or {}
-    return {str(name): str(value) for name, value in metadata.items()}
+        if length > _LARGEST_HEADER:
+            raise CheckpointError(f"refused: its header alone has {length:,} bytes")
+        header = _json(file.read(length), "its header")
+    check_names(header)
+    return header
+
+
+def _json(content: bytes, what: str) -> dict[str, Any]:
+    """Return a JSON object, none of whose parts has a key twice."""
+    try:
+        found = json.loads(str(content, "utf-8"), object_pairs_hook=_once_each)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"damaged: {what} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"damaged: {what} is a {type(found).__name__}")
+    return found
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
 
 
 # Weights spread over several files: a folder with an index, as large models are published.
 
 
 _INDEX = ".index.json"
-_LARGEST_INDEX = 1 << 26
+_LARGEST_INDEX = 1 << 25
 _SINGLE_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -104,7 +128,7 @@ def read_sharded(path: Path, options: ReadOptions) -> Contents:
 def _read_shard(file: Path, options: ReadOptions) -> dict[str, Tensor]:
     """Return one shard's tensors by the names that the index uses."""
     if file.name.endswith(".safetensors"):
-        return mapped_tensors(file)
+        return mapped_tensors(file)[0]
     saved = load_torch_zip(file, trusted=options.trusted)
     if not isinstance(saved, Mapping):
         raise CheckpointError(f"shard {file.name} holds no state dict")
@@ -114,7 +138,7 @@ def _read_shard(file: Path, options: ReadOptions) -> dict[str, Tensor]:
 def _read_single(folder: Path, options: ReadOptions) -> Contents:
     """Read the one file of weights in a folder, a safetensors file rather than a torch file."""
     for pattern in _SINGLE_FILES:
-        found = sorted(folder.glob(pattern))
+        found = sorted(filter(Path.is_file, folder.glob(pattern)))
         if len(found) > 1:
             names = listed([file.name for file in found], 4)
             raise CheckpointError(
@@ -126,7 +150,9 @@ def _read_single(folder: Path, options: ReadOptions) -> Contents:
 
 
 def _index_in(folder: Path) -> Path | None:
-    found = sorted(folder.glob(f"*{_INDEX}"), key=lambda file: ".safetensors" not in file.name)
+    found = sorted(
+        filter(Path.is_file, folder.glob(f"*{_INDEX}")), key=lambda file: ".safetensors" not in file.name
+    )
     if len(found) > 1 and (".safetensors" in found[1].name or ".safetensors" not in found[0].name):
         names = listed([file.name for file in found], 4)
         raise CheckpointError(f"a folder with {len(found)} indexes; name one: {names}")
@@ -137,16 +163,13 @@ def _weight_map(index: Path) -> dict[str, str]:
     """Return the file of each tensor, after checking that it lies in the index's own folder."""
     if index.stat().st_size > _LARGEST_INDEX:
         raise CheckpointError(f"refused: {index.name} is larger than any index")
-    try:
-        content: Any = json.loads(index.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"damaged: {index.name} is not JSON: {error}") from error
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    weight_map = _json(index.read_bytes(), index.name).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"damaged: {index.name} has no weight_map of names")
     outside = [name for name in weight_map.values() if name != Path(name).name or name in ("", ".", "..")]
     if outside:
         raise CheckpointError(f"refused: {index.name} points outside its folder, to {outside[0]!r}")
+    check_names(weight_map)
     return weight_map
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeGuard
 
@@ -81,6 +81,7 @@ def contents_of(
     path = choose(candidates, key)
     found = candidates[path]
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    check_names(tensors)
     notes = [*_choice_note(path, candidates), *_leftover_note(found)]
     beside = _parent(saved, path)
     optimizers = [optimizer_state] if optimizer_state else _optimizers_beside(beside)
@@ -105,10 +106,10 @@ def _paths(renamed: Mapping[str, str]) -> dict[str, str]:
 
 
 def _choice_note(chosen: KeyPath, candidates: Mapping[KeyPath, object]) -> list[str]:
-    others = [".".join(path) for path in candidates if path != chosen]
+    others = [f"key={'.'.join(path)!r}" for path in candidates if path != chosen]
     if not others:
         return []
-    offered = ", ".join(f"key={other!r}" for other in others)
+    offered = listed(others)
     return [f"took the state dict under {'.'.join(chosen)!r}; the file also holds {offered}"]
 
 
@@ -172,21 +173,21 @@ def state_dicts_in(saved: object) -> dict[KeyPath, dict[str, Any]]:
     A dict with dotted tensor names counts, whatever else it holds. A dict with plain names counts if it stands
     alone or under a usual key; elsewhere it is the state of something else, such as a sampler or a scheduler.
     """
-    found = dict(_dicts_of_tensors(saved, (), []))
+    found = dict(_dicts_of_tensors(saved, (), {}))
     dotted = {path for path, content in found.items() if _has_dotted_names(content)}
     usual = {path for path in found if path and all(part in USUAL_KEYS for part in path)}
     return {path: content for path, content in found.items() if path in dotted | usual or not dotted | usual}
 
 
 def _dicts_of_tensors(
-    value: object, path: KeyPath, seen: list[object]
+    value: object, path: KeyPath, seen: dict[int, object]
 ) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
     """Yield the dicts that directly hold tensors, each object once, a dict after those inside it."""
     if isinstance(value, nn.Module):
         value = value.state_dict()
-    if any(value is other for other in seen) or not is_mapping(value):
+    if id(value) in seen or not is_mapping(value):
         return
-    seen.append(value)
+    seen[id(value)] = value  # kept, so that no other object gets its id
     content = {name: as_tensor(item) for name, item in value.items()}
     inner = []
     if len(path) < MAX_DEPTH and not _has_dotted_names(content):
@@ -231,14 +232,16 @@ def choose(candidates: Mapping[KeyPath, object], key: str | None) -> KeyPath:
     if key is not None:
         if key not in paths:
             hint = did_you_mean(key, paths)
-            raise CheckpointError(f"no state dict under the key {key!r}{hint} It has: {list(paths)}")
+            raise CheckpointError(
+                f"no state dict under the key {key!r}{hint} It has: {listed(list(map(repr, paths)))}"
+            )
         return paths[key]
     if len(paths) == 1:
         return next(iter(paths.values()))
     usual = [path for path in candidates if path and all(part in USUAL_KEYS for part in path)]
     if not usual:
         raise CheckpointError(
-            f"it holds several state dicts; say which is meant with key=, one of {list(paths)}"
+            f"it holds several state dicts; say which is meant with key=, one of {listed(list(map(repr, paths)))}"
         )
     return min(usual, key=lambda path: [USUAL_KEYS.index(part) for part in path])
 
@@ -320,6 +323,24 @@ def parametrized_layers(keys: Iterable[str]) -> dict[str, str]:
         elif key.endswith("_orig") and (f"{key[:-5]}_u" in keys or f"{key[:-5]}_mask" in keys):
             found[layer] = "spectral norm" if f"{key[:-5]}_u" in keys else "pruning"
     return found
+
+
+_LONGEST_NAME = 4096  # characters
+_MOST_NAMES = 200_000  # tensors; the largest models have half as many, and each takes some kilobytes here
+_LARGEST_NAMES = 1 << 25  # characters of all together
+
+
+def check_names(names: Collection[str]) -> None:
+    """Refuse names that no model has, since every one is copied many times on its way into a layer.
+
+    Raises:
+        CheckpointError: One is too long, or there are too many.
+    """
+    longest, total = max(map(len, names), default=0), sum(map(len, names))
+    if longest > _LONGEST_NAME:
+        raise CheckpointError(f"refused: the name of a tensor has {longest:,} characters")
+    if len(names) > _MOST_NAMES or total > _LARGEST_NAMES:
+        raise CheckpointError(f"refused: {len(names):,} tensors, whose names have {total:,} characters")
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:

@@ -18,14 +18,12 @@ from torch.optim import Optimizer
 
 from transferkit.checkpoints import (  # noqa: F401  importing a reader registers its format
     _archives,
-    _pickle_file,
     _safetensors,
-    _torch_legacy,
-    _torch_zip,
+    _torch_files,
 )
 from transferkit.checkpoints._optimizers import ParameterState, states_of
 from transferkit.checkpoints._state_dicts import bare_layers, contents_of
-from transferkit.checkpoints.registry import Contents, ReadOptions, find_format, format_named
+from transferkit.checkpoints.registry import Contents, ReadOptions, find_format, format_named, why_not_read
 from transferkit.errors import (
     CheckpointError,
     LayerNotFoundError,
@@ -315,18 +313,24 @@ def _read_open_file(file: IO[bytes], options: ReadOptions, format: str | None) -
         return found._in_memory()
 
 
-def _read_path(path: Path, options: ReadOptions, format: str | None) -> Checkpoint:
+def _require_readable(path: Path) -> None:
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
+        raise CheckpointError("no such file or folder")
+    if not path.is_file() and not path.is_dir():  # opening a pipe waits until someone writes
+        raise CheckpointError(
+            "refused: a pipe, socket or device; copy what comes out of it to a file, and read that"
+        )
+
+
+def _read_path(path: Path, options: ReadOptions, format: str | None) -> Checkpoint:
     try:
+        _require_readable(path)
         form = format_named(format) if format else find_format(path)
         contents = form.read(path, options)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error.__cause__
+        raise CheckpointError(f"{path}: {why_not_read(error)}") from error.__cause__
     except (TransferKitError, KeyboardInterrupt, Warning):  # a warning, where its user made it an error
         raise
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file breaks a parser in ways that no one lists
-        raise CheckpointError(f"{path}: damaged, or not what it seems: {error!r}") from error
+        raise CheckpointError(f"{path}: {why_not_read(error)}") from error
     return Checkpoint.from_contents(contents, format=contents.format or form.name, source=path)

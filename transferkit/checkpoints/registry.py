@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from transferkit.errors import ArgumentError, CheckpointError
+from transferkit.errors import ArgumentError, CheckpointError, harmless
 from transferkit.registry import Registry
 
 States = Mapping[str, Mapping[str, Any]]
@@ -155,6 +157,39 @@ def find_format(path: Path) -> Format:
         "transferkit.register_reader adds another"
     )
 
+
+_LONGEST_MESSAGE = 4000  # characters; a file can hold names of any length
+
+
+def why_not_read(error: Exception) -> str:
+    """Say why a file was not read: refused as unsafe or damaged, or for want of memory, which says nothing of it."""
+    if _lacks_memory(error):
+        return (
+            "there is not enough memory to read it; a limit on the process (ulimit -v, a container's) counts what is "
+            "mapped too"
+        )
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror or error}"
+    known = isinstance(error, CheckpointError)
+    words = harmless(str(error) if known else f"damaged, or not what it seems: {error!r}")
+    return (
+        words
+        if len(words) <= _LONGEST_MESSAGE
+        else f"{words[:_LONGEST_MESSAGE]} ... ({len(words):,} characters)"
+    )
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is a lack of memory; some libraries tell so in words only."""
+    if error is None:
+        return False
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    told = not isinstance(error, CheckpointError) and re.search(_NO_MEMORY, str(error)[:_LONGEST_MESSAGE])
+    return bool(told) or _lacks_memory(error.__cause__ or error.__context__)
+
+
+_NO_MEMORY = r"[Cc]annot allocate memory|can't allocate memory|[Nn]ot enough memory|os error 12\b"
 
 # Files that are mistaken for weights, each with what to do about it.
 

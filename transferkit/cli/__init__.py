@@ -7,14 +7,13 @@ Exit status: 0, success (``diff``: nothing differs); 1, ``diff`` found a differe
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 import transferkit
-from transferkit.cli._inspect import DIFF, INSPECT
-from transferkit.cli._plan import PLAN
-from transferkit.cli._terminal import script
+from transferkit.cli._commands import DIFF, INSPECT, PLAN, complain, script
 from transferkit.errors import TransferKitError
 
 OK, FAILED, INTERRUPTED = 0, 2, 130
@@ -33,6 +32,9 @@ shell completion: eval "$(transferkit completion)" in ~/.bashrc, or in ~/.zshrc 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):  # a name may hold letters that the terminal has no code for
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.run is None:
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # the reader of a pipe, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return OK
-        print(f"transferkit: {error}", file=sys.stderr)
+        complain(error)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

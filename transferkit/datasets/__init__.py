@@ -2,8 +2,8 @@
 
 :class:`ImageListDataset`, :class:`CocoDataset` and :class:`TargetDictDataset` read your own data.
 
-To read the code: ``voc`` over ``voc_files``, ``coco``, ``lists``, ``_photo`` (pixels of any image), ``download``,
-``demo``.
+To read the code: ``voc`` over ``voc_files``, ``voc_writer``, ``coco``, ``lists``, ``_objects`` (what all ask),
+``_photo`` (pixels of any image), ``download``, ``demo``.
 """
 
 from transferkit.annotated import Presence, presence_of
@@ -12,7 +12,7 @@ from transferkit.datasets.demo import DEMO_CLASSES, demo_source_digits, write_de
 from transferkit.datasets.download import fetch_alexnet_weights, fetch_voc
 from transferkit.datasets.lists import ImageListDataset, TargetDictDataset
 from transferkit.datasets.voc import VOC_CLASSES, VOCDataset, find_class_names
-from transferkit.datasets.voc_files import write_voc_images
+from transferkit.datasets.voc_writer import write_voc_images
 from transferkit.files import home_folder
 
 __all__ = [

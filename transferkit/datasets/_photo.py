@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import struct
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from transferkit.errors import DataError
+from transferkit.files import is_file
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -33,7 +37,7 @@ _TURNS = {
 def exif_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an image, 1..8; 1 where it has none, or one that means nothing."""
     orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    return orientation if orientation in _TURNS else 1
+    return int(orientation) if orientation in _TURNS else 1
 
 
 def turn_boxes(boxes: Tensor, image_size: tuple[int, int], orientation: int) -> Tensor:
@@ -65,7 +69,13 @@ def turn_boxes(boxes: Tensor, image_size: tuple[int, int], orientation: int) -> 
 
 # Photos from files: their size without decoding, and their pixels as a tensor.
 
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # Pillow's plugins raise all of these
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+"""The formats that photos may have, as Pillow calls them. Others run programs: PostScript runs Ghostscript."""
+
+MAX_PIXELS = 125_000_000
+"""The largest photo that is decoded, in 1 GB; ``PIL.Image.MAX_IMAGE_PIXELS`` raises it, and ``None`` lifts it."""
+
+_STRIP = 1 << 22  # pixels that are converted at a time
 
 
 def photo_size(path: Path, upright: bool = False) -> tuple[int, int]:
@@ -89,17 +99,33 @@ def stored_size(path: Path) -> tuple[tuple[int, int], int]:
         DataError: Naming the file.
     """
     with _opened(path) as image:
-        try:
-            return (image.height, image.width), exif_orientation(image)
-        except _DAMAGE as error:
-            raise DataError(f"{path} is damaged: {error}") from error
+        if image.format == "PNG" and not _tells_after_pixels(path):
+            image.getexif = partial(Image.Image.getexif, image)  # type: ignore[method-assign]  # Pillow's decodes it
+        orientation = exif_orientation(image)
+        width, height = image.size
+        if image.format == "TIFF":  # Pillow tells the size that it has when turned, and turns it when decoding
+            width, height = (int(image.tag_v2[tag]) for tag in (256, 257))  # type: ignore[attr-defined]
+        return (height, width), orientation
+
+
+def _tells_after_pixels(path: Path) -> bool:
+    """Return whether a PNG has text or EXIF after its pixels, where its orientation may be."""
+    with path.open("rb") as file:
+        file.seek(8)
+        after = False
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            after |= head[4:] == b"IDAT"
+            if after and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return False
 
 
 def read_photo(path: Path, upright: bool = False, float_range: FloatRange | None = None) -> Tensor:
     """Return a photo as an RGB tensor.
 
     Args:
-        path: JPEG, PNG, or anything else that Pillow reads.
+        path: In one of :data:`PHOTO_FORMATS`.
         upright: Turn it the way its EXIF orientation asks. Off by default, since boxes may refer to the pixels
             as stored.
         float_range: See :func:`as_pixels`.
@@ -108,25 +134,64 @@ def read_photo(path: Path, upright: bool = False, float_range: FloatRange | None
         (3, H, W) uint8 on the cpu.
 
     Raises:
-        DataError: Naming the file: missing, not an image, or truncated.
+        DataError: Naming the file: missing, not a photo, too large, or damaged in whatever way.
     """
     with _opened(path) as image:
-        try:
-            pixels = rgb(ImageOps.exif_transpose(image) if upright else image, float_range)
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from error
-        except _DAMAGE as error:
-            raise DataError(f"{path} is damaged: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        orientation = exif_orientation(image)
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
+        elif image.format == "TIFF" and orientation > 1:
+            image.load()
+            if exif_orientation(image) == 1:  # turned by decoding: back, in place, since the photo may be large
+                image.getexif()[_EXIF_ORIENTATION] = {6: 8, 8: 6}.get(orientation, orientation)
+                ImageOps.exif_transpose(image, in_place=True)
+        return _tensor(image, float_range)
 
 
-def _opened(path: Path) -> Image.Image:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a photo, look at its size before anything is decoded, and give every error the photo's name."""
+    if not is_file(path):  # a pipe would be waited for
+        raise DataError(f"{path} is {'not a file' if os.path.lexists(path) else 'missing'}")
+    what = "not a readable image"
     try:
-        return Image.open(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing") from error
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not a readable image: {error}") from error
+        with Image.open(path, formats=PHOTO_FORMATS) as image:
+            what = "damaged"
+            _require_small(image)
+            yield image
+    except MemoryError as error:
+        raise DataError(f"{path} needs more memory than there is: {error}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except UnidentifiedImageError as error:
+        formats = ", ".join(PHOTO_FORMATS)
+        raise DataError(
+            f"{path} is not a readable image: it is none of {formats}; open others yourself and give the image"
+        ) from error
+    except Exception as error:  # Pillow's readers raise whatever goes wrong in them
+        raise DataError(f"{path} is {what}: {error or type(error).__name__}") from error
+
+
+def _require_small(image: Image.Image) -> None:
+    limit = Image.MAX_IMAGE_PIXELS and max(MAX_PIXELS, Image.MAX_IMAGE_PIXELS)
+    if limit is not None and image.width * image.height > limit:
+        raise DataError(
+            f"{image.width} x {image.height} are more than {limit:,} pixels, refused before decoding; if it is "
+            "to be trusted, set PIL.Image.MAX_IMAGE_PIXELS to a larger number"
+        )
+
+
+def _tensor(image: Image.Image, float_range: FloatRange | None) -> Tensor:
+    """Return an image of any mode as (3, H, W) uint8, converted in strips to hold little beside it."""
+    width, height = image.size
+    rows = max(1, _STRIP // max(1, width))
+    if rows >= height:
+        return torch.from_numpy(rgb(image, float_range)).permute(2, 0, 1).contiguous()
+    pixels = torch.empty(3, height, width, dtype=torch.uint8)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[:, top : top + rows] = torch.from_numpy(rgb(strip, float_range)).permute(2, 0, 1)
+    return pixels
 
 
 def rgb(image: Image.Image, float_range: FloatRange | None = None) -> NDArray[np.uint8]:
@@ -151,16 +216,17 @@ AnyImage = str | Path | Image.Image | NDArray[Any] | Tensor
 """A file, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (H, W)."""
 
 
-def as_pixels(image: AnyImage, float_range: FloatRange | None = None) -> Tensor:
+def as_pixels(image: AnyImage, float_range: FloatRange | None = None, *, upright: bool = False) -> Tensor:
     """Return an image as an RGB tensor.
 
-    Files are turned the way their EXIF orientation asks. Gray becomes three equal channels, what is transparent is
-    laid on white, and 16 bits are scaled to 8. uint8 stays as it is.
+    Files are turned the way their EXIF orientation asks, PIL images if ``upright``. Gray becomes three equal
+    channels, what is transparent is laid on white, and 16 bits are scaled to 8. uint8 stays as it is.
 
     Args:
         image: See :data:`AnyImage`.
         float_range: The values that floats span, ``(0, 1)`` or ``(0, 255)``: from black to white. Their range cannot
             be told from the values of one image, so floats are refused without it.
+        upright: Turn a PIL image as its EXIF orientation asks.
 
     Returns:
         (3, H, W) uint8.
@@ -171,7 +237,7 @@ def as_pixels(image: AnyImage, float_range: FloatRange | None = None) -> Tensor:
     if isinstance(image, (str, Path)):
         return read_photo(Path(image), upright=True, float_range=float_range)
     if isinstance(image, Image.Image):
-        return torch.from_numpy(rgb(image, float_range)).permute(2, 0, 1).contiguous()
+        return _of_pil(image, float_range, upright)
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
@@ -190,12 +256,23 @@ def as_pixels(image: AnyImage, float_range: FloatRange | None = None) -> Tensor:
     return torch.from_numpy(rgb(Image.fromarray(levels))).permute(2, 0, 1).contiguous()
 
 
-def size_of(image: AnyImage) -> tuple[int, int]:
+def _of_pil(image: Image.Image, float_range: FloatRange | None, upright: bool) -> Tensor:
+    try:
+        return _tensor(ImageOps.exif_transpose(image) if upright else image, float_range)
+    except DataError:
+        raise
+    except Exception as error:  # it is decoded only now
+        name = getattr(image, "filename", "") or "a PIL image"
+        raise DataError(f"{name} cannot be decoded: {error or type(error).__name__}") from error
+
+
+def size_of(image: AnyImage, upright: bool = False) -> tuple[int, int]:
     """Return ``(height, width)`` of what :func:`as_pixels` would return, without decoding."""
     if isinstance(image, (str, Path)):
         return photo_size(Path(image), upright=True)
     if isinstance(image, Image.Image):
-        return image.height, image.width
+        turned = upright and exif_orientation(image) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
     if isinstance(image, Tensor):
         return int(image.shape[-2]), int(image.shape[-1])
     return int(image.shape[0]), int(image.shape[1])

@@ -3,128 +3,258 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from transferkit.annotated import AnnotatedImage, Presence, presence_of
-from transferkit.boxes import clip
+from transferkit.datasets._objects import (
+    PLAIN_TEXT,
+    BadBoxes,
+    Box,
+    BoxesOn,
+    BoxRule,
+    form_of,
+    number_of,
+    repeated,
+    require_frame,
+)
 from transferkit.datasets._photo import fingerprint, photo_size, read_photo, stored_size, turn_boxes
+from transferkit.datasets.voc_files import files_below
 from transferkit.errors import DataError, MissingFileError, raise_problems
+from transferkit.files import is_file, leaves_its_folder
+from transferkit.progress import Progress, track
 
 
 class CocoDataset(Dataset[AnnotatedImage]):
     """Images and objects of a COCO file, ``instances_*.json``.
 
-    Categories become classes 1..K-1 in the order of their ids. Crowds (``iscrowd``) count as difficult. Boxes are cut
-    at the image's border. Photos are shown upright; boxes turn with those whose recorded width and height are those
-    of the photo as it is stored.
+    Categories become classes 1..K-1 in the order of their ids. Crowds (``iscrowd``) count as difficult. Photos are
+    shown upright, and boxes turn with those on which they lie as they are stored. The photos' headers are read when
+    the data set is made, so that all that is wrong shows at once.
 
     Args:
         annotations: The JSON file.
         images: The folder that its file names are in.
+        bad_boxes: What becomes of boxes that reach out of their photo by more than a pixel or are empty, and of the
+            objects in photos that are not of the size that is recorded: ``"error"``, ``"cut"`` at the border (what
+            has no part inside is left out), ``"skip"``, or ``"keep"``. A box that is not four numbers, or of negative
+            size, is never kept, nor is an object whose ``iscrowd`` is not 0 or 1.
+        boxes_on: Whether boxes refer to pixels as they are ``"stored"``, or as they are ``"shown"`` when the photo is
+            turned the way its EXIF orientation asks; ``"recorded"`` takes the one whose size is recorded, the stored
+            one where both have it.
+        progress: Counts the photos as their headers are read.
 
     Attributes:
         ids: (N,) ids of the images.
         class_names: (K,) names, ``"background"`` first.
+        bad_box_counts: How many boxes were ``cut``, ``skipped`` and ``kept``, and how many ``sizes`` were wrong.
 
     Raises:
         MissingFileError: No such file or folder.
-        DataError: The file is not COCO's format, contradicts itself, or names images that are not there; lists all.
+        DataError: The file is not COCO's format, contradicts itself, says one thing twice, or names images that are
+            not there or not in the folder; lists all.
     """
 
-    def __init__(self, annotations: Path | str, images: Path | str) -> None:
+    def __init__(
+        self,
+        annotations: Path | str,
+        images: Path | str,
+        *,
+        bad_boxes: BadBoxes = "error",
+        boxes_on: BoxesOn = "recorded",
+        progress: Progress = False,
+    ) -> None:
+        require_frame(boxes_on)
         self._folder = Path(images)
         if not self._folder.is_dir():
             raise MissingFileError(f"no folder of images at {images}")
         content = _read(Path(annotations))
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        numbers = {category["id"]: number for number, category in enumerate(categories, start=1)}
-        self.class_names = ("background", *(str(category["name"]) for category in categories))
-        self._images: list[dict[str, Any]] = content["images"]
-        self.ids = tuple(str(image["id"]) for image in self._images)
-        objects: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in self._images}
-        problems = [
-            f"no image {image['file_name']}"
-            for image in self._images
-            if not (self._folder / image["file_name"]).is_file()
-        ]
-        for thing in content["annotations"]:
-            if thing["image_id"] not in objects:
-                problems.append(
-                    f"object {thing.get('id')} is on image {thing['image_id']}, which is not listed"
-                )
-            elif thing["category_id"] not in numbers:
-                problems.append(
-                    f"object {thing.get('id')} is of category {thing['category_id']}, which is not listed"
-                )
-            elif len(thing["bbox"]) != 4 or min(thing["bbox"][2:]) < 0:
-                problems.append(f"object {thing.get('id')} has no [x, y, width, height] but {thing['bbox']}")
-            else:
-                objects[thing["image_id"]].append(thing)
+        records, categories = content["images"], content["categories"]
+        problems = [*_keys(records, "image", "id"), *_keys(categories, "category", "id", "name")]
         raise_problems(problems, f"{annotations} cannot be used")
-        self._objects = [
-            (
-                [thing["bbox"] for thing in objects[image["id"]]],
-                [numbers[thing["category_id"]] for thing in objects[image["id"]]],
-                [bool(thing.get("iscrowd", 0)) for thing in objects[image["id"]]],
-            )
-            for image in self._images
-        ]
+        categories = sorted(categories, key=lambda category: category["id"])
+        numbers = {_key(category["id"]): number for number, category in enumerate(categories, start=1)}
+        self.class_names = ("background", *(str(category["name"]) for category in categories))
+        self.ids = tuple(str(record["id"]) for record in records)
+        self._paths, problems = _photos(self._folder, [record["file_name"] for record in records])
+        things: dict[str, list[dict[str, Any]]] = {_key(record["id"]): [] for record in records}
+        problems += _gather(content["annotations"], things, numbers)
+        rule = BoxRule(bad_boxes)
+        self._objects = []
+        for record, path in zip(
+            track(records, progress, description="read sizes", unit="photo"), self._paths, strict=True
+        ):
+            frame = _frame(record, path, boxes_on, rule)
+            self._objects.append(_objects(things[_key(record["id"])], frame, numbers, rule))
+        rule.raise_problems(f"{annotations} cannot be used", problems)
+        self.bad_box_counts = rule.counts
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._paths)
 
     def __getitem__(self, index: int) -> AnnotatedImage:
         """Decode one image.
 
         Raises:
-            DataError: The photo is damaged, or not of the size that was recorded; names it.
+            DataError: The photo is damaged; names it.
         """
-        corners, classes, crowds = self._objects[index]
-        boxes = torch.tensor(corners, dtype=torch.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        image = read_photo(self._path(index), upright=True)
-        return AnnotatedImage(
-            image=image,
-            boxes=clip(self._shown(index, boxes), (image.shape[1], image.shape[2])),
-            classes=torch.tensor(classes, dtype=torch.int64),
-            difficult=torch.tensor(crowds, dtype=torch.bool),
-            truncated=torch.zeros(len(classes), dtype=torch.bool),
-            id=self.ids[index],
-        )
+        image = read_photo(self._paths[index], upright=True)
+        return AnnotatedImage(image, *self.objects(index), id=self.ids[index])
 
     def __repr__(self) -> str:
         return f"CocoDataset({len(self)} images, {len(self.class_names) - 1} classes, {str(self._folder)!r})"
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Return ``(height, width)`` without decoding."""
-        return photo_size(self._path(index), upright=True)
+        return photo_size(self._paths[index], upright=True)
 
     def fingerprint(self, index: int) -> str:
         """Return a digest of an image's file and its annotation: another one if either changes."""
-        return fingerprint(self._path(index), *self._objects[index])
+        return fingerprint(self._paths[index], *self._objects[index])
+
+    def photo_file(self, index: int) -> tuple[Path, str]:
+        """Return an image's file, and how its pixels are read from that."""
+        return self._paths[index], "upright=True"
+
+    def objects(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return an image's boxes, classes, difficult (crowds) and truncated, without decoding."""
+        boxes, classes, crowds = self._objects[index]
+        return (
+            torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4),
+            torch.tensor(classes, dtype=torch.int64),
+            torch.tensor(crowds, dtype=torch.bool),
+            torch.zeros(len(classes), dtype=torch.bool),
+        )
 
     def presence(self) -> Presence:
         """Return which classes each image holds, without decoding."""
         return presence_of(((classes, crowds) for _, classes, crowds in self._objects), len(self.class_names))
 
-    def _path(self, index: int) -> Path:
-        return self._folder / str(self._images[index]["file_name"])
 
-    def _shown(self, index: int, boxes: Tensor) -> Tensor:
-        """Return boxes on the photo as it is shown."""
-        path, record = self._path(index), self._images[index]
+Objects = tuple[list[Box], list[int], list[bool]]
+
+
+class _Frame(NamedTuple):
+    """Where an image's boxes lie: the size that bounds them, how to turn them, and whether they are used."""
+
+    size: tuple[int, int]
+    orientation: int
+    used: bool
+
+
+def _frame(record: dict[str, Any], path: Path, boxes_on: BoxesOn, rule: BoxRule) -> _Frame:
+    """Return the frame of an image's boxes; an endless one for a photo that cannot be read, as its reader is told."""
+    try:
         stored, orientation = stored_size(path)
-        recorded = (record["height"], record["width"])
-        if recorded == stored:
-            return turn_boxes(boxes, stored, orientation)
-        if recorded == stored[::-1] and orientation >= 5:
-            return boxes
-        raise DataError(f"{path} is recorded as {recorded[1]} x {recorded[0]} and is {stored[1]} x {stored[0]}")
+    except DataError:
+        return _Frame((1 << 40, 1 << 40), 1, True)
+    turned = stored[::-1] if orientation >= 5 else stored
+    recorded = record["height"], record["width"]
+    said = recorded if recorded not in ((0, 0), (None, None)) else None
+    used = said in (None, stored, turned) or rule.wrong_size(
+        f"{path} is recorded as {recorded[1]!r:.20} x {recorded[0]!r:.20} and is {stored[1]} x {stored[0]}"
+    )
+    if boxes_on == "recorded" and orientation > 1 and said not in (stored, turned) and used:
+        rule.problems.append(f"{path} is to be turned, and no size says how its boxes lie; say boxes_on")
+    if boxes_on == "shown" or (boxes_on == "recorded" and said == turned != stored):
+        return _Frame(turned, 1, used)
+    return _Frame(stored, orientation, used)
+
+
+def _objects(things: list[dict[str, Any]], frame: _Frame, numbers: dict[str, int], rule: BoxRule) -> Objects:
+    """Return the boxes of an image on its photo as it is shown, with their classes and whether they are crowds."""
+    if not frame.used:
+        rule.counts["skipped"] += len(things)
+        return [], [], []
+    boxes, classes, crowds = [], [], []
+    for thing in things:
+        name, bbox = f"object {thing.get('id')!r:.20}", thing["bbox"]
+        sides = tuple(map(number_of, bbox)) if isinstance(bbox, list) else ()
+        if len(sides) == 4:
+            sides = (sides[0], sides[1], sides[0] + sides[2], sides[1] + sides[3])
+        box = rule(sides, frame.size, f"{name}: bbox {bbox!r:.80}")
+        crowd = None if box is None else rule.flag(thing.get("iscrowd", 0), f"{name}: iscrowd")
+        if box is not None and crowd is not None:
+            boxes.append(box)
+            classes.append(numbers[_key(thing["category_id"])])
+            crowds.append(crowd)
+    if frame.orientation > 1 and boxes:
+        turned = turn_boxes(torch.tensor(boxes, dtype=torch.float64), frame.size, frame.orientation)
+        boxes = [(left, top, right, bottom) for left, top, right, bottom in turned.tolist()]
+    return boxes, classes, crowds
+
+
+def _gather(
+    annotations: list[dict[str, Any]], things: dict[str, list[dict[str, Any]]], numbers: dict[str, int]
+) -> list[str]:
+    """Put each object to its image in ``things``; return what is wrong with others."""
+    problems = []
+    for thing in annotations:
+        for part, known in (("image", things), ("category", numbers)):
+            if _key(thing[f"{part}_id"]) not in known:
+                of = "on image" if part == "image" else "of category"
+                problems.append(
+                    f"object {thing.get('id')!r:.20} is {of} {thing[f'{part}_id']!r:.40}, which is not listed"
+                )
+                break
+        else:
+            things[_key(thing["image_id"])].append(thing)
+    return problems
+
+
+def _photos(folder: Path, names: list[Any]) -> tuple[list[Path], list[str]]:
+    """Return the photos' paths, and which are not there, or not in the folder."""
+    paths, problems = [], []
+    forms: dict[str, str] | None = None
+    for name in names:
+        path = folder
+        if not isinstance(name, str) or leaves_its_folder(name):
+            problems.append(f"image {name!r:.80} leads out of the folder of images; give names relative to it")
+        elif not is_file(path := folder / name):
+            if forms is None:
+                forms = {unicodedata.normalize("NFC", file): file for file in files_below(folder)}
+            path = folder / forms.get(unicodedata.normalize("NFC", name.replace("\\", "/")), name)
+            if not is_file(path):
+                problems.append(f"no image {name}")
+        paths.append(path)
+    return paths, problems
+
+
+def _keys(rows: list[dict[str, Any]], part: str, *columns: str) -> list[str]:
+    """Return what is wrong with ids and names that must differ."""
+    problems = []
+    for column in columns:
+        values = [row[column] for row in rows]
+        kinds = {type(value) for value in values}
+        odd = [
+            value
+            for value in values
+            if not _key(value) or (column == "name" and form_of(str(value)) in _RESERVED)
+        ]
+        usable = "text or a whole number" + (
+            ", and not 'background', which is class 0" if column == "name" else ""
+        )
+        problems += [f"{part} {column} {value!r:.40} must be {usable}" for value in odd]
+        if column == "id" and str in kinds and len(kinds) > 1:
+            problems.append(f"{part} ids are numbers and text: {values[0]!r:.40} and others")
+        twice = repeated(form_of(str(_whole(value))) for value in values)
+        problems += [f"{part} {column} {value!r:.40} is given more than once" for value in twice]
+    return problems
+
+
+_RESERVED = ("", "background")
+
+
+def _key(value: Any) -> str:
+    """Return an id as it is looked up, the same for 1 and 1.0 and another for "1"; "" for what is none."""
+    value = _whole(value)
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return repr(value) if number or (isinstance(value, str) and PLAIN_TEXT.fullmatch(value)) else ""
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -132,9 +262,11 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     if not path.is_file():
         raise MissingFileError(f"no COCO file at {path}")
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content: Any = json.loads(path.read_bytes(), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     needed = {
         "images": ("id", "file_name", "height", "width"),
         "categories": ("id", "name"),
@@ -152,3 +284,14 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     raise_problems(problems, f"{path} is not a COCO file")
     parts: dict[str, list[dict[str, Any]]] = content
     return parts
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"{', '.join(repeated(key for key, _ in pairs))!r:.40} is said twice of one thing")
+    return found
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value

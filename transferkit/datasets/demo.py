@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from transferkit.annotated import AnnotatedImage
-from transferkit.datasets.voc_files import write_voc_images
+from transferkit.datasets.voc_writer import write_voc_images
 from transferkit.errors import ArgumentError, require
+from transferkit.files import faults_named
 from transferkit.progress import Progress, track
 
 __all__ = ["DEMO_CLASSES", "demo_source_digits", "write_demo_devkit"]
@@ -370,14 +371,18 @@ def write_demo_devkit(
     )  # a kill leaves this, never half of the data in its place
     shutil.rmtree(partial, ignore_errors=True)
     train, test = load_digits(seed)
-    for image_set, digits, numbers in (
-        ("trainval", train, range(1, num_train + 1)),
-        ("test", test, range(num_train + 1, num_train + num_test + 1)),
-    ):
-        scenes = track(numbers, progress, description=f"write {image_set}", unit="scene")
-        write_voc_images(partial, image_set, _scenes(digits, scenes, image_size, seed), DEMO_CLASSES)
-    (partial / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
-    return partial.replace(target)
+    try:
+        with faults_named(target):
+            for image_set, digits, numbers in (
+                ("trainval", train, range(1, num_train + 1)),
+                ("test", test, range(num_train + 1, num_train + num_test + 1)),
+            ):
+                scenes = track(numbers, progress, description=f"write {image_set}", unit="scene")
+                write_voc_images(partial, image_set, _scenes(digits, scenes, image_size, seed), DEMO_CLASSES)
+            (partial / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+            return partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _scenes(

@@ -7,18 +7,23 @@ import http.client
 import os
 import re
 import shutil
-import sys
 import tarfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
-import torch
-
-from transferkit.errors import ArgumentError, DataError, DownloadError, listed, require
-from transferkit.files import home_folder, locked
+from transferkit.errors import (
+    ArgumentError,
+    DataError,
+    DownloadError,
+    OutputError,
+    TransferKitError,
+    listed,
+    require,
+)
+from transferkit.files import home_folder, leaves_its_folder, locked
 from transferkit.progress import Progress, track
 
 _GIB = 1 << 30
@@ -42,6 +47,7 @@ def extract_tar(archive: Path, folder: Path, *, max_bytes: int = 16 * _GIB, prog
 
     Raises:
         DataError: Not a tar file, damaged, or refused; names the archive and its first bad members.
+        OutputError: A file cannot be written, or has a name that no file here can have.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
@@ -49,21 +55,33 @@ def extract_tar(archive: Path, folder: Path, *, max_bytes: int = 16 * _GIB, prog
         with tarfile.open(archive, "r:") as tar:
             # The standard library's own filter is a second line: older Python patch releases are without it.
             tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
-            members = tar.getmembers()
+            members = list(_members(tar))
             _check(members, archive, max_bytes)
             partial.mkdir(parents=True)
             for member in track(members, progress, description=f"extract {archive.name}", unit="file"):
                 tar.extract(member, partial, set_attrs=False)
-    except (tarfile.TarError, EOFError) as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise DataError(f"{archive} is not a whole, uncompressed tar file: {error}") from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        if isinstance(error, TransferKitError) or not isinstance(error, Exception):
+            raise
+        if isinstance(error, OSError) and not isinstance(error, tarfile.TarError):
+            raise OutputError(f"cannot extract {archive} to {partial}: {error.strerror or error}") from error
+        reason = error or type(error).__name__  # a damaged header makes tarfile raise whatever goes wrong in it
+        raise DataError(f"{archive} is not a whole, uncompressed tar file: {reason}") from error
     return partial.replace(folder)
 
 
-def _check(members: Iterable[tarfile.TarInfo], archive: Path, max_bytes: int) -> None:
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield an archive's members; older Pythons go round for ever in one whose member has a negative size."""
+    offset = -1
+    while member := tar.next():
+        if tar.offset <= offset or member.size < 0:
+            raise tarfile.ReadError("a member has a negative size")
+        offset = tar.offset
+        yield member
+
+
+def _check(members: Sequence[tarfile.TarInfo], archive: Path, max_bytes: int) -> None:
     reasons = [f"{member.name!r} {reason}" for member in members if (reason := _objection(member))]
     if reasons:
         raise DataError(f"{archive} is refused, nothing was extracted: {listed(reasons, 5)}")
@@ -75,10 +93,7 @@ def _check(members: Iterable[tarfile.TarInfo], archive: Path, max_bytes: int) ->
 def _objection(member: tarfile.TarInfo) -> str:
     if member.issparse() or not (member.isreg() or member.isdir()):
         return "is neither a file nor a folder"
-    posix, windows = PurePosixPath(member.name), PureWindowsPath(member.name)
-    if posix.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
-        return "leads out of the folder"
-    return ""
+    return "leads out of the folder" if leaves_its_folder(member.name) else ""
 
 
 # One file from the web: resumed where it broke off, checked, and in its place only when whole.
@@ -87,10 +102,14 @@ _MIB = 1 << 20
 
 _TIMEOUT = 30.0  # seconds without a byte
 
+_TRIES = 200  # at most; a try that brings nothing is the last one anyway
+
 _BREAKS = (OSError, http.client.HTTPException)  # what a connection that fails or breaks raises
 
 
-def download(url: str, path: Path, *, md5: str | None = None, progress: Progress = False) -> Path:
+def download(
+    url: str, path: Path, *, size: int | None = None, sha256: str | None = None, progress: Progress = False
+) -> Path:
     """Fetch ``url`` into ``path`` unless it is there.
 
     What has arrived is kept in ``<path>.part``; a later call, or another try of this one, asks for the rest.
@@ -100,7 +119,8 @@ def download(url: str, path: Path, *, md5: str | None = None, progress: Progress
     Args:
         url: An http or https address.
         path: Where the file goes; its folder is made.
-        md5: The expected checksum, 32 hexadecimal digits.
+        size: The bytes that it has; more are not fetched.
+        sha256: The expected checksum, 64 hexadecimal digits.
         progress: Counts MiB.
 
     Returns:
@@ -108,8 +128,8 @@ def download(url: str, path: Path, *, md5: str | None = None, progress: Progress
 
     Raises:
         ArgumentError: ``url`` is not http or https.
-        DownloadError: Not reachable, refused, or broken off without a single byte more (what came is kept), or
-            another checksum (nothing is kept).
+        DownloadError: Not reachable, refused, or broken off without a single byte more or too often (what came is
+            kept), or another size or checksum (nothing is kept).
     """
     require(url.startswith(("http://", "https://")), "url", "an http or https address", url)
     if path.exists():
@@ -119,37 +139,43 @@ def download(url: str, path: Path, *, md5: str | None = None, progress: Progress
         if path.exists():
             return path
         resumed = part.exists()
-        _fetch(url, part, progress)
-        if md5 and resumed and _md5(part) != md5:
+        _fetch(url, part, size, progress)
+        if sha256 and resumed and _sha256(part) != sha256:
             _forget(part)  # what was there may have been the fault
-            _fetch(url, part, progress)
-        found = _md5(part) if md5 else None
-        if found != md5:
+            _fetch(url, part, size, progress)
+        found = _sha256(part) if sha256 else None
+        if found != sha256:
             _forget(part)
-            raise DownloadError(f"{url} is not the file expected: MD5 {found}, not {md5}; nothing was kept")
+            raise DownloadError(
+                f"{url} is not the file expected: SHA-256 {found}, not {sha256}; nothing was kept"
+            )
         part.replace(path)
         _forget(part)
     return path
 
 
-def _fetch(url: str, part: Path, progress: Progress) -> None:
+def _fetch(url: str, part: Path, size: int | None, progress: Progress) -> None:
     """Go on asking for the rest for as long as each try brings something."""
-    while True:
+    for number in range(1, _TRIES + 1):
         before, problem = _size(part), "the connection broke off"
         try:
-            if _fetch_rest(url, part, progress):
+            if _fetch_rest(url, part, size, progress):
                 return
         except urllib.error.HTTPError as error:
             answer = f"{error.code} {error.reason}"
             raise DownloadError(f"{url} cannot be fetched: the server answers {answer}") from error
+        except DownloadError:
+            raise
         except _BREAKS as error:
             problem = str(getattr(error, "reason", error)) or type(error).__name__
-        if _size(part) <= before:
+        if number == _TRIES:
+            problem += f", {number} times"
+        if _size(part) <= before or number == _TRIES:
             kept = f"; {before} bytes are kept in {part} and the next try goes on from there" if before else ""
             raise DownloadError(f"{url} cannot be fetched: {problem}{kept}")
 
 
-def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
+def _fetch_rest(url: str, part: Path, size: int | None, progress: Progress) -> bool:
     """Append what is missing to ``part``; say whether it is whole now."""
     start = _size(part)
     try:
@@ -161,21 +187,31 @@ def _fetch_rest(url: str, part: Path, progress: Progress) -> bool:
             whole = _total(error.headers.get("Content-Range")) == start
         if not whole:
             _forget(part)
-        return whole or _fetch_rest(url, part, progress)
+        return whole or _fetch_rest(url, part, size, progress)
     with response:
         headers = response.headers
         if response.status == http.client.PARTIAL_CONTENT:
             total = _total(headers.get("Content-Range"))
         else:  # the server ignores ranges, or its file has changed
-            start, total = 0, int(headers["Content-Length"]) if "Content-Length" in headers else None
+            start, total = 0, _length(headers.get("Content-Length"))
             part.write_bytes(b"")
             _tag_file(part).write_text(headers.get("ETag") or headers.get("Last-Modified") or "")
+        _require_size(url, part, size, total)
         chunks = iter(lambda: response.read(_MIB), b"")
         count = None if total is None else -(-(total - start) // _MIB)
         with part.open("ab") as file:
             for chunk in track(chunks, progress, total=count, description=part.stem, unit="MiB"):
                 file.write(chunk)
+                _require_size(url, part, size, file.tell())
     return total is None or _size(part) == total
+
+
+def _require_size(url: str, part: Path, size: int | None, found: int | None) -> None:
+    if size is not None and found is not None and found > size:
+        _forget(part)
+        raise DownloadError(
+            f"{url} is not the file expected: {found:,} bytes or more, not {size:,}; nothing was kept"
+        )
 
 
 def _request(url: str, part: Path, start: int) -> urllib.request.Request:
@@ -190,12 +226,16 @@ def _request(url: str, part: Path, start: int) -> urllib.request.Request:
 
 def _total(content_range: str | None) -> int | None:
     """Return the 1000 of ``bytes 200-999/1000`` or ``bytes */1000``."""
-    match = re.fullmatch(r"bytes (?:\d+-\d+|\*)/(\d+)", content_range or "")
+    match = re.fullmatch(r"bytes (?:\d+-\d+|\*)/([0-9]{1,18})", content_range or "")
     return int(match[1]) if match else None
 
 
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
+def _length(text: str | None) -> int | None:
+    return int(text) if text and re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_MIB):
             digest.update(chunk)
@@ -215,24 +255,40 @@ def _forget(part: Path) -> None:
     _tag_file(part).unlink(missing_ok=True)
 
 
-VOC_URL = "http://host.robots.ox.ac.uk/pascal/VOC/"
-
-ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+VOC_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/"  # where http://host.robots.ox.ac.uk/pascal/VOC/ leads
 
 
 @dataclass(frozen=True)
-class VOCArchive:
-    """One of VOC's tar files.
+class Archive:
+    """A file on the web, known to the last bit.
 
     Attributes:
         path: Its place below the base address.
-        md5: Its checksum.
+        size: Its bytes.
+        sha256: Its checksum.
+    """
+
+    path: str
+    size: int
+    sha256: str
+
+
+ALEXNET = Archive(
+    "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    244_408_911,
+    "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+)
+
+
+@dataclass(frozen=True)
+class VOCArchive(Archive):
+    """One of VOC's tar files.
+
+    Attributes:
         year: The year whose folder it holds.
         image_sets: Those of its image sets whose photos and annotations it holds too.
     """
 
-    path: str
-    md5: str
     year: str
     image_sets: tuple[str, ...]
 
@@ -240,9 +296,27 @@ class VOCArchive:
 _TRAINING = ("trainval", "train", "val")
 
 VOC_ARCHIVES = (
-    VOCArchive("voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64", "2007", _TRAINING),
-    VOCArchive("voc2007/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f", "2007", ("test",)),
-    VOCArchive("voc2012/VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd", "2012", _TRAINING),
+    VOCArchive(
+        "voc2007/VOCtrainval_06-Nov-2007.tar",
+        460_032_000,
+        "7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508",
+        "2007",
+        _TRAINING,
+    ),
+    VOCArchive(
+        "voc2007/VOCtest_06-Nov-2007.tar",
+        451_020_800,
+        "6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892",
+        "2007",
+        ("test",),
+    ),
+    VOCArchive(
+        "voc2012/VOCtrainval_11-May-2012.tar",
+        1_999_639_040,
+        "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
+        "2012",
+        _TRAINING,
+    ),
 )
 """VOC's public tar files. The annotations of VOC2012's test set are not published."""
 
@@ -297,30 +371,25 @@ def fetch_voc(
     return folder
 
 
-def fetch_alexnet_weights(*, home: Path | str | None = None, progress: bool = False) -> Path:
+def fetch_alexnet_weights(*, home: Path | str | None = None, progress: Progress = False) -> Path:
     """Return the file of torchvision's ImageNet-trained AlexNet; download it (233 MB) if it is not there.
 
     Args:
         home: See :func:`home_folder`; the file is kept in its ``weights``.
-        progress: A bar on standard error, if that is a terminal.
+        progress: Counts MiB.
 
     Raises:
-        DownloadError: It cannot be fetched, or its SHA-256 is not the one in its name.
+        DownloadError: It cannot be fetched, or is another file than the one that is known.
     """
-    path = home_folder(home) / "weights" / ALEXNET_URL.rpartition("/")[2]
-    digest = path.stem.rpartition("-")[2]
-    if path.exists():
-        return path
+    url = ALEXNET.path
+    path = home_folder(home) / "weights" / url.rpartition("/")[2]
     try:
-        with locked(path.with_suffix(".lock")):  # processes of one run ask at once; the first downloads
-            if not path.exists():
-                torch.hub.download_url_to_file(ALEXNET_URL, str(path), digest, progress and sys.stderr.isatty())
-    except (OSError, RuntimeError) as error:  # RuntimeError: the hash differs
+        return download(url, path, size=ALEXNET.size, sha256=ALEXNET.sha256, progress=progress)
+    except OSError as error:  # DownloadError is one
         raise DownloadError(
-            f"no AlexNet weights: looked for {path}, then tried {ALEXNET_URL}: {error}\n"
+            f"no AlexNet weights: looked for {path}, then tried {url}: {error}\n"
             "Put the file there, or name one with --weights."
         ) from error
-    return path
 
 
 def _holds(target: Path, image_set: str) -> bool:
@@ -336,7 +405,8 @@ def _choose(archives: Sequence[VOCArchive], year: str, image_set: str) -> VOCArc
 
 
 def _install(archive: VOCArchive, address: str, folder: Path, target: Path, progress: Progress) -> None:
-    tar = download(address, folder / Path(archive.path).name, md5=archive.md5, progress=progress)
+    place = folder / Path(archive.path).name
+    tar = download(address, place, size=archive.size, sha256=archive.sha256, progress=progress)
     staging = folder / tar.stem
     shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
     extract_tar(tar, staging, progress=progress)

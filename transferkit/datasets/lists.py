@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,16 +11,26 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from transferkit.annotated import AnnotatedImage, Presence, presence_of
-from transferkit.boxes import as_boxes
+from transferkit.annotated import AnnotatedImage, Presence, presence_of, truth, whole_numbers
+from transferkit.datasets._objects import (
+    BadBoxes,
+    BoxRule,
+    checked_class_names,
+    repeated,
+    require_different,
+    require_frame,
+)
 from transferkit.datasets._photo import AnyImage, FloatRange, as_pixels, size_of, stored_size, turn_boxes
-from transferkit.errors import DataError, TransferKitError, raise_problems, require
+from transferkit.errors import ArgumentError, DataError, require
+from transferkit.files import is_file
+from transferkit.progress import Progress, track
 
 
 class ImageListDataset(Dataset[AnnotatedImage]):
     """Images and their objects, each given as a list of N.
 
-    Files are shown upright, as their EXIF orientation asks, and their boxes turn with them.
+    Files are shown upright, as their EXIF orientation asks, and their boxes turn with them. The headers of files with
+    boxes are read when the data set is made.
 
     Args:
         images: Files, PIL images, arrays (H, W) or (H, W, C), or tensors (C, H, W).
@@ -28,13 +39,19 @@ class ImageListDataset(Dataset[AnnotatedImage]):
         difficult: Of each image, n flags; ``None`` for none.
         truncated: Of each image, n flags; ``None`` for none.
         class_names: (K,) names, ``"background"`` first; by default ``class 1`` and so on up to the largest.
-        ids: N names; by default a file's name without its folder and ending, or the image's place.
-        boxes_on: Whether boxes refer to a file's pixels as they are ``"stored"`` or as they are ``"shown"``.
+        ids: N names, all different; by default a file's name without its folder and ending, or the image's place.
+            Where two files would have one name, all have their folders' names too, and their endings if need be.
+        bad_boxes: What becomes of boxes that reach out of their image by more than a pixel or are empty: ``"error"``,
+            ``"cut"`` at the border (what has no part inside is left out), ``"skip"``, or ``"keep"``. A box that is
+            not four numbers, or ends before it starts, is never kept.
+        boxes_on: Whether boxes refer to pixels as they are ``"stored"``, or as they are ``"shown"`` when the photo is
+            turned the way its EXIF orientation asks. PIL images are turned only if ``"shown"``.
         float_range: The values that floating images span, ``(0, 1)`` or ``(0, 255)``; needed where there are such.
 
     Attributes:
         ids: (N,) names of the images.
         class_names: (K,) names of the classes.
+        bad_box_counts: How many boxes were ``cut``, ``skipped`` and ``kept``.
 
     Raises:
         ArgumentError: Lists of different lengths, or none.
@@ -58,11 +75,12 @@ class ImageListDataset(Dataset[AnnotatedImage]):
         truncated: Sequence[Any] | None = None,
         class_names: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
+        bad_boxes: BadBoxes = "error",
         boxes_on: Literal["stored", "shown"] = "stored",
         float_range: FloatRange | None = None,
     ) -> None:
         require(len(images) > 0, "images", "at least one image", images)
-        require(boxes_on in ("stored", "shown"), "boxes_on", "'stored' or 'shown'", boxes_on)
+        require_frame(boxes_on, ("stored", "shown"))
         require((boxes is None) == (classes is None), "classes", "given if and only if boxes are", classes)
         columns = {
             "boxes": boxes,
@@ -76,12 +94,15 @@ class ImageListDataset(Dataset[AnnotatedImage]):
             require(fits, name, f"a list of {len(images)}, one for each image", column)
         self._images = list(images)
         self._boxes_on, self._float_range = boxes_on, float_range
-        self.ids = tuple(map(_name, range(len(images)), images)) if ids is None else tuple(ids)
-        self._objects = self._checked(boxes, classes, difficult, truncated)
+        self.ids = _names(images) if ids is None else tuple(ids)
+        require_different("ids", self.ids)
+        rule = BoxRule(bad_boxes)
+        self._objects = self._checked(rule, boxes, classes, difficult, truncated)
+        self.bad_box_counts = rule.counts
         most = max((int(objects[1].max()) for objects in self._objects if len(objects[1])), default=0)
         names = class_names or ("background", *(f"class {number}" for number in range(1, most + 1)))
         require(len(names) > most, "class_names", f"more than {most} names, background first", class_names)
-        self.class_names = tuple(names)
+        self.class_names = checked_class_names(names, add_background=False)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -92,62 +113,112 @@ class ImageListDataset(Dataset[AnnotatedImage]):
         Raises:
             DataError: An image that cannot be read; names the file.
         """
-        boxes, classes, difficult, truncated = self._objects[index]
-        image = self._images[index]
-        if isinstance(image, (str, Path)) and self._boxes_on == "stored" and len(boxes):
-            boxes = turn_boxes(boxes, *stored_size(Path(image)))
-        return AnnotatedImage(
-            as_pixels(image, self._float_range), boxes, classes, difficult, truncated, self.ids[index]
-        )
+        image = as_pixels(self._images[index], self._float_range, upright=self._boxes_on == "shown")
+        return AnnotatedImage(image, *self.objects(index), id=self.ids[index])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} images, {len(self.class_names) - 1} classes)"
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Return ``(height, width)`` without decoding."""
-        return size_of(self._images[index])
+        return size_of(self._images[index], upright=self._boxes_on == "shown")
+
+    def photo_file(self, index: int) -> tuple[Path, str] | None:
+        """Return an image's file, and how its pixels are read from that; ``None`` for one in memory."""
+        image = self._images[index]
+        reading = f"upright={self._boxes_on == 'shown'} float_range={self._float_range}"
+        return (Path(image), reading) if isinstance(image, (str, Path)) else None
+
+    def objects(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return an image's boxes, classes, difficult and truncated, without decoding."""
+        boxes, classes, difficult, truncated = self._objects[index]
+        return boxes, classes, difficult, truncated
 
     def presence(self) -> Presence:
         """Return which classes each image holds, without decoding."""
         rows = [(classes.tolist(), difficult.tolist()) for _, classes, difficult, _ in self._objects]
         return presence_of(rows, len(self.class_names))
 
-    def _checked(self, *columns: Sequence[Any] | None) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def _checked(self, rule: BoxRule, *columns: Sequence[Any] | None) -> list[Objects]:
         """Return the objects of each image as tensors."""
         checked, problems = [], []
         for place, image in enumerate(self._images):
-            try:
-                checked.append(_objects(*(None if column is None else column[place] for column in columns)))
-            except (TransferKitError, TypeError, ValueError) as error:
-                problems.append(f"image {place} ({self.ids[place]}): {error}")
-            if isinstance(image, (str, Path)) and not Path(image).is_file():
+            name = f"image {place} ({self.ids[place]})"
+            if isinstance(image, (str, Path)) and not is_file(image):
                 problems.append(f"image {place}: no file {image}")
-        raise_problems(problems, "the lists cannot be used")
+            try:
+                values = [None if column is None else column[place] for column in columns]
+                checked.append(_objects(image, self._boxes_on, rule, name, *values))
+            except Exception as error:  # whatever these values are, torch or Pillow may stumble over them
+                problems.append(f"{name}: {error}")
+        rule.raise_problems("the lists cannot be used", problems)
         return checked
 
 
-def _objects(boxes: Any, classes: Any, difficult: Any, truncated: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return ``boxes`` (n, 4) float64, ``classes`` (n,) int64 and two flags (n,) bool."""
+Objects = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _objects(
+    image: AnyImage, boxes_on: str, rule: BoxRule, name: str, boxes: Any, classes: Any, *flags: Any
+) -> Objects:
+    """Return ``boxes`` (n, 4) float64 on the image as it is shown, ``classes`` (n,) int64 and two flags (n,) bool."""
     if boxes is None:
         boxes, classes = [], []
-    rows = as_boxes(torch.as_tensor(boxes)).double()
-    numbers = torch.as_tensor(classes).reshape(-1).long()
+    rows = boxes.tolist() if hasattr(boxes, "tolist") else list(boxes)
+    numbers = whole_numbers("classes", classes).reshape(-1)
     require(len(numbers) == len(rows), "classes", f"{len(rows)} numbers, one for each box", classes)
     require(bool((numbers > 0).all()), "classes", "1 or more (0 is the background)", classes)
-    flags = []
-    for name, flag in (("difficult", difficult), ("truncated", truncated)):
-        marked = (
-            torch.zeros(len(rows), dtype=torch.bool)
-            if flag is None
-            else torch.as_tensor(flag).reshape(-1).bool()
-        )
-        require(len(marked) == len(rows), name, f"{len(rows)} flags, one for each box", flag)
-        flags.append(marked)
-    return rows, numbers, flags[0], flags[1]
+    columns = [numbers]
+    for argument, flag in zip(("difficult", "truncated"), flags, strict=True):
+        marked = truth(argument, [False] * len(rows) if flag is None else flag).reshape(-1)
+        require(len(marked) == len(rows), argument, f"{len(rows)} flags, one for each box", flag)
+        columns.append(marked)
+    size, orientation = _frame(image, boxes_on) if rows else ((0, 0), 1)
+    fitting = [rule(_sides(row), size, f"{name}: box {row!r:.80}") for row in rows]
+    used = torch.tensor([box is not None for box in fitting], dtype=torch.bool)
+    kept = torch.tensor([box for box in fitting if box is not None], dtype=torch.float64).reshape(-1, 4)
+    columns = [column.cpu()[used] for column in columns]
+    return turn_boxes(kept, size, orientation), columns[0], columns[1], columns[2]
 
 
-def _name(place: int, image: AnyImage) -> str:
-    return Path(image).stem if isinstance(image, (str, Path)) else str(place)
+def _sides(row: Any) -> Sequence[Any]:
+    row = row.tolist() if hasattr(row, "tolist") else row
+    return row if isinstance(row, (list, tuple)) else ()
+
+
+def _frame(image: AnyImage, boxes_on: str) -> tuple[tuple[int, int], int]:
+    """Return the size that bounds an image's boxes, and how they are to be turned with it; endless if unreadable."""
+    if isinstance(image, (str, Path)):
+        try:
+            size, orientation = stored_size(Path(image))
+        except DataError:  # whoever asks for its pixels is told
+            return (1 << 40, 1 << 40), 1
+        if boxes_on == "stored":
+            return size, orientation
+    return size_of(image, upright=boxes_on == "shown"), 1
+
+
+def _names(images: Sequence[AnyImage]) -> tuple[str, ...]:
+    """Return names that all differ."""
+    files = {place: Path(image) for place, image in enumerate(images) if isinstance(image, (str, Path))}
+    names: tuple[str, ...] = ()
+    for way in _ways(list(files.values())):
+        of_files = dict(zip(files, way, strict=True))
+        names = tuple(of_files.get(place, str(place)) for place in range(len(images)))
+        if not repeated(names):
+            break
+    return names
+
+
+def _ways(paths: list[Path]) -> Iterator[list[str]]:
+    """Yield files' own names, then with folders, then with endings, then with places."""
+    yield [path.stem for path in paths]
+    whole = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
+    folder = os.path.commonpath([path.parent for path in whole])
+    below = [path.relative_to(folder) for path in whole]
+    yield [path.with_suffix("").as_posix() for path in below]
+    yield [path.as_posix() for path in below]
+    yield [f"{path.as_posix()} {number}" for number, path in enumerate(below)]
 
 
 # Detection data sets as torchvision has them, ``(image, {"boxes": ..., "labels": ...})``, for the sampler.
@@ -165,6 +236,10 @@ class TargetDictDataset(Dataset[AnnotatedImage]):
         class_names: (K,) names, ``"background"`` first; the data set's own by default, if it has any.
         float_range: The values that floating images span: ``(0, 1)`` as torchvision's ``ToTensor`` makes them, or
             ``(0, 255)``; needed where there are such.
+        bad_boxes: See :class:`ImageListDataset`; boxes are looked at when their image is asked for, or by
+            :meth:`verify`, all of them.
+        boxes_on: Whether boxes refer to the pixels of PIL images and files as they are ``"stored"``, or as they are
+            ``"shown"`` when turned the way their EXIF orientation asks.
 
     Example:
         >>> target = {"boxes": torch.tensor([[5, 5, 20, 30]]), "labels": torch.tensor([1])}
@@ -178,11 +253,38 @@ class TargetDictDataset(Dataset[AnnotatedImage]):
         class_names: Sequence[str] | None = None,
         *,
         float_range: FloatRange | None = None,
+        bad_boxes: BadBoxes = "error",
+        boxes_on: Literal["stored", "shown"] = "stored",
     ) -> None:
+        require_frame(boxes_on, ("stored", "shown"))
         self._dataset, self._float_range = dataset, float_range
+        self._bad_boxes, self._boxes_on = BoxRule(bad_boxes).bad_boxes, boxes_on
+        self._counts: dict[int, dict[str, int]] = {}
         names = class_names or getattr(dataset, "class_names", None)
         if names is not None:
-            self.class_names = tuple(names)
+            self.class_names = checked_class_names(names, add_background=False)
+
+    @property
+    def bad_box_counts(self) -> dict[str, int]:
+        """How many boxes were ``cut``, ``skipped`` and ``kept`` in the images that were looked at, here."""
+        counts = BoxRule(self._bad_boxes).counts
+        return {key: sum(one[key] for one in self._counts.values()) for key in counts}
+
+    def verify(self, progress: Progress = False) -> None:
+        """Look at every image once.
+
+        Raises:
+            DataError: Naming all that is wrong with their targets.
+        """
+        problems, all_boxes = [], BoxRule(self._bad_boxes)
+        for index in track(range(len(self)), progress, description="verify", unit="image"):
+            rule = BoxRule(self._bad_boxes)
+            try:
+                self._item(index, rule)
+            except DataError as error:
+                problems.append(str(error))
+            all_boxes.add(rule)
+        all_boxes.raise_problems("the data set cannot be used", problems)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -193,6 +295,12 @@ class TargetDictDataset(Dataset[AnnotatedImage]):
         Raises:
             DataError: The item is not ``(image, target)``, or its parts contradict each other.
         """
+        rule = BoxRule(self._bad_boxes)
+        item = self._item(index, rule)
+        rule.raise_problems(f"item {index} cannot be used")
+        return item
+
+    def _item(self, index: int, rule: BoxRule) -> AnnotatedImage:
         item = self._dataset[index]
         if not isinstance(item, Sequence) or len(item) != 2 or not isinstance(item[1], Mapping):
             found = (
@@ -208,29 +316,36 @@ class TargetDictDataset(Dataset[AnnotatedImage]):
         form = getattr(target["boxes"], "format", None)  # torchvision's BoundingBoxes have one
         if getattr(form, "name", "XYXY") != "XYXY":
             raise DataError(f"the boxes of item {index} must be XYXY, got {form}; convert them in the data set")
-        boxes = as_boxes(torch.as_tensor(target["boxes"])).double().cpu()
-        return AnnotatedImage(
-            image=as_pixels(image, self._float_range),
-            boxes=boxes,
-            classes=_column(target["labels"], len(boxes), "labels", index).long(),
-            difficult=_flags(target, ("difficult", "iscrowd"), len(boxes), index),
-            truncated=_flags(target, ("truncated",), len(boxes), index),
-            id=str(_plain(target.get("image_id", index))),
-        )
+        pixels = as_pixels(image, self._float_range, upright=self._boxes_on == "shown")
+        columns = self._columns(index, image, target, rule)
+        self._counts[index] = rule.counts
+        return AnnotatedImage(pixels, *columns, id=str(_plain(target.get("image_id", index))))
 
-
-def _column(values: Any, rows: int, name: str, index: int) -> Tensor:
-    column = torch.as_tensor(values).reshape(-1).cpu()
-    if len(column) != rows:
-        raise DataError(f"item {index} has {rows} boxes, but {len(column)} {name}")
-    return column
+    def _columns(self, index: int, image: AnyImage, target: Mapping[str, Any], rule: BoxRule) -> Objects:
+        try:
+            rows, labels = len(target["boxes"]), whole_numbers("labels", target["labels"]).reshape(-1)
+            if len(labels) != rows:
+                raise DataError(f"item {index} has {rows} boxes, but {len(labels)} labels")
+            flags = [_flags(target, names, rows, index) for names in (("difficult", "iscrowd"), ("truncated",))]
+            objects = _objects(image, self._boxes_on, rule, f"item {index}", target["boxes"], labels, *flags)
+        except (ArgumentError, TypeError) as error:
+            raise DataError(f"item {index}: {error}") from error
+        most, names = max(objects[1].tolist(), default=0), getattr(self, "class_names", None)
+        if names is not None and most >= len(names):
+            raise DataError(
+                f"item {index} has label {most}, but there are class_names for 1 to {len(names) - 1}"
+            )
+        return objects
 
 
 def _flags(target: Mapping[str, Any], names: tuple[str, ...], rows: int, index: int) -> Tensor:
     flags = torch.zeros(rows, dtype=torch.bool)
     for name in names:
         if name in target:
-            flags |= _column(target[name], rows, name, index).bool()
+            column = truth(name, target[name]).reshape(-1).cpu()
+            if len(column) != rows:
+                raise DataError(f"item {index} has {rows} boxes, but {len(column)} {name}")
+            flags |= column
     return flags
 
 

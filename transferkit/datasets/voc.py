@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from transferkit.annotated import AnnotatedImage, Presence, presence_of
-from transferkit.datasets._photo import fingerprint, photo_size, read_photo
+from transferkit.datasets._objects import (
+    BadBoxes,
+    Box,
+    BoxesOn,
+    BoxRule,
+    checked_class_names,
+    form_of,
+    require_frame,
+)
+from transferkit.datasets._photo import fingerprint, read_photo, stored_size
 from transferkit.datasets.voc_files import (
+    NamedFiles,
     VOCAnnotation,
+    VOCFiles,
     VOCObject,
-    find_photos,
     find_voc_folder,
     read_annotation,
     read_image_set,
@@ -23,14 +34,10 @@ from transferkit.datasets.voc_files import (
 from transferkit.errors import DataError, did_you_mean, listed, raise_problems, require
 from transferkit.progress import Progress, track
 
-Box = tuple[float, float, float, float]
-
 _CLASSES_OF_ONES_OWN = (
     "classes of your own: class_names=[...], or find_class_names(folder) for all there are "
     "(--classes on a command line); skip_other_classes=True leaves out objects of others"
 )
-
-_SLACK = 1.0  # pixels that a box may reach out of its image: tools that count from 0 do
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,10 @@ def read_records(
     ids: Iterable[str],
     class_names: Sequence[str],
     *,
+    files: VOCFiles,
+    rule: BoxRule,
     box_offset: Box,
+    boxes_on: BoxesOn,
     skip_other_classes: bool,
 ) -> list[Record]:
     """Read and check the annotations and photo headers of ``ids``.
@@ -72,90 +82,106 @@ def read_records(
         folder: A ``VOC<year>`` folder.
         ids: Image ids.
         class_names: (K,) names, background first.
+        files: Of the folder.
+        rule: What becomes of boxes that cannot be.
         box_offset: Taken from ``(xmin, ymin, xmax, ymax)`` as written.
+        boxes_on: The frame of the boxes.
         skip_other_classes: Leave out objects of classes that are not in ``class_names``, instead of an error.
 
     Raises:
         DataError: Something is missing, damaged or contradictory. Names every file, up to a screenful.
     """
-    numbers = {name: number for number, name in enumerate(class_names) if number > 0}
-    photos = find_photos(folder)
+    reader = _Reader(folder, files, class_names, rule, box_offset, boxes_on)
     records: list[Record] = []
     problems: list[str] = []
-    unknown: dict[str, list[str]] = {}
     for image_id in ids:
         try:
-            records.append(_read_record(folder, image_id, photos, numbers, box_offset, unknown))
+            records.append(reader.record(image_id))
         except DataError as error:
             problems.append(str(error))
-    if unknown and not skip_other_classes:
-        problems += [_unknown_class(name, where, class_names) for name, where in sorted(unknown.items())]
-        problems[-1] += f"\n{_CLASSES_OF_ONES_OWN}"
-    raise_problems(problems, f"the data in {folder} cannot be used")
+    unknown = {} if skip_other_classes else reader.unknown
+    problems += [_unknown_class(name, where, class_names) for name, where in sorted(unknown.items())]
+    advice = _CLASSES_OF_ONES_OWN if unknown else ""
+    rule.raise_problems(f"the data in {folder} cannot be used", problems, advice)
     return records
 
 
-def _read_record(
-    folder: Path,
-    image_id: str,
-    photos: dict[str, str],
-    numbers: dict[str, int],
-    box_offset: Box,
-    unknown: dict[str, list[str]],  # filled: class name to the images that have it
-) -> Record:
-    annotation, photo = _find(folder, image_id, photos)
-    image_size, upright = _measure(annotation, photo, image_id)
-    for name in {thing.name for thing in annotation.objects} - numbers.keys():
-        unknown.setdefault(name, []).append(image_id)
-    objects = [thing for thing in annotation.objects if thing.name in numbers]
-    return Record(
-        image_id,
-        photo,
-        image_size,
-        upright,
-        boxes=tuple(_box(thing, image_size, box_offset, image_id) for thing in objects),
-        classes=tuple(numbers[thing.name] for thing in objects),
-        difficult=tuple(thing.difficult for thing in objects),
-        truncated=tuple(thing.truncated for thing in objects),
-    )
+class _Reader:
+    """Reads the annotations of a folder one by one, and keeps what concerns all of them."""
 
+    def __init__(
+        self,
+        folder: Path,
+        files: VOCFiles,
+        class_names: Sequence[str],
+        rule: BoxRule,
+        offset: Box,
+        boxes_on: BoxesOn,
+    ) -> None:
+        self._folder, self._files, self._rule = folder, files, rule
+        self._offset, self._boxes_on = offset, boxes_on
+        self._numbers = {form_of(name): number for number, name in enumerate(class_names) if number > 0}
+        self._taken: dict[str, str] = {}  # annotation to the image that has it
+        self.unknown: dict[str, list[str]] = {}  # class name to the images that have it
 
-def _find(folder: Path, image_id: str, photos: dict[str, str]) -> tuple[VOCAnnotation, Path]:
-    path = folder / "Annotations" / f"{image_id}.xml"
-    photo = photos.get(image_id)
-    if not path.is_file() or photo is None:
-        missing = [f"Annotations/{image_id}.xml"] * (not path.is_file())
-        missing += [f"JPEGImages/{image_id}.jpg"] * (photo is None)
-        raise DataError(f"image {image_id} is listed, but {' and '.join(missing)} is not there")
-    return read_annotation(path), folder / "JPEGImages" / photo
+    def record(self, image_id: str) -> Record:
+        annotation, photo = self._find(image_id)
+        image_size, upright, used = self._measure(annotation, photo, image_id)
+        for name in dict.fromkeys(thing.name for thing in annotation.objects):
+            if form_of(name) not in self._numbers:
+                self.unknown.setdefault(name, []).append(image_id)
+        things = [thing for thing in annotation.objects if form_of(thing.name) in self._numbers]
+        if not used:
+            self._rule.counts["skipped"] += len(things)
+        objects = [
+            (box, thing)
+            for thing in things
+            if used and (box := self._box(thing, image_size, image_id)) is not None
+        ]
+        return Record(
+            image_id,
+            photo,
+            image_size,
+            upright,
+            boxes=tuple(box for box, _ in objects),
+            classes=tuple(self._numbers[form_of(thing.name)] for _, thing in objects),
+            difficult=tuple(thing.difficult for _, thing in objects),
+            truncated=tuple(thing.truncated for _, thing in objects),
+        )
 
+    def _find(self, image_id: str) -> tuple[VOCAnnotation, Path]:
+        annotations, photos = self._files.annotations[image_id], self._files.photos[image_id]
+        if not annotations or not photos:
+            missing = [f"Annotations/{image_id}.xml"] * (not annotations)
+            missing += [f"JPEGImages/{image_id}.jpg"] * (not photos)
+            raise DataError(f"image {image_id} is listed, but {' and '.join(missing)} is not there")
+        other = self._taken.setdefault(annotations[0], image_id)
+        if other != image_id:
+            raise DataError(
+                f"images {other!r} and {image_id!r} are both Annotations/{annotations[0]}; list one"
+            )
+        annotation = read_annotation(self._folder / "Annotations" / annotations[0])
+        named = [photo for photo in photos if form_of(Path(photo).name) == form_of(annotation.filename)]
+        return annotation, self._folder / "JPEGImages" / (named or photos)[0]
 
-def _measure(annotation: VOCAnnotation, photo: Path, image_id: str) -> tuple[tuple[int, int], bool]:
-    # The devkit ignores EXIF. Newer tools annotate the picture as it is shown, and then say so with their size.
-    stored, said = photo_size(photo), annotation.image_size
-    if said == stored:
-        return stored, False
-    turned = photo_size(photo, upright=True)
-    if said is None or said == turned:
-        return turned, True
-    raise DataError(
-        f"Annotations/{image_id}.xml says that its image is {said[1]} x {said[0]} (width x height), "
-        f"but JPEGImages/{photo.name} is {stored[1]} x {stored[0]}"
-    )
+    def _measure(
+        self, annotation: VOCAnnotation, photo: Path, image_id: str
+    ) -> tuple[tuple[int, int], bool, bool]:
+        """Return the size, whether the photo is turned upright, and whether its objects are used."""
+        # The devkit ignores EXIF. Newer tools annotate the picture as it is shown, and then say so with their size.
+        (stored, orientation), said = stored_size(photo), annotation.image_size
+        turned = stored[::-1] if orientation >= 5 else stored
+        upright = said != stored if self._boxes_on == "recorded" else self._boxes_on == "shown"
+        right = said in (None, stored, turned) or self._rule.wrong_size(
+            f"Annotations/{image_id}.xml says that its image is {said[1]} x {said[0]} (width x height), "
+            f"but JPEGImages/{photo.name} is {stored[1]} x {stored[0]}"
+        )
+        return (turned if upright else stored), upright, right
 
-
-def _box(thing: VOCObject, image_size: tuple[int, int], offset: Box, image_id: str) -> Box:
-    height, width = image_size
-    xmin, ymin, xmax, ymax = (side - shift for side, shift in zip(thing.box, offset, strict=True))
-    clipped = max(xmin, 0.0), max(ymin, 0.0), min(xmax, float(width)), min(ymax, float(height))
-    inside = min(xmin, ymin, width - xmax, height - ymax) >= -_SLACK
-    if inside and clipped[0] < clipped[2] and clipped[1] < clipped[3]:
-        return clipped
-    written = " ".join(f"{side:g}" for side in thing.box)
-    what = "is empty" if inside else "reaches out of the image"
-    raise DataError(
-        f"Annotations/{image_id}.xml: box {written} of {thing.name!r} {what}, {width} x {height} (w x h)"
-    )
+    def _box(self, thing: VOCObject, image_size: tuple[int, int], image_id: str) -> Box | None:
+        sides = [side - shift for side, shift in zip(thing.box, self._offset, strict=True)]
+        written = " ".join(f"{side:g}" for side in thing.box)
+        return self._rule(sides, image_size, f"Annotations/{image_id}.xml: box {written} of {thing.name!r}")
 
 
 def _unknown_class(name: str, ids: Sequence[str], class_names: Sequence[str]) -> str:
@@ -202,12 +228,19 @@ class VOCDataset(Dataset[AnnotatedImage]):
         subtract_one: From which of a box's four numbers one is taken. ``"starts"`` makes VOC's 1-based
             inclusive boxes 0-based and half-open; ``"all"`` is neon's recipe; ``"nothing"`` is for data written
             0-based and half-open. A box may then reach out of its image by one pixel, and is cut there.
+        bad_boxes: What becomes of boxes that reach out farther or are empty, and of the objects in photos that are
+            not of the size that is written: ``"error"``, ``"cut"`` at the border (what has no part inside is left
+            out), ``"skip"``, or ``"keep"``. A box that ends before it starts is never kept.
+        boxes_on: Whether boxes refer to pixels as they are ``"stored"``, or as they are ``"shown"`` when the photo is
+            turned the way its EXIF orientation asks; ``"recorded"`` takes the one whose size is written, the stored
+            one where both have it, the shown one where none is.
         progress: Counts the annotations as they are read.
 
     Attributes:
         folder: The ``VOC<year>`` folder.
         ids: (N,) image ids.
         class_names: (K,) names, ``"background"`` first.
+        bad_box_counts: How many boxes were ``cut``, ``skipped`` and ``kept``, and how many ``sizes`` were wrong.
 
     Raises:
         MissingFileError: No VOC folder, or no such image set.
@@ -238,20 +271,29 @@ class VOCDataset(Dataset[AnnotatedImage]):
         class_names: Sequence[str] = VOC_CLASSES,
         skip_other_classes: bool = False,
         subtract_one: Literal["starts", "all", "nothing"] = "starts",
+        bad_boxes: BadBoxes = "error",
+        boxes_on: BoxesOn = "recorded",
         progress: Progress = False,
     ) -> None:
         require(max_images is None or max_images > 0, "max_images", "positive or None", max_images)
         require(subtract_one in _OFFSETS, "subtract_one", f"one of {', '.join(_OFFSETS)}", subtract_one)
+        require_frame(boxes_on)
+        rule = BoxRule(bad_boxes)
         self.folder = find_voc_folder(root, year)
-        self.class_names = _with_background(class_names)
-        self.ids = tuple(read_image_set(self.folder, image_set)[:max_images])
+        self.class_names = checked_class_names(class_names, add_background=True)
+        files = VOCFiles(self.folder)
+        self.ids = tuple(read_image_set(self.folder, image_set, files)[:max_images])
         self._records = read_records(
             self.folder,
             track(self.ids, progress, description=f"read {image_set}", unit="file"),
             self.class_names,
+            files=files,
+            rule=rule,
             box_offset=_OFFSETS[subtract_one],
+            boxes_on=boxes_on,
             skip_other_classes=skip_other_classes,
         )
+        self.bad_box_counts = rule.counts
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -263,14 +305,8 @@ class VOCDataset(Dataset[AnnotatedImage]):
             DataError: Naming the photo: damaged or gone since the data set was made.
         """
         record = self._records[index]
-        return AnnotatedImage(
-            image=read_photo(record.photo, record.upright),
-            boxes=torch.tensor(record.boxes, dtype=torch.float64).reshape(-1, 4),
-            classes=torch.tensor(record.classes, dtype=torch.int64),
-            difficult=torch.tensor(record.difficult, dtype=torch.bool),
-            truncated=torch.tensor(record.truncated, dtype=torch.bool),
-            id=record.id,
-        )
+        image = read_photo(record.photo, record.upright)
+        return AnnotatedImage(image, *self.objects(index), id=record.id)
 
     def __repr__(self) -> str:
         return f"VOCDataset({len(self)} images, {len(self.class_names) - 1} classes, {str(self.folder)!r})"
@@ -284,6 +320,21 @@ class VOCDataset(Dataset[AnnotatedImage]):
         record = self._records[index]
         return fingerprint(
             record.photo, record.upright, record.boxes, record.classes, record.difficult, record.truncated
+        )
+
+    def photo_file(self, index: int) -> tuple[Path, str]:
+        """Return an image's file, and how its pixels are read from that."""
+        record = self._records[index]
+        return record.photo, f"upright={record.upright}"
+
+    def objects(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return an image's boxes, classes, difficult and truncated, without decoding."""
+        record = self._records[index]
+        return (
+            torch.tensor(record.boxes, dtype=torch.float64).reshape(-1, 4),
+            torch.tensor(record.classes, dtype=torch.int64),
+            torch.tensor(record.difficult, dtype=torch.bool),
+            torch.tensor(record.truncated, dtype=torch.bool),
         )
 
     def presence(self) -> Presence:
@@ -317,17 +368,9 @@ def find_class_names(root: Path | str, year: str = "2007") -> tuple[str, ...]:
         DataError: Half of one, an annotation that cannot be read, or none with an object.
     """
     folder = find_voc_folder(root, year) / "Annotations"
-    names = {thing.name for path in sorted(folder.glob("*.xml")) for thing in read_annotation(path).objects}
+    names: dict[str, str] = {}  # by the form in which they are compared
+    for path in NamedFiles(folder, (".xml",)).all():
+        names.update((form_of(thing.name), thing.name) for thing in read_annotation(folder / path).objects)
     if not names:
         raise DataError(f"no annotation in {folder} has an object")
-    return _with_background(sorted(names))
-
-
-def _with_background(class_names: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(class_names)
-    names = names if names[:1] == ("background",) else ("background", *names)
-    unique = len(set(names)) == len(names) and not isinstance(class_names, str)
-    require(
-        unique and len(names) > 1, "class_names", "different names, 'background' only at the start", class_names
-    )
-    return names
+    return checked_class_names(sorted(names.values()), add_background=True)

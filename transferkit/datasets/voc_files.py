@@ -1,16 +1,17 @@
-"""The files of a VOCdevkit: annotations, image sets and photos, read and written."""
+"""The files of a VOCdevkit: annotations, image sets and photos."""
 
 from __future__ import annotations
 
+import codecs
 import math
+import os
+import re
+import unicodedata
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
-from transferkit.annotated import AnnotatedImage
 from transferkit.errors import DataError, MissingFileError, did_you_mean
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -24,7 +25,8 @@ class VOCObject:
 
     Attributes:
         name: The class, as written.
-        box: ``(xmin, ymin, xmax, ymax)`` as written: pixels, counted from 1, the last one included.
+        box: ``(xmin, ymin, xmax, ymax)`` as written: pixels, counted from 1, the last one included; NaN for what is
+            no number.
         difficult: Marked as hard to recognize; VOC's evaluation ignores it.
         truncated: The box holds only a part of the object.
     """
@@ -43,10 +45,12 @@ class VOCAnnotation:
         image_size: ``(height, width)`` in pixels, or None where the file does not say (some tools leave it out
             or write zeros).
         objects: In the order of the file. The ``<part>`` elements of VOC's person layout are not objects.
+        filename: Of the photo, as written.
     """
 
     image_size: tuple[int, int] | None
     objects: tuple[VOCObject, ...]
+    filename: str = field(default="", compare=False)
 
 
 def read_annotation(path: Path) -> VOCAnnotation:
@@ -54,9 +58,11 @@ def read_annotation(path: Path) -> VOCAnnotation:
 
     Raises:
         DataError: Naming the file: unreadable, not XML, not a VOC annotation, or with an object that lacks a
-            name or a usable box.
+            name or a box.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise DataError("cannot be read: it is not a file")
         return parse_annotation(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
@@ -81,18 +87,53 @@ def parse_annotation(data: bytes) -> VOCAnnotation:
     return VOCAnnotation(
         image_size=_image_size(root.find("size")),
         objects=tuple(_object(element, number) for number, element in enumerate(root.findall("object"), 1)),
+        filename=(root.findtext("filename") or "").strip(),
     )
 
 
 def _parse_xml(data: bytes) -> ElementTree.Element:
-    # Entities can make a small file expand to gigabytes, and cannot be declared without these words. Fixing the
-    # encoding keeps a file from hiding them behind another one.
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+    text = _xml_text(data)
+    # Entities can make a small file expand to gigabytes, and cannot be declared without these words.
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise DataError("declares a document type or entities, which no VOC annotation does; refused")
     try:
-        return ElementTree.fromstring(data, ElementTree.XMLParser(encoding="utf-8"))
-    except ElementTree.ParseError as error:
-        raise DataError(f"is not well-formed XML in UTF-8: {error}") from error
+        return ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"is not well-formed XML: {error}") from error
+
+
+_DECLARED = re.compile(rb"""<\?xml[^>]*?\sencoding\s*=\s*["']([\w.:-]+)["']""")
+
+# Encodings that have ASCII in them, as Python calls them; the declaration is read as ASCII.
+_ENCODINGS = re.compile(
+    r"ascii|utf-8|(iso8859|mac)-\w+|cp(125|8|9)\d+|gb\w+|big5\w*|euc_\w+|shift_jis\w*|koi8-\w"
+)
+
+
+def _xml_text(data: bytes) -> str:
+    """Decode a file as its first bytes say, or its declaration; every other way reads other names from it."""
+    declared = _DECLARED.match(data)
+    encoding = "utf-8"
+    if declared:
+        try:
+            encoding = codecs.lookup(declared[1].decode()).name
+        except LookupError:
+            encoding = "unknown"
+    if encoding.startswith("utf-16"):  # as the .NET framework declares what it then writes as UTF-8
+        encoding = "utf-8"
+    if declared and not _ENCODINGS.fullmatch(encoding):
+        raise DataError(f"declares the encoding {declared[1].decode()!r}, refused; save it as UTF-8")
+    zeros = {b"<\0": "utf-16-le", b"\0<": "utf-16-be"}
+    return _decoded(data, zeros.get(data[:2], "gb18030" if encoding.startswith("gb") else encoding))
+
+
+def _decoded(data: bytes, encoding: str) -> str:
+    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    marked = next((its for mark, its in marks.items() if data.startswith(mark)), encoding)
+    try:
+        return data.decode(marked)
+    except UnicodeDecodeError as error:
+        raise DataError(f"is not well-formed text in {marked}, so it is refused: {error}") from error
 
 
 def _image_size(size: ElementTree.Element | None) -> tuple[int, int] | None:
@@ -114,26 +155,32 @@ def _object(element: ElementTree.Element, number: int) -> VOCObject:
         raise DataError(f"has no <name> in {where}")
     if box is None:
         raise DataError(f"has no <bndbox> in {where}")
-    xmin, ymin, xmax, ymax = (_number(box, side, where) for side in _SIDES)
-    if xmax < xmin or ymax < ymin:
-        raise DataError(
-            f"has an inverted box in {where}: {xmin:g} {ymin:g} {xmax:g} {ymax:g} (xmin ymin xmax ymax)"
-        )
+    xmin, ymin, xmax, ymax = (_float(_text(box, side, where)) for side in _SIDES)
     difficult, truncated = (_flag(element, tag, where) for tag in ("difficult", "truncated"))
     return VOCObject(name, (xmin, ymin, xmax, ymax), difficult, truncated)
 
 
 def _number(element: ElementTree.Element, tag: str, where: str) -> float:
-    text = element.findtext(tag)
-    if text is None:
-        raise DataError(f"has no <{tag}> in {where}")
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    text = _text(element, tag, where)
+    number = _float(text)
     if not math.isfinite(number):
         raise DataError(f"has no number in <{tag}> of {where}: {text.strip()!r}")
     return number
+
+
+def _text(element: ElementTree.Element, tag: str, where: str) -> str:
+    text = element.findtext(tag)
+    if text is None:
+        raise DataError(f"has no <{tag}> in {where}")
+    return text
+
+
+def _float(text: str) -> float:
+    """Return a number; NaN where there is none."""
+    try:
+        return math.nan if "_" in text else float(text)  # 1_0 is Python's
+    except ValueError:
+        return math.nan
 
 
 def _flag(element: ElementTree.Element, tag: str, where: str) -> bool:
@@ -147,7 +194,7 @@ def _flag(element: ElementTree.Element, tag: str, where: str) -> bool:
 
 _PARTS = ("Annotations", "ImageSets", "JPEGImages")
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2")
 
 
 def find_voc_folder(root: Path | str, year: str = "2007") -> Path:
@@ -177,16 +224,71 @@ def find_voc_folder(root: Path | str, year: str = "2007") -> Path:
     )
 
 
-def read_image_set(folder: Path, image_set: str) -> list[str]:
+class NamedFiles:
+    """The files of a folder and of its subfolders, found by name without ending, in whatever Unicode form.
+
+    Args:
+        folder: The folder.
+        suffixes: Of the files that count, in lower case; the first ones come first.
+    """
+
+    def __init__(self, folder: Path, suffixes: Sequence[str]) -> None:
+        self._files: dict[str, list[str]] = {}  # below the folder, by name without ending
+        self._forms: dict[str, set[str]] = {}
+        for path in files_below(folder):
+            name, suffix = os.path.splitext(path)  # noqa: PTH122
+            if suffix.lower() in suffixes:
+                self._files.setdefault(name, []).append(path)
+                self._forms.setdefault(unicodedata.normalize("NFC", name), set()).add(name)
+        for paths in self._files.values():
+            paths.sort(key=lambda path: (suffixes.index(Path(path).suffix.lower()), path))
+
+    def __getitem__(self, name: str) -> list[str]:
+        """Return the files of a name, paths below the folder; none where only two other forms of it are there."""
+        alike = self._forms.get(unicodedata.normalize("NFC", name), ())
+        return self._files.get(name) or (self._files[next(iter(alike))] if len(alike) == 1 else [])
+
+    def __contains__(self, name: str) -> bool:
+        return bool(self[name])
+
+    def all(self) -> list[str]:
+        """Return all files, sorted."""
+        return sorted(path for paths in self._files.values() for path in paths)
+
+
+def files_below(folder: Path) -> list[str]:
+    """Return all files below a folder with slashes, without the "._" files that macOS writes beside others."""
+    found = []
+    for place, _, names in os.walk(folder):
+        start = Path(place).relative_to(folder).as_posix()
+        found += [name if start == "." else f"{start}/{name}" for name in names if not name.startswith("._")]
+    return found
+
+
+class VOCFiles:
+    """The annotations and photos of a ``VOC<year>`` folder, from one listing of each.
+
+    VOC's own photos are all ``<id>.jpg``; other kinds serve where there is no such file, or where the annotation
+    names them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.annotations = NamedFiles(folder / "Annotations", (".xml",))
+        self.photos = NamedFiles(folder / "JPEGImages", _SUFFIXES)
+
+
+def read_image_set(folder: Path, image_set: str, files: VOCFiles | None = None) -> list[str]:
     """Return the image ids that ``ImageSets/Main/<image_set>.txt`` lists, in its order, each once.
 
-    Only the first word of a line counts, so that per-class files (``dog_trainval``: an id and 1, 0 or -1) and
-    the other tasks' files (``Layout/trainval``: an id and an object) can be read too.
+    A line is an id, blanks and all. The numbers of per-class files (``dog_trainval``: an id and 1, 0 or -1) and of
+    other tasks' files (``Layout/trainval``: an id and the object's number) are no part of it: where every line ends
+    with one, and no line is the name of a file as it stands.
 
     Args:
         folder: A ``VOC<year>`` folder.
         image_set: The file's name without ``.txt``; below ``ImageSets`` if it has a slash, else below its
             ``Main``.
+        files: Of the folder, if they have been listed.
 
     Raises:
         MissingFileError: No such file; offers those that are there.
@@ -197,99 +299,29 @@ def read_image_set(folder: Path, image_set: str) -> list[str]:
     if not path.is_file():
         raise MissingFileError(f"no image set {image_set!r}: {path} is missing{_offer(path)}")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a list of image ids: {error}") from error
-    ids = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
-    if not ids:
+        lines = _decoded(path.read_bytes(), "utf-8").split("\n")
+    except DataError as error:
+        raise DataError(f"{path} is not a list of image ids: it {error}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    lines = [line.rstrip("\r") for line in lines if line.strip()]
+    if not lines:
         raise DataError(f"{path} lists no image")
-    return ids
+    return list(dict.fromkeys(_ids(lines, "/" in image_set, files or VOCFiles(folder))))
 
 
-def find_photos(folder: Path) -> dict[str, str]:
-    """Return the photos of ``JPEGImages`` as file names by id, from one listing of the folder.
-
-    VOC's own are all ``<id>.jpg``; ``.jpeg`` and ``.png`` serve where there is no such file.
-    """
-    photos: dict[str, str] = {}
-    files = [Path(name.name) for name in (folder / "JPEGImages").iterdir()]
-    for suffix in reversed(_SUFFIXES):
-        photos.update({file.stem: file.name for file in files if file.suffix.lower() == suffix})
-    return photos
+def _ids(lines: Sequence[str], other_task: bool, files: VOCFiles) -> list[str]:
+    known = [line in files.annotations or line in files.photos for line in lines]
+    number = re.compile(r"(.*\S)\s+\d+\s*" if other_task else r"(.*\S)\s+(-1|0|1)\s*")
+    found = [number.fullmatch(line) for line in lines]
+    if not any(known) and all(found):
+        return [match[1].strip() for match in found if match]
+    return [line if exact else line.strip() for line, exact in zip(lines, known, strict=True)]
 
 
 def _offer(path: Path) -> str:
-    there = sorted(file.stem for file in path.parent.glob("*.txt"))
+    there = sorted(file.stem for file in path.parent.glob("[!.]*.txt"))
     per_class = "_" in path.stem
     plain = [name for name in there if per_class or "_" not in name] or there
     near = did_you_mean(path.stem, plain)
     return near or (f"; there are {', '.join(plain[:8])}" if plain else f"; {path.parent} has no .txt file")
-
-
-# Write images and their objects the way Pascal VOC lays them out.
-
-
-def write_voc_images(
-    folder: Path,
-    image_set: str,
-    images: Iterable[AnnotatedImage],
-    class_names: Sequence[str],
-    *,
-    quality: int = 95,
-) -> None:
-    """Add ``images`` and an image set that lists them to a ``VOC<year>`` folder.
-
-    Args:
-        folder: The ``VOC<year>`` folder; made where it is absent.
-        image_set: Written as ``ImageSets/Main/<image_set>.txt``, with a file per class beside it.
-        images: With boxes 0-based and half-open, in whole pixels; consumed one at a time.
-        class_names: (K,) names, ``"background"`` first.
-        quality: Of the JPEG files.
-    """
-    for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    marks: dict[str, list[int]] = {}  # image id -> per class 1 present, 0 only difficult ones, -1 absent
-    for item in images:
-        photo = Image.fromarray(item.image.permute(1, 2, 0).numpy())
-        photo.save(folder / "JPEGImages" / f"{item.id}.jpg", quality=quality, subsampling=0)
-        (folder / "Annotations" / f"{item.id}.xml").write_text(
-            _xml(item, class_names, folder.name), encoding="utf-8"
-        )
-        marks[item.id] = [_mark(item, number) for number in range(len(class_names))]
-    sets = folder / "ImageSets" / "Main"
-    (sets / f"{image_set}.txt").write_text("".join(f"{name}\n" for name in marks), encoding="utf-8")
-    for number, class_name in enumerate(class_names[1:], 1):
-        lines = "".join(f"{name} {row[number]:2d}\n" for name, row in marks.items())
-        (sets / f"{class_name}_{image_set}.txt").write_text(lines, encoding="utf-8")
-
-
-def _mark(item: AnnotatedImage, number: int) -> int:
-    mine = item.classes == number
-    return -1 if not mine.any() else int(not item.difficult[mine].all())
-
-
-def _xml(item: AnnotatedImage, class_names: Sequence[str], folder_name: str) -> str:
-    root = ElementTree.Element("annotation")
-    _add(root, folder=folder_name, filename=f"{item.id}.jpg")
-    depth, height, width = item.image.shape
-    _add(ElementTree.SubElement(root, "size"), width=width, height=height, depth=depth)
-    _add(root, segmented=0)
-    for (xmin, ymin, xmax, ymax), number, truncated, difficult in zip(
-        item.boxes.tolist(),
-        item.classes.tolist(),
-        item.truncated.tolist(),
-        item.difficult.tolist(),
-        strict=True,
-    ):
-        thing = ElementTree.SubElement(root, "object")
-        flags = {"truncated": int(truncated), "difficult": int(difficult)}
-        _add(thing, name=class_names[number], pose="Unspecified", **flags)
-        box = ElementTree.SubElement(thing, "bndbox")
-        _add(box, xmin=f"{xmin + 1:g}", ymin=f"{ymin + 1:g}", xmax=f"{xmax:g}", ymax=f"{ymax:g}")
-    ElementTree.indent(root, "\t")
-    return ElementTree.tostring(root, encoding="unicode") + "\n"
-
-
-def _add(parent: ElementTree.Element, **children: object) -> None:
-    for tag, text in children.items():
-        ElementTree.SubElement(parent, tag).text = str(text)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from transferkit.errors import DivergedError, require
 from transferkit.heads import Objective
-from transferkit.optimization import EarlyStopping, WarmupCosine, WeightAverage
+from transferkit.optimization import EarlyStopping, WarmupCosine, WeightAverage, lone_row
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,9 @@ class _Training:
         """Take one step; return the summed loss and the number of rows that count, (2,) float64."""
         factor = self.rate.factor((self.steps + 0.5) / self.steps_per_epoch)
         self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * factor
-        loss = self.objective.losses(self.head(features), targets).sum()
+        with lone_row(self.head, features):
+            logits = self.head(features)
+        loss = self.objective.losses(logits, targets).sum()
         counted = self.objective.counted(targets).sum()
         self.optimizer.zero_grad()
         torch.autograd.backward(loss / counted.clamp(min=1))

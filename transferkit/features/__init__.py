@@ -4,8 +4,8 @@
 :class:`FeatureImages` computes them when they are needed; either is given to a sampler in place of the data set.
 
 To read the code: ``patch_features``, ``shared`` (pyramid scales, and reading maps), ``cache`` over ``shards``
-(files) and ``_identity`` (which features belong to which network and data). ``backbones`` splits networks and
-finds their geometry.
+(files), ``_photos`` (which photo is which), ``_identity`` (which network) and ``contents`` (what a folder holds).
+``backbones`` splits networks and finds their geometry.
 """
 
 from transferkit.backbones.geometry import AxisGeometry, MapGeometry, map_coordinates, probe_geometry
@@ -16,13 +16,15 @@ from transferkit.backbones.split import (
     split_frozen,
     split_pooling,
 )
-from transferkit.features.cache import CacheSize, FeatureCache
+from transferkit.features.cache import FeatureCache
+from transferkit.features.contents import CacheContents, CacheSize, cache_contents
 from transferkit.features.patch_features import PatchFeatures
 from transferkit.features.shards import FeatureImages
 from transferkit.features.shared import PyramidPlan, plan_pyramid, read_map
 
 __all__ = [
     "AxisGeometry",
+    "CacheContents",
     "CacheSize",
     "FeatureCache",
     "FeatureImages",
@@ -31,6 +33,7 @@ __all__ = [
     "PyramidPlan",
     "SplitModel",
     "UnsplittableError",
+    "cache_contents",
     "map_coordinates",
     "plan_pyramid",
     "probe_geometry",

@@ -1,28 +1,31 @@
-"""What cached features depend on: two caches have one key if and only if they would hold the same numbers."""
+"""What cached features depend on beside the photos: what a network computes, and the settings it is run with."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from transferkit.errors import UncachableError
+from transferkit.features._photos import digest_of, digest_of_tensor
 from transferkit.features.patch_features import PatchFeatures
-from transferkit.sampler._source import PixelSource, describe_data, described, tellers_of
+from transferkit.sampler._source import described
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
+_SUMS = 64  # numbers that a probe is kept as
 
 
 def digest_of_module(module: nn.Module) -> str:
-    """Return a digest of all that decides what a module computes in evaluation mode.
+    """Return a digest of a module's weights, buffers and structure.
 
     That is each module's type, plain attributes and, where the type is not torch's own, its source; and the
-    name, shape, type and bytes of each tensor.
+    name, shape, type and bytes of each parameter and buffer, saved with the model or not.
 
     Example:
         >>> net = nn.Conv2d(3, 8, 3)
@@ -32,15 +35,9 @@ def digest_of_module(module: nn.Module) -> str:
         >>> digest_of_module(net) == before
         False
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, part in module.named_modules(remove_duplicate=False):
-        digest.update(repr((name, *_structure(part))).encode())
-    for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            values = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    parts = [repr((name, *_structure(part))) for name, part in module.named_modules(remove_duplicate=False)]
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return digest_of(*parts, *(f"{name} {digest_of_tensor(tensor)}" for name, tensor in tensors))
 
 
 def _structure(module: nn.Module) -> tuple[object, ...]:
@@ -65,33 +62,30 @@ def _source(kind: type) -> list[str]:
     return found
 
 
-def describe_cache(
-    features: PatchFeatures, dataset: Any, pixels: PixelSource, precision: torch.dtype
-) -> dict[str, Any]:
-    """Return everything that the numbers in a cache depend on, as plain values by name.
-
-    Which patches a balance chooses, and how a rule labels them, is not among it: a cache holds all patches of
-    an image.
-    """
-    forward = features.forward
-    shared = {"levels": described(features.pyramid_scales), "most_pixels": features.most_pixels}
+def describe(features: PatchFeatures, precision: torch.dtype) -> dict[str, Any]:
+    """Return what the numbers in a cache depend on, the photos and :func:`probe` apart, as plain values by name."""
+    forward, cutting = features.forward, features.resizing
+    shared = {"pyramid_scales": described(features.pyramid_scales), "most_pixels": features.most_pixels}
+    try:
+        digests = {"backbone": digest_of_module(forward.backbone), "pool": digest_of_module(forward.pool)}
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UncachableError(f"the network's weights cannot be digested, so {_NOT_CACHED}: {error}") from error
     return {
-        "trunk": digest_of_module(forward.backbone),
-        "pool": digest_of_module(forward.pool),
+        **digests,
         "preprocessing": described(forward.preprocessing),
         "half": half_of(features),
         "method": features.method,
         **(shared if features.method == "shared" else {}),
-        "patch_size": pixels.patch_size,
-        "antialias": pixels.antialias,
-        "whole_pixels": pixels.whole_pixels,
-        "pixel_dtype": described(pixels.dtype),
-        "grid": described(pixels.grid),
-        "proposals": described(pixels.proposals),
+        "patch_size": cutting.patch_size,
+        "antialias": cutting.antialias,
+        "whole_pixels": cutting.whole_pixels,
+        "pixel_dtype": described(cutting.dtype),
         "precision": described(precision),
-        **describe_data(dataset),
-        "content": _content_of(dataset),
+        "shape": list(features.shape),
     }
+
+
+_NOT_CACHED = "its features are not cached; train without a cache"
 
 
 def half_of(features: PatchFeatures) -> bool:
@@ -100,18 +94,56 @@ def half_of(features: PatchFeatures) -> bool:
     return features.forward.device.type == "cuda" if amp is None else amp
 
 
-def key_of(description: Mapping[str, Any]) -> str:
+def key_of(description: dict[str, Any]) -> str:
     """Return the digest of a description."""
-    text = json.dumps(description, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return digest_of(json.dumps(description, sort_keys=True))
 
 
-def _content_of(dataset: Any) -> str | None:
-    """Return the digest of all images and annotations, where the data set gives one of each by
-    ``fingerprint(i)``.
+# What a network computes also depends on hooks, functions, replaced methods, attributes of any kind: so it is tried.
+
+
+def probe(features: PatchFeatures) -> list[float]:
+    """Return sums of the features of fixed pixels, and how large they are: other numbers for another network.
+
+    Raises:
+        UncachableError: Features that are not finite, or others each time.
     """
-    tellers = tellers_of(dataset, "fingerprint")
-    if tellers is None:
-        return None
-    prints = "\0".join(data.fingerprint(place) for data, place in tellers)
-    return hashlib.blake2b(prints.encode(), digest_size=16).hexdigest()
+    one, other = _sums(_of_fixed_pixels(features)), _sums(_of_fixed_pixels(features))
+    if not all(map(math.isfinite, one)):
+        raise UncachableError(f"the network's features of fixed pixels are not finite, so {_NOT_CACHED}")
+    if not agree(one, other, half_of(features)):
+        raise UncachableError(
+            f"the network computes other features of the same pixels each time, so {_NOT_CACHED}"
+        )
+    return one
+
+
+def agree(one: Sequence[float], other: Sequence[float], half: bool) -> bool:
+    """Tell whether two probes differ by no more than one network's do on other machines or numbers of threads."""
+    near = 5e-3 if half else 1e-4  # of a hundred layers, measured: 1e-3 and 1e-6
+    sums = zip(one[:_SUMS], other[:_SUMS], one[_SUMS:], strict=False)
+    return len(one) == len(other) and all(abs(a - b) <= near * scale for a, b, scale in sums)
+
+
+def _of_fixed_pixels(features: PatchFeatures) -> Tensor:
+    """Return the features, in one row, of four patches of a picture that is half noise, half a slope."""
+    side = features.resizing.patch_size
+    height, width = side + side // 2, 2 * side
+    place = torch.arange(3 * height * width).reshape(3, height, width)
+    noise, slope = place * 2654435761 % 4294967296 // 16777216, place * 256 // place.numel()
+    near, far = side / 4, float(side)
+    boxes = [
+        [0, 0, far, far],
+        [near, 0, near + far, far],
+        [near, near, 3 * near, 3 * near],
+        [far, 0, 2 * far, far],
+    ]
+    image = ((noise + slope) // 2).to(torch.uint8)
+    return features(image, torch.tensor(boxes, dtype=torch.float64)).double().cpu().reshape(-1)
+
+
+def _sums(values: Tensor) -> list[float]:
+    """Return weighted sums of parts of ``values``, then those of their magnitudes."""
+    weights = 0.5 + torch.arange(len(values), dtype=torch.float64) * 0.6180339887498949 % 1
+    parts = [part.sum().item() for v in (values, values.abs()) for part in (v * weights).tensor_split(_SUMS)]
+    return parts

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
-import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,102 +12,37 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from transferkit.distributed import in_process_group, place_among_ranks
-from transferkit.errors import ArgumentError, OutputError, StateError, listed, require
-from transferkit.features._identity import describe_cache, key_of
+from transferkit.errors import ArgumentError, DataError, StateError, TransferKitError, UncachableError, require
+from transferkit.features._identity import agree, describe, half_of, probe
+from transferkit.features._photos import FileIndex, Look, Photos, digest_of_tensor, look_at
+from transferkit.features.contents import (
+    INDEX,
+    MANIFEST,
+    PHOTOS,
+    CacheContents,
+    CacheSize,
+    bytes_for,
+    cache_contents,
+    count_patches,
+    find_folder,
+    free_bytes,
+)
 from transferkit.features.patch_features import PatchFeatures
-from transferkit.features.shards import PRECISIONS, CachedImage, CachedSource, Shards, ViewOfImages
-from transferkit.files import write_atomically
+from transferkit.features.shards import (
+    PRECISIONS,
+    SUFFIX,
+    CachedImage,
+    CachedSource,
+    Shards,
+    ViewOfImages,
+    require_same_patches,
+)
+from transferkit.locks import lock_folder
 from transferkit.progress import Progress, track
 from transferkit.sampler import PatchGrid
 from transferkit.sampler._choose import BAD_IMAGE
 from transferkit.sampler._source import PixelSource, Proposals
-
-_LOOKED_AT = 8  # images that are decoded where only they tell how many patches they have
-
-
-@dataclass(frozen=True)
-class CacheSize:
-    """What a cache takes.
-
-    Attributes:
-        images: How many.
-        patches: Of all images; estimated from a few where ``exact`` is false.
-        exact: Whether that is known rather than estimated.
-        needed: Bytes, for all images.
-        written: Bytes that are there already.
-        free: Bytes that the disk has left.
-    """
-
-    images: int
-    patches: int
-    exact: bool
-    needed: int
-    written: int
-    free: int
-
-    def __str__(self) -> str:
-        about = "" if self.exact else "about "
-        return (
-            f"{about}{readable(self.needed)} for {about}{self.patches:,} patches of {self.images:,} images "
-            f"({readable(self.written)} written already, {readable(self.free)} free)"
-        )
-
-    def require_room(self, folder: Path, limit: int | None) -> None:
-        """Raise unless the cache fits the limit, and what is missing the disk.
-
-        Raises:
-            OutputError: Saying what is needed, what there is, and what to do.
-        """
-        advice = "cache fewer images or patches, pool more, store float16, or train without a cache"
-        if limit is not None and self.needed > limit:
-            raise OutputError(
-                f"the cache at {folder} needs {self}, more than its limit of {readable(limit)}; raise the limit, "
-                f"{advice}"
-            )
-        if self.needed - self.written > self.free:
-            raise OutputError(f"the cache at {folder} needs {self}; choose another disk, {advice}")
-
-
-def count_patches(dataset: Any, pixels: PixelSource) -> tuple[int, bool]:
-    """Return how many patches all images have, and whether that is known rather than estimated from a few."""
-    available = pixels.available(dataset)
-    if available is not None:
-        return sum(available), True
-    step = max(1, len(dataset) // _LOOKED_AT)
-    some = range(0, len(dataset), step)
-    found = sum(len(pixels.patches(dataset[index])) for index in some)
-    return math.ceil(found * len(dataset) / len(some)), len(some) == len(dataset)
-
-
-def bytes_for(images: int, patches: int, shape: tuple[int, ...], item_size: int) -> int:
-    """Return what features and notes take: an array's header is 128 bytes, a box in text about 70."""
-    return patches * math.prod(shape) * item_size + 128 * images + 70 * patches + 500 * images
-
-
-def free_bytes(folder: Path) -> int:
-    """Return what the disk of a folder has left."""
-    return shutil.disk_usage(folder).free
-
-
-def readable(count: float) -> str:
-    """Return a number of bytes for people.
-
-    Example:
-        >>> readable(512), readable(11_060_000), readable(55_296_000_000)
-        ('512 bytes', '11.1 MB', '55.3 GB')
-    """
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-    return f"{count / 1000:.3g} TB"
-
-
-FORMAT = "transferkit-features"
-
-VERSION = 2  # 1: networks were told by modules that have other names now
+from transferkit.scorer._tally import gather_objects
 
 
 class FeatureCache(ViewOfImages):
@@ -128,13 +58,22 @@ class FeatureCache(ViewOfImages):
         for batch in NEON2016.sampler(cache, mode="train"):
             loss = cross_entropy(head(batch.pixels), batch.labels)
 
-    Its folder is named after a digest of all that its numbers depend on (:func:`describe_cache`): the weights
-    and structure of backbone and pool, method and pyramid scales, patches, pixels, precision, and the data, by its
-    images' names and, where it has ``fingerprint(i)``, their content. What changed is looked for elsewhere, so what
-    is stale is never read. A function of proposals is known by its name alone; give it another one when it
-    changes.
+    A photo's features are found by its content and its patches, in a folder named after what the network computes:
+    its weights, buffers, structure and settings, and its features of fixed pixels. So data sets may share a folder,
+    and share what is the same; a photo that changed is computed again, and no other. Boxes and labels are never kept,
+    but asked of the data set. What cannot be told apart so is refused: a network or a data set that gives other
+    numbers each time.
 
-    A killed :meth:`fill` loses at most the image in work, and the next one goes on. Each image has one writer.
+    The content of a photo is the digest of its file, where the data set has a method ``photo_file(i)`` that returns
+    ``(path, reading)``, where ``reading`` is any text that tells how pixels are made of files, or ``None``. A file is
+    read for that once, and again when its size or a time of change differs. Else it is the data set's own
+    ``fingerprint(i)``, equal for equal pixels only; else the digest of the decoded pixels, for which each photo is
+    decoded once for each cache object. So it is, too, where proposals lay patches, and where the data set has no
+    method ``objects(i)`` that returns ``(boxes, classes, difficult, truncated)`` without decoding; its objects are
+    then those that it had at that time.
+
+    A killed :meth:`fill` loses at most the image in work, and the next one goes on. One job writes at a time; others
+    wait for it, or read.
 
     Args:
         folder: Holds any number of caches, each in a folder of its own.
@@ -147,11 +86,12 @@ class FeatureCache(ViewOfImages):
         limit: The most bytes that it may take; ``None`` for as much as the disk has.
 
     Attributes:
-        folder: Where this cache is.
-        key: The digest.
+        folder: Where the features of this network are.
+        key: The digest of what the network computes.
 
     Raises:
         ArgumentError: An argument out of range.
+        UncachableError: A network whose features cannot be told from another's; says why.
         OutputError: The folder cannot be written.
     """
 
@@ -172,28 +112,39 @@ class FeatureCache(ViewOfImages):
         require(len(dataset) > 0, "dataset", "not empty", dataset)
         require(grid is not None or proposals is not None, "grid", "given where there are no proposals", grid)
         cutting = features.resizing
-        pixels = PixelSource(
+        self._pixels = PixelSource(
             grid, proposals, cutting.patch_size, cutting.antialias, cutting.whole_pixels, cutting.dtype
         )
-        description = describe_cache(features, dataset, pixels, precision)
-        self.key = key_of(description)
-        self.folder = Path(folder) / self.key
-        self.shape = features.shape
-        self._pixels, self._limit = pixels, limit
-        self._shards = Shards(self.folder, precision)
-        manifest = {"format": FORMAT, "version": VERSION, "shape": list(self.shape), **description}
-        _open_folder(self.folder, manifest)
+        self.shape, self._precision, self._limit = features.shape, precision, limit
+        self._probe, self._half = probe(features), half_of(features)
+        self._description = describe(features, precision)
+        self._root = Path(folder)
+        self._photos = Photos(dataset, self._pixels, FileIndex(self._root / PHOTOS))
+        self._problems: dict[int, str] = {}
+        self._open()
 
     def __getitem__(self, index: int) -> CachedImage:
         """Return one image's patches, objects and features.
 
         Raises:
-            DataError: It is not in the cache yet, or could not be used when it was written.
+            DataError: It is not in the cache yet, or could not be used when it was filled.
         """
-        return self._shards.read(index)
+        look = self._photos.known(index)
+        if look is None:
+            self._photos.look([index])
+            look = self._photos.looks[index]
+        problem = self._problems.get(index, look)
+        if isinstance(problem, str) or isinstance(look, str):
+            raise DataError(str(problem))
+        if not self._shards.path(look.name).is_file():
+            raise DataError(f"image {index} is not in the cache at {self.folder}; fill it first")
+        patches, features = self._shards.read(look.name)
+        if digest_of_tensor(patches) != look.laid:
+            raise self._shards.damaged(look.name)
+        return CachedImage(patches, *self._photos.objects(index), features)
 
     def __repr__(self) -> str:
-        return f"FeatureCache({len(self)} images, {tuple(self.shape)} {self._shards.precision}, {str(self.folder)!r})"
+        return f"FeatureCache({len(self)} images, {tuple(self.shape)} {self._precision}, {str(self.folder)!r})"
 
     def patch_source(self, pixels: PixelSource) -> CachedSource:
         """Return where a sampler gets its patches, if they are those that it wants.
@@ -207,7 +158,13 @@ class FeatureCache(ViewOfImages):
             raise StateError(
                 f"{len(missing)} of {len(self)} images are not in the cache at {self.folder}; fill it first"
             )
-        return CachedSource.for_sampler(self._pixels, pixels, self._shards, self.shape)
+        require_same_patches(self._pixels, pixels)
+        return CachedSource(self._pixels, self._shards)
+
+    def patch_count(self, index: int) -> int:
+        """Return how many patches an image has, 0 for one that cannot be used."""
+        look = self._photos.known(index)
+        return look.patches if isinstance(look, Look) and index not in self._problems else 0
 
     def require_features(self, features: PatchFeatures) -> None:
         """Raise unless the cache holds what ``features`` computes.
@@ -215,33 +172,53 @@ class FeatureCache(ViewOfImages):
         Raises:
             ArgumentError: Another network, or other settings; names what differs.
         """
-        other = describe_cache(features, self._dataset, self._pixels, self._shards.precision)
-        own = json.loads((self.folder / "manifest.json").read_bytes())
-        differ = [name for name, value in json.loads(json.dumps(other)).items() if own.get(name) != value]
+        other = describe(features, self._precision)
+        differ = [name for name, value in self._description.items() if other.get(name) != value]
+        if not differ and not agree(self._probe, probe(features), self._half):
+            differ = ["its features of fixed pixels"]
         if differ:
-            names = {"trunk": "backbone", "levels": "pyramid_scales"}  # the names in older files
-            words = ", ".join(names.get(name, name) for name in differ)
             raise ArgumentError(
-                f"the features in {self.folder} are of another network or other settings: {words} "
+                f"the features in {self.folder} are of another network or other settings: {', '.join(differ)} "
                 "differ; make them with the same classifier settings"
             )
 
     def missing(self) -> list[int]:
-        """Return the images that are not in the cache yet."""
-        return [index for index in range(len(self)) if not self._shards.done(index)]
+        """Return the images that are not in the cache yet, those aside that the last :meth:`fill` could not use."""
+        self._photos.look(index for index in range(len(self)) if index not in self._problems)
+        missing = [index for index in range(len(self)) if index not in self._problems and not self._done(index)]
+        self._shards.index.save()
+        return missing
 
     def size(self) -> CacheSize:
         """Return how much the cache takes, of which how much is there, and what the disk has left."""
-        patches, exact = count_patches(self._dataset, self._pixels)
-        item_size = torch.empty((), dtype=self._shards.precision).element_size()
+        if any(self.folder.glob("*" + SUFFIX)):  # else there is nothing to look for yet
+            self._photos.look(range(len(self)))
+        return self._size()
+
+    def _size(self) -> CacheSize:
+        known = [look for look in self._photos.looks.values() if isinstance(look, Look)]
+        patches, exact = sum(look.patches for look in known), True
+        if len(known) < len(self):
+            patches, exact = count_patches(self._dataset, self._pixels)
         return CacheSize(
             images=len(self),
             patches=patches,
             exact=exact,
-            needed=bytes_for(len(self), patches, self.shape, item_size),
-            written=self._shards.bytes_on_disk(range(len(self))),
+            needed=bytes_for(len(self), patches, self.shape, self._precision.itemsize),
+            written=self._shards.bytes_on_disk({look.name for look in known}),
             free=free_bytes(self.folder),
         )
+
+    def contents(self) -> CacheContents:
+        """Return what all caches in the folder hold, and what of it this one does not use."""
+        return cache_contents(self._root, [self])
+
+    def files(self) -> list[Path]:
+        """Return the files that this cache reads, whether they are there or not."""
+        self._photos.look(range(len(self)))
+        known = [look for look in self._photos.looks.values() if isinstance(look, Look)]
+        own = [self.folder / MANIFEST, self._shards.index.path, self._photos.index.path]
+        return [*own, *(self._shards.path(look.name) for look in known)]
 
     def fill(
         self,
@@ -250,98 +227,115 @@ class FeatureCache(ViewOfImages):
         progress: Progress = False,
         rank: int | None = None,
         world_size: int | None = None,
+        verify: bool = False,
     ) -> CacheSize:
         """Compute and write what is missing.
 
-        Images that cannot be used are noted, and a sampler treats them as it would without a cache.
+        Images that cannot be used are noted, and a sampler treats them as it would without a cache; the next call
+        tries them again. Where another job fills the cache, this waits until that has ended.
 
         Args:
-            num_workers: Processes that decode.
+            num_workers: Processes that read and decode.
             progress: See :func:`transferkit.progress.track`; counts images.
             rank: This process, which writes every ``world_size``-th image; by default its rank
                 in ``torch.distributed``, where all wait for each other at the end.
             world_size: How many processes share the work; by default the number of ranks.
+            verify: Read every photo and every file of the cache again, though their sizes and times are as they were.
 
         Returns:
             What :meth:`size` told before it began.
 
         Raises:
-            OutputError: It would take more than the limit, or than the disk has.
+            OutputError: It would take more than the limit, or than the disk has; or a file cannot be written.
+            UncachableError: The data set gives other pixels each time.
         """
+        alone = rank is not None or not in_process_group()
         rank, world = place_among_ranks(rank, world_size)
-        size = self.size()
+        mine = range(rank, len(self), world)
+        self._problems.clear()
+        looked = range(len(self)) if alone else mine
+        self._photos.look(looked, num_workers=num_workers, progress=progress, again=verify)
+        self._photos.looks = _together({index: self._photos.looks[index] for index in looked})
+        self._open()  # all ranks see the same folders now
+        size = self._size()
         size.require_room(self.folder, self._limit)
-        mine = [index for index in self.missing() if index % world == rank]
-        items = DataLoader(
-            _Items(self._dataset, self._pixels),
-            sampler=mine,
-            batch_size=None,
-            num_workers=num_workers,
-            generator=torch.Generator(),
-        )
-        for index, found in zip(mine, self._tracked(items, len(mine), progress), strict=True):
-            self._write(index, found)
-        if in_process_group():
-            torch.distributed.barrier()
+        missing = [index for index in mine if not self._done(index, again=verify)]
+        if any(gather_objects(bool(missing))):  # a cache that is whole may lie where nothing can be written
+            with lock_folder(self.folder, wait=math.inf):
+                self._compute([index for index in missing if not self._done(index)], num_workers, progress)
+        self._shards.index.save()
         return size
+
+    def _compute(self, missing: list[int], num_workers: int, progress: Progress) -> None:
+        """Write the shards of this rank, and learn how the others fared."""
+        failure = None
+        try:
+            items = DataLoader(
+                _Items(self._dataset, self._pixels, self._photos),
+                sampler=missing,
+                batch_size=None,
+                num_workers=num_workers,
+                generator=torch.Generator().manual_seed(
+                    1
+                ),  # what is random is not as when photos were looked at
+            )
+            for index, found in zip(missing, self._tracked(items, len(missing), progress), strict=True):
+                self._write(index, found)
+        except TransferKitError as error:
+            failure = error
+        for failed in gather_objects(failure):
+            if failed is not None:
+                raise failed
+        self._problems = _together(self._problems)
+        self._shards.index.entries = _together(self._shards.index.entries)
 
     def _tracked(self, items: Iterable[Any], total: int, progress: Progress) -> Iterable[Any]:
         return track(items, progress, total=total, description="features", unit="image") if total else ()
 
-    def _write(self, index: int, found: tuple[Any, Tensor] | str) -> None:
-        if isinstance(found, str):
-            self._shards.write_problem(index, found)
+    def _write(self, index: int, found: tuple[Any, Tensor] | str | UncachableError) -> None:
+        look = self._photos.looks[index]
+        if isinstance(found, UncachableError):
+            raise found
+        if isinstance(found, str) or isinstance(look, str):
+            self._problems[index] = str(found)
             return
         item, patches = found
-        self._shards.write(index, patches, item, self.features(item.image, patches))
+        self._shards.write(look.name, index, patches, self.features(item.image, patches))
+
+    def _done(self, index: int, *, again: bool = False) -> bool:
+        look = self._photos.known(index)
+        return isinstance(look, Look) and self._shards.done(look.name, look.patches, again=again)
+
+    def _open(self) -> None:
+        """Find the folder of this network's features, or make it."""
+        self.folder = find_folder(self._root, self._description, self._probe, self._half)
+        self.key = self.folder.name
+        self._shards = Shards(self.folder, self._precision, self.shape, FileIndex(self.folder / INDEX))
 
 
-class _Items(Dataset["tuple[Any, Tensor] | str"]):
+class _Items(Dataset["tuple[Any, Tensor] | str | UncachableError"]):
     """Decoded images with their patches, or what is wrong with them."""
 
-    def __init__(self, dataset: Any, pixels: PixelSource) -> None:
-        self._dataset, self._pixels = dataset, pixels
+    def __init__(self, dataset: Any, pixels: PixelSource, photos: Photos) -> None:
+        self._dataset, self._pixels, self._photos = dataset, pixels, photos
 
-    def __getitem__(self, index: int) -> tuple[Any, Tensor] | str:
+    def __getitem__(self, index: int) -> tuple[Any, Tensor] | str | UncachableError:
         try:
             item = self._dataset[index]
-            return item, self._pixels.patches(item)
+            patches, now = self._pixels.patches(item), look_at(self._dataset, self._pixels, index, item)
         except BAD_IMAGE as error:
             return f"{type(error).__name__}: {error}"
-
-
-def _open_folder(folder: Path, manifest: dict[str, Any]) -> None:
-    """Make the folder of a cache, or see that it is this one's."""
-    path = folder / "manifest.json"
-    text = json.dumps(manifest, indent=1) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            _warn_of_earlier_versions(folder.parent, manifest)
-        if not path.exists():  # several processes may come here at once, with the same text
-            own = folder / f"manifest-{os.getpid()}.json"
-            write_atomically(own, lambda file: file.write(text.encode())).replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
-    found = json.loads(path.read_bytes())
-    if found != json.loads(text):
-        differ = sorted(name for name in {*found, *manifest} if found.get(name) != json.loads(text).get(name))
-        raise StateError(
-            f"{path} belongs to another cache: {', '.join(differ)} differ; delete {os.fspath(folder)}"
+        before = self._photos.known(index)
+        if isinstance(before, str) or (before is not None and before.name == now.name):
+            return before if isinstance(before, str) else (item, patches)
+        if self._photos.tells_file(index):
+            return "it changed while it was read, or its data set tells another size or other patches of it each time"
+        return UncachableError(
+            f"image {index} of the data set has other pixels or patches each time it is read, so its features are "
+            "not cached; leave out what changes them at random, or train without a cache"
         )
 
 
-def _warn_of_earlier_versions(folder: Path, manifest: dict[str, Any]) -> None:
-    """Warn of features of the same images that an earlier version wrote, which nothing reads any more."""
-    same = ("format", "images", "ids", "content")
-    earlier = []
-    for path in sorted(folder.glob("*/manifest.json")):
-        found = json.loads(path.read_bytes())
-        if found.get("version", 0) < VERSION and all(found.get(name) == manifest[name] for name in same):
-            earlier.append(path.parent.name)
-    if earlier:
-        warnings.warn(
-            f"{folder} holds features of the same images that an earlier transferkit wrote; they are not read, but "
-            f"computed anew. Delete {listed(earlier, 3)}",
-            stacklevel=4,
-        )
+def _together(part: dict[Any, Any]) -> dict[Any, Any]:
+    """Return what all ranks know, each of some."""
+    return {key: value for some in gather_objects(part) for key, value in some.items()}

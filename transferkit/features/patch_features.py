@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from transferkit.backbones.geometry import probe_geometry
 from transferkit.backbones.split import split_pooling
-from transferkit.boxes import as_boxes
+from transferkit.boxes import as_boxes, require_inside
 from transferkit.deprecation import renamed_argument
 from transferkit.errors import UnsharableError, require
 from transferkit.features.shared import (
@@ -142,8 +142,12 @@ class PatchFeatures:
 
         Returns:
             (P, *shape) float32, on the backbone's device.
+
+        Raises:
+            ArgumentError: A box that leaves the image.
         """
         boxes = as_boxes(boxes).double().cpu()
+        require_inside(boxes, (image.shape[1], image.shape[2]))  # a map would be read beyond its edge
         image = image.to(self.forward.device)
         out = torch.empty(len(boxes), *self.shape, device=self.forward.device)
         with self.forward.evaluating():

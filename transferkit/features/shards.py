@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from transferkit.errors import ArgumentError, DataError, StateError
+from transferkit.errors import ArgumentError, DataError, OutputError, StateError
+from transferkit.features._photos import FileIndex, Stamp, digest_of, read_digest
 from transferkit.features.patch_features import PatchFeatures
 from transferkit.files import write_atomically
 from transferkit.sampler._source import PixelSource, described, tellers_of
@@ -23,6 +25,11 @@ _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16:
 
 PRECISIONS = tuple(_STORED)
 
+SUFFIX = ".features"
+
+
+HEADER = 256  # bytes before the patches, which are aligned so
+
 
 @dataclass(frozen=True)
 class CachedImage:
@@ -30,7 +37,7 @@ class CachedImage:
 
     Attributes:
         patches: (P, 4) float64, xyxy, pixels.
-        boxes: (N, 4) float64, xyxy, pixels: its objects.
+        boxes: (N, 4) float64, xyxy, pixels: its objects, as the data set has them.
         classes: (N,) int64.
         difficult: (N,) bool, or ``None`` where the data set has no such mark.
         truncated: (N,) bool, or ``None``.
@@ -47,39 +54,60 @@ class CachedImage:
 
 @dataclass(frozen=True)
 class Shards:
-    """A folder with one shard for each image.
+    """A folder with one file for each photo whose features are known.
 
-    A shard is two files. The array is written last, so where it is there the image is done; either is written
-    whole or not at all, and holds the same bytes whoever writes it when.
+    A shard is a header, the patches as float64, and their features; it is written whole or not at all, and holds the
+    same bytes whoever writes it when. The header holds its name and a digest of the rest.
 
     Attributes:
         folder: Exists.
         precision: float16, bfloat16 or float32.
+        shape: Of the features of a patch.
+        index: Remembers which shards are whole.
     """
 
     folder: Path
     precision: torch.dtype
+    shape: tuple[int, ...]
+    index: FileIndex
 
-    def array(self, image: int) -> Path:
-        """Return where an image's features are."""
-        return self.folder / f"{image:07d}.npy"
+    def path(self, name: str) -> Path:
+        """Return where the features of a photo are."""
+        return self.folder / f"{name}{SUFFIX}"
 
-    def notes(self, image: int) -> Path:
-        """Return where an image's boxes and objects are, or why it cannot be used."""
-        return self.folder / f"{image:07d}.json"
+    def size(self, patches: int) -> int:
+        """Return how many bytes a shard takes."""
+        return HEADER + patches * (32 + math.prod(self.shape) * self.precision.itemsize)
 
-    def done(self, image: int) -> bool:
-        """Tell whether nothing is left to do for an image."""
-        return self.array(image).exists() or "problem" in self._notes(image)
+    def done(self, name: str, patches: int, *, again: bool = False) -> bool:
+        """Tell whether a shard is there and whole; it is read for that only if it changed since, or ``again``."""
+        path = self.path(name)
+        try:
+            if path.stat().st_size != self.size(patches):
+                return False
+            if again or self.index.get(name, path) is None:
+                stamp, _, _ = read_digest(path)
+                header, content = self._read(name)
+                if digest_of(content) != header["digest"]:
+                    self.index.entries.pop(name, None)
+                    return False
+                self.index.put(name, stamp, [header["digest"]])
+        except (OSError, DataError):
+            return False
+        return True
 
-    def write(self, image: int, patches: Tensor, item: Any, features: Tensor) -> None:
-        """Write one image's shard.
+    def write(self, name: str, image: int, patches: Tensor, features: Tensor) -> None:
+        """Write one photo's shard.
 
         Args:
-            image: Its place in the data set.
+            name: Of the photo and its patches.
+            image: Its place in the data set, for messages.
             patches: (P, 4) float64.
-            item: With ``boxes`` and ``classes``, and perhaps ``difficult`` and ``truncated``.
             features: (P, *shape) float32.
+
+        Raises:
+            ArgumentError: The precision cannot hold the features.
+            OutputError: The disk is full, or the like.
         """
         stored = features.to(self.precision).cpu().contiguous()
         if not torch.isfinite(stored).all():
@@ -87,74 +115,67 @@ class Shards:
                 f"precision {self.precision} cannot hold the features of image {image}, which reach "
                 f"{features.abs().max().item():g}; use torch.bfloat16 or torch.float32"
             )
-        columns = ("boxes", "classes", "difficult", "truncated")
-        notes = {name: getattr(item, name, None) for name in columns}
-        self._write_notes(
-            image,
-            {
-                "patches": patches.tolist(),
-                **{name: None if column is None else column.tolist() for name, column in notes.items()},
-            },
-        )
-        array = stored.view(torch.int16) if self.precision == torch.bfloat16 else stored
-        write_atomically(self.array(image), lambda file: np.save(file, array.numpy()))
+        content = b"".join(part.reshape(-1).view(torch.uint8).numpy().tobytes() for part in (patches, stored))
+        header = {"of": self._of(name), "patches": len(patches), "digest": digest_of(content)}
+        path = self.path(name)
+        try:
+            write_atomically(path, lambda file: file.writelines([_padded(header), content]))
+            self.index.put(name, Stamp.of(path), [header["digest"]])
+        except OutputError as error:
+            raise OutputError(
+                f"{error}; the features that are there stay: make room and fill the cache again, which goes on, or "
+                "choose another folder"
+            ) from error
 
-    def write_problem(self, image: int, problem: str) -> None:
-        """Write that an image cannot be used, and why."""
-        self._write_notes(image, {"problem": problem})
-
-    def read(self, image: int) -> CachedImage:
-        """Return an image's shard; features are read when they are looked at.
+    def read(self, name: str) -> tuple[Tensor, np.ndarray[Any, Any]]:
+        """Return a photo's patches, (P, 4) float64, and features, (P, *shape), read when they are looked at.
 
         Raises:
-            DataError: The image could not be used, or its shard is not there, or damaged.
+            DataError: The shard cannot be read, or is damaged.
         """
-        notes = self._notes(image)
-        if "problem" in notes:
-            raise DataError(notes["problem"])
-        try:
-            features = np.load(self.array(image), mmap_mode="r")
-        except FileNotFoundError:
-            raise DataError(f"image {image} is not in the cache at {self.folder}; fill it first") from None
-        except ValueError as error:
-            raise DataError(f"{self.array(image)} is damaged: {error}; delete it and fill the cache") from error
-        boxes = torch.tensor(notes["boxes"], dtype=torch.float64).reshape(-1, 4)
-        flags = {name: notes[name] for name in ("difficult", "truncated")}
-        return CachedImage(
-            patches=torch.tensor(notes["patches"], dtype=torch.float64).reshape(-1, 4),
-            boxes=boxes,
-            classes=torch.tensor(notes["classes"], dtype=torch.int64),
-            **{
-                name: None if flag is None else torch.tensor(flag, dtype=torch.bool)
-                for name, flag in flags.items()
-            },
-            features=features,
-        )
+        header, content = self._read(name)
+        patches = header["patches"]
+        boxes = torch.from_numpy(np.array(content[: patches * 32]).view(np.float64)).reshape(-1, 4)
+        return boxes, content[patches * 32 :].view(_STORED[self.precision]).reshape(patches, *self.shape)
+
+    def bytes_on_disk(self, names: Iterable[str]) -> int:
+        """Return how much these shards take."""
+        return sum(path.stat().st_size for path in map(self.path, names) if path.exists())
 
     def rows(self, image: CachedImage, rows: Tensor) -> Tensor:
         """Return the features of some of an image's patches, (n, *shape), in the precision of the cache."""
         found = torch.from_numpy(image.features[rows.numpy()])
         return found.view(torch.bfloat16) if self.precision == torch.bfloat16 else found
 
-    def count(self, image: int) -> int:
-        """Return how many patches an image has, 0 for one that cannot be used."""
-        return len(self._notes(image).get("patches", ()))
+    def _of(self, name: str) -> str:
+        return f"{self.folder.name}/{name}"
 
-    def bytes_on_disk(self, images: Sequence[int]) -> int:
-        """Return how much the shards of ``images`` take."""
-        files = (path for image in images for path in (self.array(image), self.notes(image)))
-        return sum(path.stat().st_size for path in files if path.exists())
-
-    def _notes(self, image: int) -> dict[str, Any]:
+    def _read(self, name: str) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
+        """Return a shard's header, and what follows it as bytes on disk."""
+        path = self.path(name)
         try:
-            notes: dict[str, Any] = json.loads(self.notes(image).read_bytes())
-        except FileNotFoundError:
-            return {}
-        return notes
+            content = np.memmap(path, np.uint8, mode="r")
+            header = json.loads(content[:HEADER].tobytes())
+            told = header["of"], type(header["patches"]), type(header["digest"])
+            whole = told == (self._of(name), int, str) and content.size == self.size(header["patches"])
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise self.damaged(name) from error
+        if not whole:
+            raise self.damaged(name)
+        return header, content[HEADER:]
 
-    def _write_notes(self, image: int, notes: dict[str, Any]) -> None:
-        text = json.dumps(notes)
-        write_atomically(self.notes(image), lambda file: file.write(text.encode()))
+    def damaged(self, name: str) -> DataError:
+        """Return the error for a shard that does not hold what it says."""
+        return DataError(
+            f"{self.path(name)} is damaged; delete it and fill the cache again, which computes it anew"
+        )
+
+
+def _padded(header: dict[str, Any]) -> bytes:
+    text = json.dumps(header).encode().ljust(HEADER - 1) + b"\n"
+    return text
 
 
 # Patches of a stream that are features: read from a cache, or computed as they are needed.
@@ -167,20 +188,10 @@ class CachedSource:
     Attributes:
         pixels: Which patches they are of.
         shards: Where they lie.
-        shape: Of one patch's.
     """
 
     pixels: PixelSource
     shards: Shards
-    shape: tuple[int, ...]
-
-    @staticmethod
-    def for_sampler(
-        cached: PixelSource, wanted: PixelSource, shards: Shards, shape: tuple[int, ...]
-    ) -> CachedSource:
-        """Return the source, if its patches are those that a sampler wants."""
-        require_same_patches(cached, wanted)
-        return CachedSource(cached, shards, shape)
 
     @property
     def always_some(self) -> bool:
@@ -193,8 +204,8 @@ class CachedSource:
 
     def available(self, dataset: Any) -> Iterable[int] | None:
         """Return how many patches each image has, (N,)."""
-        known, tellers = self.pixels.available(dataset), tellers_of(dataset, "patch_source")
-        return (self.shards.count(place) for _, place in tellers) if known is None and tellers else known
+        tellers = tellers_of(dataset, "patch_source")
+        return None if tellers is None else (data.patch_count(place) for data, place in tellers)
 
     def content(self, item: CachedImage, rows: Tensor) -> Tensor:
         """Read the features of the chosen patches, (B, *shape), in the cache's precision."""
@@ -206,7 +217,7 @@ class CachedSource:
 
     def blank(self, count: int, device: torch.device) -> Tensor:
         """Return zeros, (count, *shape)."""
-        return torch.zeros(count, *self.shape, device=device)
+        return torch.zeros(count, *self.shards.shape, device=device)
 
 
 @dataclass(frozen=True)
@@ -344,13 +355,25 @@ def require_same_patches(here: PixelSource, wanted: PixelSource) -> None:
     Raises:
         ArgumentError: Naming each setting that differs, with both values.
     """
+    pairs = {
+        field.name: (getattr(here, field.name), getattr(wanted, field.name)) for field in fields(PixelSource)
+    }
     different = [
-        f"  {field.name}: {described(getattr(here, field.name))!r} for the features, "
-        f"{described(getattr(wanted, field.name))!r} for the sampler"
-        for field in fields(PixelSource)
-        if described(getattr(here, field.name)) != described(getattr(wanted, field.name))
+        f"  {name}: {described(one)!r} for the features, {_other(one, other)} for the sampler"
+        for name, (one, other) in pairs.items()
+        if not _same(one, other)
     ]
     if different:
         raise ArgumentError(
             "features and sampler must be made with the same settings of patches:\n" + "\n".join(different)
         )
+
+
+def _same(one: object, other: object) -> bool:
+    """Tell whether two settings are one; functions and objects that do not print what they are must be the same."""
+    return one is other or (repr(one) == repr(other) and " at 0x" not in repr(one))
+
+
+def _other(one: object, other: object) -> str:
+    alike = described(one) == described(other)
+    return "another of that name" if alike else repr(described(other))

@@ -10,7 +10,8 @@ alone, in a training loop of your own:
 - Training loop: :func:`build_optimizer`, :func:`build_schedule`, :class:`AveragedWeights`, :func:`fit`,
   :func:`train_epoch`; :class:`StopEarly` and :func:`choose_on_held_out` decide on held-out photos.
 - Frozen layers: :func:`frozen_features`, :func:`head_features` and :func:`fit_on_features` train on their features.
-- Runs: :class:`Run` holds all that resuming needs; :func:`build_run`, :func:`read_run`.
+- Runs: :class:`Run` holds all that resuming needs; :func:`build_run`, :func:`read_run`. Their files
+  are data: :func:`choice_in`, :func:`parse_with_run`. :func:`how_to_go_on`; :func:`lock_folder` keeps other jobs out.
 - Scores: :func:`score_images`, :func:`fill_scorer`.
 - Results: :func:`write_results`, :func:`write_convergence`, and a report on one HTML page from :class:`RunReport` and
   :func:`build_report`.
@@ -40,8 +41,9 @@ from transferkit.finetune.results import Predictions, Stopwatch, write_convergen
 from transferkit.finetune.run import EpochRecord, Run, build_run, read_run
 from transferkit.finetune.scene_classifier import SceneClassifier
 from transferkit.finetune.scoring import fill_scorer, score_images
-from transferkit.finetune.settings import FeatureSettings, LoopSettings
+from transferkit.finetune.settings import FeatureSettings, LoopSettings, choice_in, how_to_go_on, parse_with_run
 from transferkit.finetune.training import fit, train_epoch
+from transferkit.locks import lock_folder
 
 __all__ = [
     "AS_THEY_ARE",
@@ -72,6 +74,7 @@ __all__ = [
     "build_report",
     "build_run",
     "build_schedule",
+    "choice_in",
     "choose_device",
     "choose_on_held_out",
     "fill_scorer",
@@ -80,8 +83,11 @@ __all__ = [
     "fit_on_features",
     "frozen_features",
     "head_features",
+    "how_to_go_on",
     "is_first",
+    "lock_folder",
     "look_at_patches",
+    "parse_with_run",
     "prepare_demo",
     "process_group",
     "read_run",

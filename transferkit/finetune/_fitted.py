@@ -18,7 +18,7 @@ from torch import nn
 
 from transferkit import heads, labeling, optimization, sampler, scorer
 from transferkit.checkpoints import Checkpoint
-from transferkit.errors import ArgumentError, CheckpointError, OutputError, listed
+from transferkit.errors import ArgumentError, CheckpointError, OutputError, UncachableError, listed
 from transferkit.features import FeatureCache, FeatureImages, PatchFeatures
 from transferkit.files import write_atomically
 from transferkit.finetune._fitting import Setup, feature_arguments, given_features, put_head_on
@@ -74,13 +74,15 @@ def fitted_by(run: Run, protocol: Protocol, class_names: tuple[str, ...]) -> Fit
     return Fitted(tested, run.preprocessing, protocol, class_names, run.frozen, run)
 
 
-def score(fitted: Fitted, setup: Setup, photos: Any, keep_patches: bool) -> ImageScorer | PatchLog:
+def score(
+    fitted: Fitted, setup: Setup, photos: Any, keep_patches: bool, keep_boxes: bool = True
+) -> ImageScorer | PatchLog:
     """Return a scorer filled with all patches of the photos, from given features, shared features or pixels."""
     protocol, size = fitted.protocol, (len(photos), len(fitted.class_names))
     scorer: ImageScorer | PatchLog = (
         PatchLog(*size, protocol.exponent, protocol.reduction)
         if keep_patches
-        else protocol.scorer(*size, device=setup.device, validate=False)
+        else protocol.scorer(*size, device=setup.device, validate=False, keep_boxes=keep_boxes)
     )
     model, preprocessing, data = fitted.model, fitted.preprocessing, photos
     given, how = given_features(photos), feature_arguments(setup)
@@ -108,7 +110,7 @@ def _cached(setup: Setup, features: PatchFeatures, photos: Any) -> FeatureCache 
         return None
     try:
         return setup.filled(setup.cache_of(features, photos, setup.features.folder))
-    except OutputError as error:
+    except (UncachableError, OutputError) as error:
         setup.log(f"features are not cached: {error}")
         return None
 

@@ -18,9 +18,10 @@ from torch import nn
 from transferkit.annotated import Presence
 from transferkit.backbones import find_preprocessing
 from transferkit.checkpoints import Checkpoint
-from transferkit.distributed import in_process_group, is_first
-from transferkit.errors import ArgumentError, OutputError
+from transferkit.distributed import first_tries, in_process_group, is_first
+from transferkit.errors import ArgumentError, OutputError, UncachableError
 from transferkit.features import FeatureCache, PatchFeatures, UnsplittableError
+from transferkit.files import require_writable
 from transferkit.finetune.choosing import choose_on_held_out
 from transferkit.finetune.networks import Network, build_network
 from transferkit.finetune.on_features import fit_on_features, frozen_features
@@ -28,9 +29,10 @@ from transferkit.finetune.optimizer import trains_transferred, transferred_param
 from transferkit.finetune.photos import truth_of
 from transferkit.finetune.protocol import Optimization, Protocol
 from transferkit.finetune.run import Run, build_run, report_of
-from transferkit.finetune.settings import FeatureSettings, LoopSettings
+from transferkit.finetune.settings import FeatureSettings, LoopSettings, choice_in
 from transferkit.finetune.training import fit
 from transferkit.heads import replace_head
+from transferkit.locks import lock_file
 from transferkit.progress import Progress
 from transferkit.sampler import MultiscaleSampler
 from transferkit.sampler._source import tellers_of
@@ -194,10 +196,22 @@ def resumed_from(
     return run_file if resume and run_file is not None and Path(run_file).exists() else None
 
 
-def decided_in(saved: Mapping[str, Any] | None, protocol: Protocol) -> Protocol:
+@contextmanager
+def only_writer(run_file: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Let no other job write a run's file meanwhile, and prove that it can be written before any long work."""
+    if run_file is None:
+        yield
+        return
+    path = Path(run_file)
+    first_tries(lambda: require_writable(path))
+    with lock_file(path, path.with_name(f".{path.name}.lock")):
+        yield
+
+
+def decided_in(settings: Mapping[str, Any], protocol: Protocol) -> Protocol:
     """Return the protocol with the choice that a saved run made on held-out photos, if it made one."""
-    chosen = (saved or {}).get("settings", {}).get("chosen")
-    if not chosen or protocol.choice is None:
+    chosen = choice_in(settings)
+    if chosen is None or protocol.choice is None:
         return protocol
     epochs, exponent = chosen
     return protocol.decided(epochs if protocol.choice.stopping else protocol.epochs, exponent)
@@ -228,7 +242,7 @@ def features_for(setup: Setup, run: Run, photos: Any) -> Iterator[OnFeatures | N
             else:
                 folder = how.folder or Path(stack.enter_context(_temporary_folder()))
                 data = setup.filled(setup.cache_of(features, photos, folder))
-        except (UnsplittableError, OutputError) as error:
+        except (UnsplittableError, UncachableError, OutputError) as error:
             if how.cache or given is not None:
                 raise
             setup.log(f"every patch goes through the whole network in every epoch: {error}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from transferkit.errors import require
-from transferkit.files import write_atomically
+from transferkit.files import faults_named, write_text
 from transferkit.scorer import (
     APRule,
     ClassificationResult,
@@ -142,8 +142,9 @@ class Page:
     def write(self, path: Path | str) -> Path:
         """Write the page to ``path``, atomically, and create its folder; return the path."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: file.write(self.to_html().encode()))
+        with faults_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, self.to_html())
         return path
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from transferkit.datasets import demo_source_digits, write_demo_devkit
 from transferkit.devices import choose_device
 from transferkit.distributed import first_on_machine
+from transferkit.files import write_atomically
 from transferkit.finetune.networks import small_alexnet
 from transferkit.finetune.protocol import Optimization
 from transferkit.finetune.recipes import NEON2016
@@ -64,7 +65,7 @@ def prepare_demo(
             torch.manual_seed(seed)
             source = small_alexnet(10).to(choose_device(device))
             loss = train_on_digits(source, IMAGENET, seed=seed, progress=progress)
-            torch.save(source.state_dict(), weights)
+            write_atomically(weights, lambda file: torch.save(source.state_dict(), file))
             if log is not None:
                 log(f"single digits: loss {loss:.3f}")
     return weights

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from transferkit.annotated import Presence, presence_of
+from transferkit.annotated import Presence, presence_of, truth, whole_numbers
 from transferkit.datasets import ImageListDataset
 from transferkit.errors import ArgumentError, DataError
 from transferkit.sampler._source import tellers_of
@@ -61,10 +61,15 @@ def _of_path(path: Path) -> ImageListDataset:
         return ImageListDataset([path], ids=[path.name])
     if not path.is_dir():
         raise DataError(f"no file or folder {path}")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PHOTO_SUFFIXES and file.is_file())
+    files = sorted(file for file in path.rglob("*") if _is_photo(file))
     if not files:
         raise DataError(f"no photo in {path}; looked for {', '.join(sorted(PHOTO_SUFFIXES))}")
     return ImageListDataset(files, ids=[file.relative_to(path).as_posix() for file in files])
+
+
+def _is_photo(file: Path) -> bool:
+    # macOS writes a "._" file of attributes beside each file that it copies to another file system.
+    return file.suffix.lower() in PHOTO_SUFFIXES and not file.name.startswith("._") and file.is_file()
 
 
 def class_names_of(photos: Any) -> tuple[str, ...] | None:
@@ -134,7 +139,7 @@ def truth_of(photos: Any, num_classes: int) -> Presence:
 
 
 def _objects_of(item: Any, place: int, num_classes: int) -> tuple[Sequence[int], Sequence[bool]]:
-    classes = torch.as_tensor(item.classes).reshape(-1).tolist()
+    classes = whole_numbers("classes", item.classes).reshape(-1).tolist()
     wrong = [number for number in classes if not 0 < number < num_classes]
     if wrong:
         raise DataError(
@@ -142,7 +147,5 @@ def _objects_of(item: Any, place: int, num_classes: int) -> tuple[Sequence[int],
             "give class_names for all classes"
         )
     difficult = getattr(item, "difficult", None)
-    flags = (
-        [False] * len(classes) if difficult is None else torch.as_tensor(difficult).reshape(-1).bool().tolist()
-    )
+    flags = [False] * len(classes) if difficult is None else truth("difficult", difficult).reshape(-1).tolist()
     return classes, flags

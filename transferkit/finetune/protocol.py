@@ -231,9 +231,11 @@ class Protocol:
         num_classes: int,
         device: torch.device | str | None = None,
         validate: bool = True,
+        keep_boxes: bool = True,
     ) -> ImageScorer:
         """Return the recipe's scorer for N images and K classes."""
-        return ImageScorer(num_images, num_classes, self.exponent, self.reduction, device, validate)
+        how = (self.exponent, self.reduction, device, validate, keep_boxes)
+        return ImageScorer(num_images, num_classes, *how)
 
     def optimization(self, *, from_scratch: bool) -> Optimization:
         """Return ``scratch`` or ``pretrained``."""

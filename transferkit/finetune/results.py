@@ -16,8 +16,9 @@ import numpy
 import torch
 from torch import Tensor
 
+from transferkit.display import as_json
 from transferkit.errors import ArgumentError, MissingExtraError, StateError, did_you_mean, require
-from transferkit.files import write_atomically
+from transferkit.files import faults_named, write_atomically, write_text
 from transferkit.finetune.run import EpochRecord, Run
 from transferkit.scorer import ClassificationResult, PatchLog, score_map
 from transferkit.scorer.pictures import plot_convergence
@@ -48,7 +49,8 @@ def write_results(
         The contents of metrics.json.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with faults_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, Any] = {
         "mean_ap": result.mean_ap(),
         "epochs": run.epoch,
@@ -61,16 +63,18 @@ def write_results(
         "seconds": dict(seconds),
         "versions": versions(run),
     }
-    _write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    _write_text(folder / "history.csv", history_csv(run.history))
-    _write_text(folder / "average_precision.csv", ap_csv(result))
-    _write_text(folder / "average_precision.md", result.to_markdown())
+    text = as_json(metrics)
+    write_text(folder / "metrics.json", text + "\n")
+    write_text(folder / "history.csv", history_csv(run.history))
+    write_text(folder / "average_precision.csv", ap_csv(result))
+    write_text(folder / "average_precision.md", result.to_markdown())
     if result.image_ids:
         competition = "comp2" if run.transfer else "comp1"
-        result.write_devkit(folder / "devkit", image_set=image_set, competition=competition)
+        result.write_devkit(folder / "devkit", image_set=image_set, competition=competition, rename=True)
     if run.history:
         write_convergence(folder / "convergence.png", {"training": run.history})
-    return metrics
+    contents: dict[str, Any] = json.loads(text)
+    return contents
 
 
 def write_convergence(path: Path, histories: Mapping[str, Sequence[EpochRecord]]) -> Path | None:
@@ -160,10 +164,6 @@ def _csv(rows: list[list[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 # What a classifier says of photos.

@@ -6,8 +6,11 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from types import NoneType
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import nn
@@ -15,7 +18,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from transferkit.checkpoints._optimizers import name_of
-from transferkit.errors import CheckpointError, MissingFileError, require
+from transferkit.checkpoints._torch_files import load_torch_zip
+from transferkit.checkpoints.registry import why_not_read
+from transferkit.errors import CheckpointError, MissingFileError, OutputError, listed, require
 from transferkit.files import write_atomically
 from transferkit.finetune import _restoring as restoring
 from transferkit.finetune.optimizer import AveragedWeights, build_optimizer, build_schedule
@@ -26,6 +31,13 @@ from transferkit.transfer import TransferReport
 
 FORMAT = "transferkit-run"
 VERSION = 1
+# What every run keeps, and as what; what is in it is checked where it is restored.
+_PARTS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("settings", "preprocessing", "optimizer", "model", "schedule", "random"), dict),
+    **dict.fromkeys(("history", "frozen"), list),
+    **dict.fromkeys(("transfer", "sampler"), (dict, NoneType)),
+    "epoch": int,
+}
 _RENAMED = {"levels": "pyramid_scales", "train_trunk": "train_backbone"}  # earlier names of settings
 
 
@@ -97,6 +109,7 @@ class Run:
         image_loss: Additional loss on the scores of whole images.
         average: EMA or plain average of the model's weights, updated during training.
         stopping: What :class:`~transferkit.finetune.StopEarly` remembers; ``None`` without it.
+        identity: What tells this run from all others; a resumed run keeps it.
     """
 
     model: nn.Module
@@ -113,6 +126,8 @@ class Run:
     image_loss: ImageLoss | None = None
     average: AveragedWeights | None = None
     stopping: StopMemory | None = None
+
+    identity: str = field(default_factory=lambda: uuid4().hex, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.transfer, Mapping):  # as earlier versions kept it
@@ -134,6 +149,7 @@ class Run:
             "format": FORMAT,
             "version": VERSION,
             "torch": str(torch.__version__),
+            "identity": self.identity,
             "epoch": self.epoch,
             "history": [asdict(record) for record in self.history],
             "settings": self.settings,
@@ -158,17 +174,42 @@ class Run:
         Args:
             path: File of the newest checkpoint.
             keep: Number of epochs to keep. Above 1, each checkpoint is also saved as ``{stem}_{epoch}{suffix}``, and
-                those older than the last ``keep`` are deleted.
+                those of this run that are older than the last ``keep`` are deleted.
 
         Returns:
             ``path``.
+
+        Raises:
+            OutputError: It cannot be written, or its numbered copy would replace a file that this run did not write.
         """
         path = Path(path)
         state = self.state_dict()
         write_atomically(path, lambda file: torch.save(state, file))
         if keep > 1:
-            _keep_history(path, self.epoch, keep)
+            self.require_numbers(path, self.epoch, self.epoch)
+            write_atomically(_numbered(path, self.epoch), lambda file: file.write(path.read_bytes()))
+            own = [number for number in _numbers(path, self.epoch) if self._wrote(_numbered(path, number))]
+            for number in own[:-keep]:
+                _numbered(path, number).unlink()
         return path
+
+    def require_numbers(self, path: str | os.PathLike[str], first: int, last: int) -> None:
+        """Raise unless the numbered copies of these epochs would replace nothing but this run's own.
+
+        Raises:
+            OutputError: They would; the message names the files.
+        """
+        path = Path(path)
+        found = [_numbered(path, number) for number in _numbers(path, last) if number >= first]
+        if others := [file.name for file in found if not self._wrote(file)]:
+            raise OutputError(
+                f"{path.parent} holds {listed(others, 3)}, which another run wrote, and which keeping more than one "
+                "epoch would replace; move what you need, delete the rest, or save the run elsewhere"
+            )
+
+    def _wrote(self, path: Path) -> bool:
+        about = path.stat()
+        return _identity_in(path, about.st_mtime_ns, about.st_size) == self.identity
 
     def restore(self, state: dict[str, Any]) -> None:
         """Load a saved state: model, optimizer, schedule, random number generators and history.
@@ -254,10 +295,19 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
         missing="give the run_file (--save_path) of an earlier run",
         other="pretrained weights go to weights (--weights), only runs are resumed (--model_file)",
     )
-    if state["version"] > VERSION:
+    version = state.get("version")
+    if type(version) is not int or version > VERSION:
         raise CheckpointError(
-            f"{path} is a run checkpoint of version {state['version']}, this transferkit reads up to {VERSION}; "
+            f"{path} is a run checkpoint of version {version!r}, this transferkit reads up to {VERSION}; "
             "update transferkit"
+        )
+    given = {"settings": None, **state}
+    if wrong := [
+        name for name, kinds in _PARTS.items() if name in given and not isinstance(given[name], kinds)
+    ]:
+        raise CheckpointError(
+            f"{path} is a damaged run checkpoint: {listed(wrong)} is not what a run keeps; resume "
+            "from an older one"
         )
     return {**state, "settings": _renamed(state["settings"], path)}
 
@@ -275,9 +325,9 @@ def read_saved(path: Path, kind: str, form: str, *, missing: str, other: str) ->
     if not path.is_file():
         raise MissingFileError(f"no {kind} at {path}; {missing}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_torch_zip(path, mapped=False)  # mapped, it could not be replaced on every system
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a {kind}: {error}") from error
+        raise CheckpointError(f"{path} cannot be read as a {kind}: {why_not_read(error)}") from error
     if not isinstance(state, dict) or state.get("format") != form:
         raise CheckpointError(f"{path} is not a {kind} (no format {form!r} in it); {other}")
     return state
@@ -297,20 +347,25 @@ def report_of(state: Mapping[str, Any]) -> TransferReport | None:
     return TransferReport.from_dict(state["transfer"]) if state["transfer"] else None
 
 
-def _keep_history(path: Path, epoch: int, keep: int) -> None:
-    """Copy the file just written to one named after its epoch; delete all but the last ``keep`` of these."""
+@lru_cache(maxsize=256)
+def _identity_in(path: Path, time: int, size: int) -> str | None:
+    """Return what tells the run of a file from all others; its time and size tell whether it was asked before."""
+    try:
+        return str(read_run(path).get("identity"))
+    except CheckpointError:
+        return None
 
-    def named(number: int) -> Path:
-        return path.with_name(f"{path.stem}_{number}{path.suffix}")
 
-    write_atomically(named(epoch), lambda file: file.write(path.read_bytes()))
-    kept = sorted(
-        (int(number), other)
-        for other in path.parent.glob(f"{path.stem}_*{path.suffix}")
-        if (number := other.stem[len(path.stem) + 1 :]).isdigit() and int(number) <= epoch
-    )
-    for _, old in kept[:-keep]:
-        old.unlink()
+def _numbered(path: Path, epoch: int) -> Path:
+    return path.with_name(f"{path.stem}_{epoch}{path.suffix}")
+
+
+def _numbers(path: Path, last: int) -> list[int]:
+    """Return the epochs up to ``last`` that have a numbered copy beside ``path``, in order."""
+    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    ends = [name.removeprefix(f"{path.stem}_").removesuffix(path.suffix) for name in names]
+    numbers = sorted(int(end) for end in ends if end.isdecimal() and int(end) <= last)
+    return [number for number in numbers if _numbered(path, number).name in names]
 
 
 def _attributes_in(state: Mapping[str, Any], problems: restoring.Problems) -> dict[str, Any]:
@@ -323,6 +378,10 @@ def _attributes_in(state: Mapping[str, Any], problems: restoring.Problems) -> di
         found["epoch"] = state["epoch"]
     with problems.looking_at("history"):
         found["history"] = [EpochRecord(**record) for record in state["history"]]
+    with problems.looking_at("identity"):
+        identity = state.get("identity")  # earlier versions did not write it
+        require(isinstance(identity, str | None), "identity", "a text", identity)
+        found |= {} if identity is None else {"identity": identity}
     with problems.looking_at("transfer"):
         found["transfer"] = report_of(state)
     with problems.looking_at("sampler"):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from transferkit.checkpoints import Checkpoint
 from transferkit.devices import choose_device
-from transferkit.distributed import is_first
+from transferkit.distributed import first_tries, is_first
 from transferkit.errors import ArgumentError, StateError, require
 from transferkit.features import FeatureCache
 from transferkit.files import require_writable
@@ -189,6 +190,7 @@ class SceneClassifier:
             StateError: The resumed run has other frozen layers or parameters, or the classifier was loaded.
             UnsplittableError: ``features.cache=True``, and no features of frozen layers can be computed.
             DivergedError: The loss became infinite or NaN.
+            OutputError: ``run_file`` cannot be written, or another job writes it.
         """
         require(validation is None or test_every >= 1, "test_every", "at least 1", test_every)
         if self._fitted is not None and self._fitted.run is None:
@@ -197,40 +199,43 @@ class SceneClassifier:
                 f"SceneClassifier({self.network_name!r}, weights=...)"
             )
         names = agreed_names(self._names, photos)
-        source = steps.resumed_from(run_file, resume)
-        saved = read_run(source) if source else None
-        setup = self._setup(steps.decided_in(saved, self.protocol), log, progress)
-        truth = steps.truth_to_fit(photos, names)
-        if run_file is not None and is_first():
-            require_writable(run_file)
-        patches = setup.stream(photos, "train")
-        prepared = steps.prepare(setup, len(names), saved)
-        run = steps.new_run(setup, prepared, len(patches), names, settings)
-        trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
-        setup.log(f"{trained:,} parameters to train: {prepared.optimization(setup.protocol)}")
-        if saved:
-            run.restore(saved)
-            setup.log(f"{source}: {run.epoch} epochs done")
-        ended = run.epoch >= setup.protocol.epochs
-        with nullcontext() if ended else steps.features_for(setup, run, photos) as on:
-            if on and setup.protocol.choice and not saved:
-                decided = setup.protocol.decided(*steps.choose(setup, prepared, on, truth))
-                setup = replace(setup, protocol=decided)
-                torch.manual_seed(self.seed)  # the choice drew random numbers
-                run = steps.new_run(setup, prepared, len(patches), names, settings)
+        with steps.only_writer(run_file):
+            source = steps.resumed_from(run_file, resume)
+            saved = read_run(source) if source else None
+            setup = self._setup(
+                steps.decided_in(saved["settings"] if saved else {}, self.protocol), log, progress
+            )
+            truth = steps.truth_to_fit(photos, names)
+            patches = setup.stream(photos, "train")
+            prepared = steps.prepare(setup, len(names), saved)
+            run = steps.new_run(setup, prepared, len(patches), names, settings)
+            trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
+            setup.log(f"{trained:,} parameters to train: {prepared.optimization(setup.protocol)}")
+            if saved:
+                run.restore(saved)
+                setup.log(f"{source}: {run.epoch} epochs done")
+            if run_file is not None and keep > 1:
+                first_tries(partial(run.require_numbers, run_file, run.epoch + 1, setup.protocol.epochs))
+            ended = run.epoch >= setup.protocol.epochs
+            with nullcontext() if ended else steps.features_for(setup, run, photos) as on:
+                if on and setup.protocol.choice and not saved:
+                    decided = setup.protocol.decided(*steps.choose(setup, prepared, on, truth))
+                    setup = replace(setup, protocol=decided)
+                    torch.manual_seed(self.seed)  # the choice drew random numbers
+                    run = steps.new_run(setup, prepared, len(patches), names, settings)
 
-            def after_epoch(run: Run) -> None:
-                self._fitted = results.fitted_by(run, setup.protocol, names)
-                if validation is not None and run.epoch % test_every == 0:
-                    mean_ap = self.test(validation, progress=progress).mean_ap()
-                    run.history[-1] = replace(run.history[-1], mean_ap=mean_ap)
-                due = save_every and (run.epoch % save_every == 0 or run.epoch == setup.protocol.epochs)
-                if run_file is not None and due and is_first():
-                    run.save(run_file, keep=keep)
-                setup.log(str(run.history[-1]))
+                def after_epoch(run: Run) -> None:
+                    self._fitted = results.fitted_by(run, setup.protocol, names)
+                    if validation is not None and run.epoch % test_every == 0:
+                        mean_ap = self.test(validation, progress=progress).mean_ap()
+                        run.history[-1] = replace(run.history[-1], mean_ap=mean_ap)
+                    due = save_every and (run.epoch % save_every == 0 or run.epoch == setup.protocol.epochs)
+                    if run_file is not None and due and is_first():
+                        run.save(run_file, keep=keep)
+                    setup.log(str(run.history[-1]))
 
-            if not ended:
-                steps.train(setup, run, patches, on, after_epoch)
+                if not ended:
+                    steps.train(setup, run, patches, on, after_epoch)
         self._fitted = results.fitted_by(run, setup.protocol, names)
         return self
 
@@ -252,10 +257,12 @@ class SceneClassifier:
         """
         saved = read_run(run_file)
         stored = saved["settings"].get("class_names")
-        names = self._names or (None if stored is None else with_background(stored))
+        names = self._names
+        if names is None and isinstance(stored, list) and all(isinstance(name, str) for name in stored):
+            names = with_background(stored)
         if names is None:
             raise ArgumentError(f"{run_file} holds no class names; give SceneClassifier(class_names=...)")
-        setup = self._setup(steps.decided_in(saved, self.protocol), log)
+        setup = self._setup(steps.decided_in(saved["settings"], self.protocol), log)
         run = steps.new_run(setup, steps.prepare(setup, len(names), saved), 1, names, saved["settings"])
         run.restore(saved)
         setup.log(f"{run_file}: {run.epoch} epochs done")
@@ -277,7 +284,10 @@ class SceneClassifier:
             StateError: The classifier is not fitted.
             ArgumentError: The classifier and the data set have different class names.
         """
-        return self.evaluate(photos, self.score(photos, progress=progress), bootstrap=bootstrap)
+        fitted = self._require_fitted()
+        setup = self._setup(fitted.protocol, None, progress)
+        scorer = results.score(fitted, setup, photos, keep_patches=False, keep_boxes=False)
+        return self.evaluate(photos, scorer, bootstrap=bootstrap)
 
     def evaluate(
         self, photos: Any, scorer: ImageScorer | PatchLog, *, bootstrap: int = 0

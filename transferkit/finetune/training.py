@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -20,10 +20,11 @@ from transferkit import distributed
 from transferkit.backbones import logits_of
 from transferkit.distributed import is_first
 from transferkit.errors import DivergedError
-from transferkit.files import write_atomically
+from transferkit.files import faults_named, write_text
 from transferkit.finetune.optimizer import PerStep
 from transferkit.finetune.run import EpochRecord, Run
 from transferkit.finetune.settings import LoopSettings
+from transferkit.optimization import lone_row
 from transferkit.progress import Progress, track
 from transferkit.sampler import MultiscaleSampler, PatchBatch
 
@@ -193,9 +194,10 @@ class Stepper:
         # have: DistributedDataParallel needs the same number of backward passes on every rank. In evaluation mode it
         # leaves batch norm statistics alone. image_index lies on the CPU, so reading it does not wait for the device.
         filler = bool((batch.image_index < 0).all())
-        with record_function("forward"), _evaluation(run.model) if filler else nullcontext():
-            with loop.mixed_precision(run.device):
-                logits = logits_of(self._network(loop.lay_out(run.preprocessing(pixels)))).float()
+        with record_function("forward"), loop.mixed_precision(run.device):
+            inputs = loop.lay_out(run.preprocessing(pixels))
+            with _evaluation(run.model) if filler else lone_row(run.model, inputs):
+                logits = logits_of(self._network(inputs)).float()
             losses = run.objective.losses(logits, labels).sum()
             loss = losses / divisors[0]
             if run.image_loss is not None:
@@ -261,11 +263,12 @@ def profiled(folder: Path | None) -> Iterator[Callable[[], object]]:
 
 def _write(folder: Path, profiler: torch.profiler.profile) -> None:
     _write_table(folder, table(profiler.key_averages()))
-    profiler.export_chrome_trace(str(folder / "trace.json.gz"))
+    with faults_named(folder / "trace.json.gz"):
+        profiler.export_chrome_trace(str(folder / "trace.json.gz"))
 
 
 def _write_table(folder: Path, text: str) -> None:
-    write_atomically(folder / "profile.txt", lambda file: file.write(text.encode()))
+    write_text(folder / "profile.txt", text)
 
 
 def table(averages: Iterable[Any], operators: int = 12) -> str:

@@ -2,7 +2,16 @@
 (``find``), and the losses that a head is trained with (``losses``).
 """
 
-from transferkit.heads.build import CosineLinear, PerPosition, adaptation_head, cosine_head, linear_head
+from transferkit.heads.build import (
+    CosineLinear,
+    GeM,
+    PerPosition,
+    PyramidPool,
+    adaptation_head,
+    cosine_head,
+    linear_head,
+    spatial_pooling,
+)
 from transferkit.heads.find import Head, find_head, replace_head
 from transferkit.heads.losses import (
     MULTI_LABEL,
@@ -13,7 +22,6 @@ from transferkit.heads.losses import (
     SingleLabel,
     log_generalized_mean,
 )
-from transferkit.heads.pooling import GeM, PyramidPool, spatial_pooling
 
 __all__ = [
     "MULTI_LABEL",

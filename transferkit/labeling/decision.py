@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from transferkit.annotated import truth, whole_numbers
 from transferkit.boxes import as_boxes
 from transferkit.errors import ArgumentError
 
@@ -61,9 +62,9 @@ class Objects:
             truncated: (N,) bool; ``None`` for none.
 
         Raises:
-            ArgumentError: A shape that does not fit the boxes, or a class below 1.
+            ArgumentError: A shape that does not fit the boxes, or a class that is below 1 or no whole number.
         """
-        boxes = as_boxes(boxes, "objects")
+        boxes, classes = as_boxes(boxes, "objects"), whole_numbers("classes", classes)
         rows = len(boxes)
         flags = [
             torch.zeros(rows, dtype=torch.bool) if flag is None else flag for flag in (difficult, truncated)
@@ -72,6 +73,10 @@ class Objects:
         wrong = [f"{name} {tuple(column.shape)}" for name, column in columns.items() if column.numel() != rows]
         if wrong:
             raise ArgumentError(f"there are {rows} objects, but {', '.join(wrong)}; each must be ({rows},)")
+        if classes.dtype == torch.bool or bool(
+            (classes != classes.long()).any()
+        ):  # 1.9 is no class, nor is NaN
+            raise ArgumentError(f"classes must be whole numbers, got {classes.dtype} {classes.tolist()[:3]}")
         if rows and int(classes.min()) <= BACKGROUND:
             raise ArgumentError(
                 f"classes must be 1 or more (0 is the background), got {int(classes.min())} "
@@ -80,9 +85,9 @@ class Objects:
         at = boxes.device
         return Objects(
             boxes,
-            classes.reshape(-1).to(at, torch.int64),
-            flags[0].reshape(-1).to(at, torch.bool),
-            flags[1].reshape(-1).to(at, torch.bool),
+            classes.reshape(-1).to(at),
+            truth("difficult", flags[0]).reshape(-1).to(at),
+            truth("truncated", flags[1]).reshape(-1).to(at),
         )
 
     def keep(self, rows: Tensor) -> Objects:

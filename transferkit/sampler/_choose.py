@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from PIL.Image import DecompressionBombError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, Subset
 
-from transferkit.errors import ArgumentError, require
-from transferkit.labeling import Rule, label_patches
-from transferkit.sampler._source import PatchSource
+from transferkit.errors import ArgumentError, DataError, require
+from transferkit.labeling import IGNORE, Rule, label_patches
+from transferkit.sampler._source import PatchSource, teller_of
+from transferkit.sampler._workers import Visit, Workers
 from transferkit.sampler.balance import Balance
 from transferkit.sampler.schedule import generator
 
@@ -44,10 +45,17 @@ class BadImage(NamedTuple):
     Attributes:
         image_index: The image's place in the data set.
         problem: What is wrong with it.
+        error: What reading or labeling it raised.
     """
 
     image_index: int
     problem: str
+    error: Exception
+
+    @staticmethod
+    def of(index: int, error: Exception) -> BadImage:
+        """Return the image that raised an error."""
+        return BadImage(index, f"{type(error).__name__}: {error}", error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,21 +82,22 @@ class PatchChooser(Dataset["ChosenPatches | BadImage"]):
         require(isinstance(self.rule, Rule), "rule", "a value with a method label(boxes, objects)", self.rule)
         require(callable(self.balance), "balance", "called as (labels, count, generator)", self.balance)
 
-    def __getitem__(self, visit: tuple[int, int]) -> ChosenPatches | BadImage:
+    def __getitem__(self, visit: Visit) -> ChosenPatches | BadImage:
         epoch, index = visit
         try:
             item = self.dataset[index]
             boxes = self.source.patches(item)
+            self._check_classes(index, item)
             labels = self.labels(item, boxes)
-        except BAD_IMAGE as error:
-            return BadImage(index, f"{type(error).__name__}: {error}")
+        except Exception as error:
+            return BadImage.of(index, error)
         chosen = self.balance(labels, self.count, generator(self.seed, epoch, index, "balance"))
         rows = _as_rows(chosen, len(labels), self.balance)
         return ChosenPatches(index, self.source.content(item, rows), boxes[rows], labels[rows])
 
     def labels(self, item: Any, boxes: Tensor) -> Tensor:
         """Return the labels, (P,), of an annotated image's patches."""
-        return label_patches(
+        labels = label_patches(
             boxes,
             item.boxes,
             item.classes,
@@ -96,6 +105,28 @@ class PatchChooser(Dataset["ChosenPatches | BadImage"]):
             difficult=getattr(item, "difficult", None),
             truncated=getattr(item, "truncated", None),
         ).labels
+        return _as_labels(labels, len(boxes), self.rule)
+
+    def _check_classes(self, index: int, item: Any) -> None:
+        """Raise if an object has a class for which the data set has no name."""
+        teller = teller_of(self.dataset, index, "class_names")
+        names = teller[0].class_names if teller else None
+        if isinstance(names, Sized) and item.classes.numel() and int(item.classes.max()) >= len(names):
+            raise DataError(
+                f"an object has class {int(item.classes.max())}, but class_names has {len(names)} names, background "
+                f"first: classes 1 to {len(names) - 1}; correct either"
+            )
+
+
+def _as_labels(labels: Any, patches: int, rule: Rule) -> Tensor:
+    """Return a rule's labels, (P,) int64, or say what is wrong with them."""
+    fits = isinstance(labels, Tensor) and labels.shape == (patches,) and not labels.is_floating_point()
+    if not fits or bool(((labels < 0) & (labels != IGNORE)).any()):
+        raise ArgumentError(
+            f"rule must label {patches} patches with (P,) int64, 0 or more or IGNORE ({IGNORE}), got {labels!r:.80} "
+            f"from {rule!r}"
+        )
+    return labels.long()  # type: ignore[no-any-return]
 
 
 def _as_rows(chosen: Any, patches: int, balance: Balance) -> Tensor:
@@ -116,35 +147,55 @@ def _as_rows(chosen: Any, patches: int, balance: Balance) -> Tensor:
 # How many patches each image will give, found with as little work as possible.
 
 
-def patch_counts(chooser: PatchChooser, num_workers: int = 0) -> Sequence[int]:
+def patch_counts(chooser: PatchChooser, num_workers: int, note: Callable[[BadImage], object]) -> Sequence[int]:
     """Return the number of patches that each image gives, (N,); 0 for an image that cannot be used.
 
     No image is touched where the balance always chooses the same number. None is looked at where the number
     follows from how many patches there are, and the source knows that. Otherwise every image is decoded and
     labeled once, by ``num_workers`` processes.
+
+    Args:
+        chooser: Of the patches.
+        num_workers: Processes that decode.
+        note: Called with an image that cannot be used, to raise or to list it.
     """
     size = getattr(chooser.balance, "size", None)
     images = len(chooser.dataset)
+    found: Iterator[int | BadImage] | None = None
     if size is not None and chooser.source.always_some:
         least, most = size(1, chooser.count), size(2**62, chooser.count)
         if least is not None and least == most:
             return [least] * images
-        available = chooser.source.available(chooser.dataset)
-        if least is not None and available is not None:
-            return [size(patches, chooser.count) for patches in available]
-    counted = DataLoader(
-        _Counted(chooser), batch_size=None, num_workers=num_workers, generator=torch.Generator()
-    )
-    return [int(count) for count in counted]
+        if least is not None and chooser.source.available(chooser.dataset) is not None:
+            found = (_count_told(chooser, index) for index in range(images))
+    if found is None:
+        found = Workers(_Counted(chooser), num_workers).results([(0, index) for index in range(images)])
+    counts = []
+    for count in found:
+        if isinstance(count, BadImage):
+            note(count)
+        counts.append(0 if isinstance(count, BadImage) else count)
+    return counts
+
+
+def _count_told(chooser: PatchChooser, index: int) -> int | BadImage:
+    """Return how many patches an image gives, by its size, which the data set knows."""
+    try:
+        (patches,) = chooser.source.available(Subset(chooser.dataset, [index])) or ()
+    except Exception as error:
+        return BadImage.of(index, error)
+    count: int = chooser.balance.size(patches, chooser.count)  # type: ignore[attr-defined]
+    return count
 
 
 @dataclass(frozen=True, eq=False)
-class _Counted(Dataset[int]):
+class _Counted:
     chooser: PatchChooser
 
-    def __len__(self) -> int:
-        return len(self.chooser.dataset)
+    @property
+    def dataset(self) -> Any:
+        return self.chooser.dataset
 
-    def __getitem__(self, index: int) -> int:
-        chosen = self.chooser[0, index]
-        return 0 if isinstance(chosen, BadImage) else len(chosen.labels)
+    def __getitem__(self, visit: Visit) -> int | BadImage:
+        chosen = self.chooser[visit]
+        return chosen if isinstance(chosen, BadImage) else len(chosen.labels)

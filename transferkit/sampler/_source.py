@@ -38,17 +38,23 @@ def teller_of(dataset: Any, index: int, name: str) -> tuple[Any, int] | None:
         'c'
     """
     while not hasattr(dataset, name):
-        if isinstance(dataset, Subset):
-            dataset, index = dataset.dataset, int(dataset.indices[index])
-        elif isinstance(dataset, ConcatDataset):
-            part = bisect_right(dataset.cumulative_sizes, index)
-            index -= dataset.cumulative_sizes[part - 1] if part else 0
-            dataset = dataset.datasets[part]
-        elif hasattr(dataset, "viewed"):  # image for image the same, such as features of them
-            dataset = dataset.viewed
-        else:
+        inner = within(dataset, index)
+        if inner is None:
             return None
+        dataset, index = inner
     return dataset, index
+
+
+def within(dataset: Any, index: int) -> tuple[Any, int] | None:
+    """Return what a view takes an image from, and the image's place there; ``None`` for what is no view."""
+    if isinstance(dataset, Subset):
+        return dataset.dataset, int(dataset.indices[index])
+    if isinstance(dataset, ConcatDataset):
+        part = bisect_right(dataset.cumulative_sizes, index)
+        return dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0)
+    if hasattr(dataset, "viewed"):  # image for image the same, such as features of them
+        return dataset.viewed, index
+    return None
 
 
 def tellers_of(dataset: Any, name: str) -> list[tuple[Any, int]] | None:
@@ -207,8 +213,9 @@ class PixelSource:
         if self.grid is None or self.proposals is not None or tellers is None:
             return None
         grid = self.grid
+        count = getattr(grid, "count", lambda size: len(grid(size)))  # a grid may be a function
         sizes = (data.image_size(place) for data, place in tellers)
-        return (grid.count((height, width)) for height, width in sizes)
+        return (count((height, width)) for height, width in sizes)
 
     def content(self, item: Any, rows: Tensor) -> Tensor:
         """Return the image, (3, H, W) uint8, whichever patches were chosen."""

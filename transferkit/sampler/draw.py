@@ -83,7 +83,7 @@ def _legend(labels: Tensor, class_names: Sequence[str] | None, width: int) -> Im
     """Write the labels with their colors and counts, as many in a line as fit."""
     font = ImageFont.load_default(_TEXT)
     entries = [
-        (color, f"{label_name(label, class_names)} {int((labels == label).sum())}")
+        (color, f"{' '.join(label_name(label, class_names).split())} {int((labels == label).sum())}")
         for label, color in _colors(labels).items()
     ]
     across = max([font.getlength(text) for _, text in entries], default=0) + 3 * _TEXT

@@ -57,11 +57,12 @@ class MultiscaleSampler:
         whole_pixels: See :func:`crop_and_resize`.
         dtype: Of the pixels; floats keep the range 0..255.
         seed: Of all random choices.
-        num_workers: Processes that decode and label; 0 for none.
+        num_workers: Processes that decode and label; 0 for none. A container's small ``/dev/shm`` is no limit.
         prefetch: How many images each of them prefetches.
         device: Where patches are cut and stay; ``None`` for the cpu.
-        on_bad_image: What to do when an image cannot be read: raise an ``"error"``, or ``"skip"`` it; then
-            ``bad_images`` tells which and why, and a warning at the end of the epoch how many.
+        on_bad_image: What to do when an image, or its size, cannot be read: raise an ``"error"``, or ``"skip"`` it;
+            then ``bad_images`` tells which and why, and a warning at the end of the epoch how many. What no damaged
+            file explains, such as a ``KeyError``, is an error either way: a ``DataError`` with it as its cause.
         rank: This process among those that share the images; by default its rank in ``torch.distributed``.
         world_size: How many processes share the images; by default the number of ranks in ``torch.distributed``.
 
@@ -177,20 +178,28 @@ class MultiscaleSampler:
         stays, so that a test is always on the same patches. After :meth:`set_epoch` or :meth:`load_state_dict` it
         begins there.
 
+        Iterations may overlap: each goes through its own epoch, with workers of its own. :attr:`epoch` and
+        :meth:`state_dict` tell of the one that was used last.
+
         Raises:
-            DataError: An image cannot be read, and is not to be skipped; or all were skipped.
+            DataError: An image cannot be read, and is not to be skipped; or all were skipped; or a worker died, which
+                names the image that it worked on.
         """
         if not self._waiting:
             self._epoch, self._batch = self._epoch + (self.mode == "train"), 0
         self._waiting = False
-        known = len(self.bad_images)
-        for place, batch in prefetched(
-            self._stream.batches(self._epoch, self._batch), self._stream.cutter.device
-        ):
-            self._batch = place + 1
+        epoch = self._epoch
+        batches = self._stream.batches(epoch, self._batch)
+        for place, batch in prefetched(batches, self._stream.cutter.device):
+            self._stand(epoch, place + 1)
             yield batch
-        self._batch = len(self)
-        self._stream.warn_of_bad_images(known)
+        self._stand(epoch, self._stream.schedule(epoch).length)
+        self._stream.warn_of_bad_images()
+
+    def _stand(self, epoch: int, batch: int) -> None:
+        """Note where an iteration is, unless the next is to begin elsewhere."""
+        if not self._waiting:
+            self._epoch, self._batch = epoch, batch
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the one that is iterated next.

@@ -10,6 +10,8 @@ from itertools import accumulate
 
 import torch
 
+from transferkit.errors import ArgumentError
+
 
 def generator(seed: int, *keys: int | str) -> torch.Generator:
     """Return a generator for one purpose: the same for the same seed and keys, unrelated for any other.
@@ -56,9 +58,15 @@ class Schedule:
         return self.ends[-1] if self.ends else 0
 
     def find(self, batch: int) -> tuple[int, int]:
-        """Return the group that the epoch's ``batch``-th minibatch belongs to, and its place in that group."""
+        """Return the group that the epoch's ``batch``-th minibatch belongs to, and its place in that group.
+
+        Groups without minibatches right before it are not passed over: their images may be ones that cannot be read.
+        """
+        begins = (0, *self.ends)
         group = bisect_right(self.ends, batch)
-        return group, batch - (self.ends[group - 1] if group else 0)
+        while group and begins[group - 1] == begins[group] == batch:
+            group -= 1
+        return group, batch - begins[group]
 
 
 @dataclass(frozen=True)
@@ -90,12 +98,24 @@ class Scheduler:
     def __call__(self, epoch: int) -> Schedule:
         """Return this rank's schedule of an epoch."""
         order = self._order(epoch)
+        if self.drop_last:
+            self._require_some(order)
         groups = self._groups(order, self.rank)
         ends = tuple(accumulate(map(self._batches, groups)))
         length = ends[-1] if ends else 0
         if self.keep_step:
             length = max(sum(map(self._batches, self._groups(order, rank))) for rank in range(self.world_size))
         return Schedule(groups, ends, length)
+
+    def _require_some(self, order: list[int]) -> None:
+        """Raise if every minibatch of the epoch is left out, on all ranks."""
+        groups = [group for rank in range(self.world_size) for group in self._groups(order, rank)]
+        most = max(sum(self.counts[image] for image in group) for group in groups)
+        if 0 < most < self.batch_size:
+            raise ArgumentError(
+                f"drop_last leaves out every minibatch: mix_images={self.mix_images} images have {most} patches at "
+                f"most, and batch_size is {self.batch_size}; make it {most} or less, or mix more images"
+            )
 
     def _order(self, epoch: int) -> list[int]:
         images = len(self.counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from queue import Empty, Queue
@@ -11,12 +12,12 @@ from threading import Event, Thread
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from transferkit.errors import DataError
 from transferkit.labeling import IGNORE
-from transferkit.sampler._choose import BadImage, ChosenPatches, PatchChooser, patch_counts
+from transferkit.sampler._choose import BAD_IMAGE, BadImage, ChosenPatches, PatchChooser, patch_counts
 from transferkit.sampler._source import PatchSource
+from transferkit.sampler._workers import Workers
 from transferkit.sampler.patch_transforms import PatchTransform
 from transferkit.sampler.schedule import Schedule, Scheduler, generator
 
@@ -256,7 +257,7 @@ class PatchStream:
     num_workers: int
     prefetch: int
     bad_images: dict[int, str] = field(default_factory=dict)
-    _visits: list[tuple[int, int]] = field(default_factory=list)
+    _warned: int = 0
     _latest: tuple[int, Schedule] | None = None
 
     def schedule(self, epoch: int) -> Schedule:
@@ -270,26 +271,26 @@ class PatchStream:
         schedule = self.schedule(epoch)
         group, first = schedule.find(start)
         remaining = schedule.groups[group:]
-        self._visits[:] = [(epoch, image) for members in remaining for image in members]
-        images = iter(self._loader)
+        visits = [(epoch, image) for members in remaining for image in members]
         place = start
-        for members, end in zip(remaining, schedule.ends[group:], strict=True):
-            chosen = [image for image in (self._usable(next(images)) for _ in members) if image is not None]
-            for batch in self.cutter.minibatches(chosen, epoch, first) if chosen else ():
-                yield place, batch
-                place += 1
-            if self.keep_step:  # other ranks do not know which images were passed over here
-                yield from ((missing, self.cutter.filler()) for missing in range(place, end))
-            place, first = end, 0
+        with closing(self._workers.results(visits)) as images:
+            for members, end in zip(remaining, schedule.ends[group:], strict=True):
+                chosen = [image for image in (self._usable(next(images)) for _ in members) if image is not None]
+                for batch in self.cutter.minibatches(chosen, epoch, first) if chosen else ():
+                    yield place, batch
+                    place += 1
+                if self.keep_step:  # other ranks do not know which images were passed over here
+                    yield from ((missing, self.cutter.filler()) for missing in range(place, end))
+                place, first = end, 0
         yield from ((missing, self.cutter.filler()) for missing in range(place, schedule.length))
 
-    def warn_of_bad_images(self, known: int) -> None:
-        """Warn of images that were passed over, if there are more than were ``known``.
+    def warn_of_bad_images(self) -> None:
+        """Warn of images that were passed over, if there are more than it last told of.
 
         Raises:
             DataError: No image is left.
         """
-        new = len(self.bad_images) - known
+        new, self._warned = len(self.bad_images) - self._warned, len(self.bad_images)
         if len(self.bad_images) == len(self.chooser.dataset):
             raise DataError(f"no image can be used; the first: {next(iter(self.bad_images.values()))}")
         if new:
@@ -301,24 +302,31 @@ class PatchStream:
 
     def _usable(self, image: ChosenPatches | BadImage) -> ChosenPatches | None:
         """Return the image, or ``None`` if it is to be passed over."""
-        index = image.image_index
         if isinstance(image, BadImage):
-            if not self.skip_bad:
-                raise DataError(f"image {index} of the data set cannot be used: {image.problem}")
-            self.bad_images[index] = image.problem
+            self._note(image)
             return None
+        index = image.image_index
         expected = self._scheduler.counts[index]
+        if not expected and index in self.bad_images:  # it could not be used when patches were counted
+            return None
         if len(image.labels) != expected:
             raise DataError(
-                f"image {index} of the data set gave {len(image.labels)} patches where {expected} were expected; "
-                "a balance must choose as many of the same labels every time"
+                f"image {index} of the data set gave {len(image.labels)} patches where {expected} were expected; a "
+                "balance must choose as many of the same labels every time, and image_size() must be the image's"
             )
         return image
+
+    def _note(self, image: BadImage) -> None:
+        """List an image that is to be passed over, or raise."""
+        index = image.image_index
+        if not (self.skip_bad and isinstance(image.error, BAD_IMAGE)):
+            raise DataError(f"image {index} of the data set cannot be used: {image.problem}") from image.error
+        self.bad_images[index] = image.problem
 
     @cached_property
     def _scheduler(self) -> Scheduler:
         return Scheduler(
-            counts=patch_counts(self.chooser, self.num_workers),
+            counts=patch_counts(self.chooser, self.num_workers, self._note),
             batch_size=self.cutter.batch_size,
             mix_images=self.mix_images,
             shuffle=self.cutter.shuffle,
@@ -330,15 +338,6 @@ class PatchStream:
         )
 
     @cached_property
-    def _loader(self) -> DataLoader[ChosenPatches | BadImage]:
-        """One loader for all epochs, so that its workers live on; what it visits is in ``_visits``."""
-        return DataLoader(
-            self.chooser,
-            sampler=self._visits,
-            batch_size=None,
-            num_workers=self.num_workers,
-            prefetch_factor=self.prefetch if self.num_workers else None,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.cutter.device.type == "cuda",
-            generator=torch.Generator(),  # else the loader draws a seed for its workers from the global one
-        )
+    def _workers(self) -> Workers:
+        pinned = self.cutter.device.type == "cuda"
+        return Workers(self.chooser, self.num_workers, self.prefetch, pinned)

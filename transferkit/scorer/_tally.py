@@ -15,7 +15,7 @@ are joined by the same formula, in any order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -36,13 +36,14 @@ class Tally:
         peak: (N, K) float64, the largest probability; 0 before the first patch.
         total: (N, K) float64, the sum of ``(p / peak) ** exponent``.
         count: (N,) int64, the number of patches.
-        box: (N, K, 4) float64 xyxy in pixels of the image, the patch at the peak; NaN where no box was given.
+        box: (N, K, 4) float64 xyxy in pixels of the image, the patch at the peak; NaN where no box was given, and
+            ``None`` where none ever was: it is twice as large as all the rest.
     """
 
     peak: Tensor
     total: Tensor
     count: Tensor
-    box: Tensor
+    box: Tensor | None = None
 
     @staticmethod
     def empty(num_images: int, num_classes: int, device: torch.device | str | None = None) -> Tally:
@@ -52,19 +53,24 @@ class Tally:
             peak=torch.zeros(shape, dtype=torch.float64, device=device),
             total=torch.zeros(shape, dtype=torch.float64, device=device),
             count=torch.zeros(num_images, dtype=torch.int64, device=device),
-            box=torch.full((*shape, 4), torch.nan, dtype=torch.float64, device=device),
         )
+
+    def boxes(self) -> Tensor:
+        """Return the boxes, (N, K, 4), NaN where there is none."""
+        return self.peak.new_full((*self.peak.shape, 4), torch.nan) if self.box is None else self.box
 
     def rows(self, index: Tensor) -> Tally:
         """Return the tally of some images."""
-        return Tally(self.peak[index], self.total[index], self.count[index], self.box[index])
+        box = None if self.box is None else self.box[index]
+        return Tally(self.peak[index], self.total[index], self.count[index], box)
 
     def write_rows(self, index: Tensor, rows: Tally) -> None:
         """Put ``rows`` in the place of the images ``index``, in place; ``index`` holds no image twice."""
         self.peak[index] = rows.peak
         self.total[index] = rows.total
         self.count[index] = rows.count
-        self.box[index] = rows.box
+        if self.box is not None:
+            self.box[index] = rows.boxes()
 
 
 def combine(a: Tally, b: Tally, exponent: float) -> Tally:
@@ -76,28 +82,38 @@ def combine(a: Tally, b: Tally, exponent: float) -> Tally:
     peak = torch.maximum(a.peak, b.peak)
     total_a = a.total * _relative_power(a.peak, peak, exponent)
     total_b = b.total * _relative_power(b.peak, peak, exponent)
-    b_wins = (b.peak > a.peak) | ((b.peak == a.peak) & _comes_first(b.box, a.box))  # (N, K)
-    return Tally(peak, total_a + total_b, a.count + b.count, torch.where(b_wins[..., None], b.box, a.box))
+    whole = Tally(peak, total_a + total_b, a.count + b.count)
+    if a.box is None and b.box is None:
+        return whole
+    box_a, box_b = a.boxes(), b.boxes()
+    b_wins = (b.peak > a.peak) | ((b.peak == a.peak) & _comes_first(box_b, box_a))  # (N, K)
+    return replace(whole, box=torch.where(b_wins[..., None], box_b, box_a))
 
 
-def tally_batch(probs: Tensor, slot: Tensor, num_slots: int, boxes: Tensor, exponent: float) -> Tally:
+def tally_batch(
+    probs: Tensor, slot: Tensor, num_slots: int, boxes: Tensor | None, exponent: float, keep_boxes: bool = True
+) -> Tally:
     """Return the tally of one batch of patches.
 
     Args:
         probs: (B, K) float64 probabilities.
         slot: (B,) int64, which of ``num_slots`` images each patch belongs to.
         num_slots: Number of images in the batch.
-        boxes: (B, 4) float64 xyxy, pixels; NaN where unknown.
+        boxes: (B, 4) float64 xyxy, pixels; ``None`` where unknown. Sums are made in their order, kept or not.
         exponent: Positive; may be infinite.
+        keep_boxes: Whether the tally has boxes.
     """
-    order = _lexicographic_order(boxes)
-    probs, slot, boxes = probs[order], slot[order], boxes[order]
+    if boxes is not None:
+        order = _lexicographic_order(boxes)
+        probs, slot, boxes = probs[order], slot[order], boxes[order]
     spread = slot[:, None].expand_as(probs)  # (B, K)
 
     nothing = Tally.empty(num_slots, probs.shape[1], probs.device)
     peak = nothing.peak.scatter_reduce(0, spread, probs, "amax")
     total = nothing.total.index_add(0, slot, _relative_power(probs, peak[slot], exponent))
     count = nothing.count.index_add(0, slot, torch.ones_like(slot))
+    if boxes is None or not keep_boxes:
+        return Tally(peak, total, count)
 
     position = torch.arange(len(slot), device=slot.device)[:, None].expand_as(probs)
     last = torch.full_like(nothing.peak, len(slot) - 1, dtype=torch.int64)
@@ -151,15 +167,18 @@ def gather_tallies(tally: Tally, settings: dict[str, Any], group: ProcessGroup |
     Raises:
         ArgumentError: A rank has other settings; raised on every rank.
     """
-    all_settings = gather_objects(settings, group)
-    world = len(all_settings)
+    told = gather_objects((settings, tally.box is not None), group)
+    world, all_settings = len(told), [each for each, _ in told]
     if any(other != all_settings[0] for other in all_settings):
         listing = "; ".join(f"rank {rank}: {other}" for rank, other in enumerate(all_settings))
         raise ArgumentError(f"scorers must have the same settings on all ranks, got {listing}")
     on_gpu = distributed.get_backend(group) == "nccl"
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     gathered: dict[str, list[torch.Tensor]] = {}
-    for name, tensor in vars(tally).items():
+    known = replace(tally, box=tally.boxes() if any(has_boxes for _, has_boxes in told) else None)
+    for name, tensor in vars(known).items():
+        if tensor is None:
+            continue
         mine = tensor.to(device).contiguous()
         everyones = [torch.empty_like(mine) for _ in range(world)]
         distributed.all_gather(everyones, mine, group=group)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from copy import copy
+from dataclasses import replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -113,6 +115,8 @@ class ImageScorer:
         device: Where the sums are kept; ``None`` is cpu. Batches are moved there.
         validate: Whether the values of each batch are checked. The check waits for the device that holds them.
             Unchecked, a NaN makes the image's score NaN, which :func:`evaluate` refuses.
+        keep_boxes: Keep the box of the best patch, where boxes are given: 32 bytes per image and class, twice what
+            the scores take.
 
     Raises:
         ArgumentError: An argument is out of its range.
@@ -136,6 +140,7 @@ class ImageScorer:
         reduction: Reduction = "sum",
         device: torch.device | str | None = None,
         validate: bool = True,
+        keep_boxes: bool = True,
     ) -> None:
         require(num_images >= 1, "num_images", "at least 1", num_images)
         require(num_classes >= 1, "num_classes", "at least 1", num_classes)
@@ -150,6 +155,7 @@ class ImageScorer:
         self.exponent = float(exponent)
         self.reduction: Reduction = reduction
         self.validate = validate
+        self.keep_boxes = keep_boxes
         self._tally = Tally.empty(num_images, num_classes, self.device)
 
     def __repr__(self) -> str:
@@ -166,8 +172,15 @@ class ImageScorer:
         """The patch with the highest probability per image and class, (N, K, 4) float64 xyxy in pixels.
 
         NaN where no boxes were given. Of several at the same height, the first by (xmin, ymin, xmax, ymax).
+
+        Raises:
+            StateError: They were not to be kept.
         """
-        return self._tally.box.clone()
+        if not self.keep_boxes:
+            raise StateError(
+                "the boxes of the best patches were not kept; make the scorer with keep_boxes=True"
+            )
+        return self._tally.boxes().clone()
 
     @property
     def best_probs(self) -> Tensor:
@@ -193,10 +206,10 @@ class ImageScorer:
         images, slot = image_index.long().unique(return_inverse=True)  # type: ignore[no-untyped-call]
         images, slot = images.to(self.device), slot.to(self.device)
         probs = probs.to(self.device).double()  # moved first: not every device they come from has float64
-        if boxes is None:
-            boxes = torch.full((len(probs), 4), torch.nan)
-        boxes = boxes.to(self.device).double()
-        batch = tally_batch(probs, slot, len(images), boxes, self.exponent)
+        boxes = None if boxes is None else boxes.to(self.device).double()
+        batch = tally_batch(probs, slot, len(images), boxes, self.exponent, self.keep_boxes)
+        if batch.box is not None and self._tally.box is None:
+            self._tally = replace(self._tally, box=self._tally.boxes())
         self._tally.write_rows(images, combine(self._tally.rows(images), batch, self.exponent))
 
     def compute(self, log: bool = False) -> Tensor:
@@ -230,8 +243,7 @@ class ImageScorer:
             raise ArgumentError(
                 f"cannot merge a scorer with {other.settings()} into one with {self.settings()}"
             )
-        theirs = Tally(**{name: tensor.to(self.device) for name, tensor in vars(other._tally).items()})
-        self._tally = combine(self._tally, theirs, self.exponent)
+        self._tally = combine(self._tally, self._taken(vars(other._tally)), self.exponent)
 
     def across_ranks(self, group: ProcessGroup | None = None) -> ImageScorer:
         """Return a scorer with what all ranks of a distributed run have seen; the same on every rank.
@@ -263,7 +275,7 @@ class ImageScorer:
         """Return settings and sums as plain values and tensors, fit for ``torch.save`` and ``weights_only``."""
         return {
             "settings": self.settings(),
-            **{name: tensor.clone() for name, tensor in vars(self._tally).items()},
+            **{name: None if value is None else value.clone() for name, value in vars(self._tally).items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -278,7 +290,13 @@ class ImageScorer:
             raise StateError(f"the state of a scorer must hold {', '.join(missing)}; it holds {sorted(state)}")
         if state["settings"] != self.settings():
             raise StateError(f"the state was saved with {state['settings']}, this scorer has {self.settings()}")
-        self._tally = Tally(**{name: state[name].to(self.device).clone() for name in names})
+        self._tally = self._taken({name: state[name] for name in names})
+
+    def _taken(self, tensors: Mapping[str, Tensor | None]) -> Tally:
+        """Return a copy of another tally's tensors on this device, with the boxes only if they are to be kept."""
+        kept = {name: value for name, value in tensors.items() if name != "box" or self.keep_boxes}
+        here = {name: value.to(self.device, copy=True) for name, value in kept.items() if value is not None}
+        return Tally(**here)
 
 
 # The probabilities of every patch, kept for maps and for any exponent afterwards.
@@ -336,13 +354,17 @@ class PatchLog:
             reduction: What :meth:`compute` uses unless told otherwise.
             log: Return their logarithm; see :meth:`ImageScorer.compute`.
         """
-        return self.scorer(exponent, reduction).compute(log)
+        return self._filled(exponent, reduction, keep_boxes=False).compute(log)
 
     def scorer(self, exponent: float | None = None, reduction: Reduction | None = None) -> ImageScorer:
         """Return an :class:`ImageScorer` that has seen all patches; arguments as for :meth:`compute`."""
+        return self._filled(exponent, reduction, keep_boxes=True)
+
+    def _filled(self, exponent: float | None, reduction: Reduction | None, *, keep_boxes: bool) -> ImageScorer:
         exponent = self.exponent if exponent is None else exponent
         reduction = self.reduction if reduction is None else reduction
-        scorer = ImageScorer(self.num_images, self.num_classes, exponent, reduction, validate=False)
+        size = (self.num_images, self.num_classes)
+        scorer = ImageScorer(*size, exponent, reduction, validate=False, keep_boxes=keep_boxes)
         for probs, image_index, boxes in self._batches:
             scorer.add_batch(probs, image_index, boxes)
         return scorer

@@ -6,7 +6,6 @@ image. The kit's MATLAB code, and whatever else reads its format, can score them
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transferkit.display import markdown_table, summary_table
+from transferkit.display import as_json, markdown_table, summary_table
 from transferkit.errors import ArgumentError, DataError, MissingFileError, did_you_mean, require
+from transferkit.files import as_file_name, faults_named, fits_a_file, write_text
 from transferkit.scorer.ap_rules import INTERPOLATIONS, APRule
 from transferkit.scorer.image_scorer import BACKGROUND
 
@@ -58,6 +58,7 @@ def write_devkit_results(
     class_names: Sequence[str],
     image_set: str = "test",
     competition: str = "comp1",
+    rename: bool = False,
 ) -> list[Path]:
     """Write one result file per class, background apart.
 
@@ -71,25 +72,34 @@ def write_devkit_results(
         class_names: K names that a file can have.
         image_set: See :func:`result_file`.
         competition: See :func:`result_file`.
+        rename: Write a blank in an image's name, and what no file's name can have in a class's, as ``%20`` and the
+            like, instead of an error. Other programs find neither.
 
     Returns:
         The files, in the order of the classes.
 
     Raises:
         ArgumentError: Numbers of images or classes that do not fit, a blank in an image's name, a slash in a
-            class's, a NaN or infinite score.
+            class's or the image set's, a NaN or infinite score.
     """
+    if rename:
+        image_ids, class_names, image_set = _renamed(image_ids, class_names, image_set)
     shape = (len(image_ids), len(class_names))
     require(
         scores.shape == shape, "scores", f"of shape {shape}, as image_ids and class_names say", scores.shape
     )
     blank = [name for name in image_ids if name.split() != [name]]
     require(not blank, "image_ids", "without blanks", blank)
-    no_file = [name for name in class_names if not name or {"/", "\\", "\0"} & set(name)]
+    no_file = [name for name in class_names if not fits_a_file(name)]
     require(not no_file, "class_names", "names that a file can have", no_file)
+    for argument, value in (("image_set", image_set), ("competition", competition)):
+        require(fits_a_file(value), argument, "a name that a file can have", value)
+    for argument, names in (("image_ids", image_ids), ("class_names", class_names)):
+        require(len(set(names)) == len(names), argument, "distinct", names)
     wrong = scores.isnan() | (scores == math.inf)
     require(not wrong.any(), "scores", "numbers, or -inf where unscored", f"{int(wrong.sum())} others")
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    with faults_named(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
     files = []
     for column, class_name in enumerate(class_names):
         if class_name == BACKGROUND:
@@ -97,10 +107,16 @@ def write_devkit_results(
         pairs = zip(image_ids, scores[:, column].tolist(), strict=True)
         lines = [f"{image} {score!r}\n" for image, score in pairs if score != -math.inf]
         files.append(result_file(folder, class_name, image_set, competition))
-        part = files[-1].with_suffix(".part")
-        part.write_text("".join(lines), encoding="utf-8")
-        part.replace(files[-1])
+        write_text(files[-1], "".join(lines))
     return files
+
+
+def _renamed(
+    image_ids: Sequence[str], class_names: Sequence[str], image_set: str
+) -> tuple[list[str], list[str], str]:
+    images = [name if name.split() == [name] else as_file_name(name) for name in image_ids]
+    files = [name if fits_a_file(name) else as_file_name(name) for name in (*class_names, image_set)]
+    return images, files[:-1], files[-1]
 
 
 def read_devkit_results(
@@ -110,6 +126,7 @@ def read_devkit_results(
     class_names: Sequence[str],
     image_set: str = "test",
     competition: str = "comp1",
+    rename: bool = False,
 ) -> Tensor:
     """Read the result files of all classes, background apart.
 
@@ -119,6 +136,7 @@ def read_devkit_results(
         class_names: K names.
         image_set: See :func:`result_file`.
         competition: See :func:`result_file`.
+        rename: As they were written with.
 
     Returns:
         (N, K) float64; ``-inf`` for an image without a line, and for background.
@@ -128,6 +146,8 @@ def read_devkit_results(
         DataError: A line that is not "image score", an image unknown to the set, or one scored twice; with file
             and line.
     """
+    if rename:
+        image_ids, class_names, image_set = _renamed(image_ids, class_names, image_set)
     row_of = {image: row for row, image in enumerate(image_ids)}
     if len(row_of) < len(image_ids):
         raise ArgumentError(f"image_ids must be distinct, got {len(row_of)} distinct of {len(image_ids)}")
@@ -288,10 +308,15 @@ class ClassificationResult:
 
     def to_json(self) -> str:
         """Return :meth:`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        return as_json(self.to_dict()) + "\n"
 
     def write_devkit(
-        self, folder: Path | str, *, image_set: str = "test", competition: str = "comp1"
+        self,
+        folder: Path | str,
+        *,
+        image_set: str = "test",
+        competition: str = "comp1",
+        rename: bool = False,
     ) -> list[Path]:
         """Write the devkit's own result files, for others to score; see :func:`write_devkit_results`.
 
@@ -307,6 +332,7 @@ class ClassificationResult:
             class_names=self.class_names,
             image_set=image_set,
             competition=competition,
+            rename=rename,
         )
 
     def _shown_rules(self) -> list[APRule]:

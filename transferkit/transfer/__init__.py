@@ -8,7 +8,7 @@ To read the code, follow ``weight_transfer`` in the order of a transfer: ``_targ
 ``_conversion`` (which of the ``handlers`` converts a layer, and how it is run), ``_decide`` (every tensor into its
 bucket), ``_write`` (the values, and the only place that changes a model), ``_states`` (optimizer states).
 ``account`` is what a plan and a report share, ``_entry`` one line of it, ``_table`` and ``_refusal`` its words.
-``freezing`` freezes layers, and ``_fingerprint`` tells that they stayed as they were.
+``freezing`` freezes layers.
 """
 
 from transferkit.transfer.account import TransferPlan, TransferReport

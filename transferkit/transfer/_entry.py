@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from transferkit.checkpoints import Checkpoint
+from transferkit.errors import harmless
 
 BUCKETS = ("copied", "adapted", "cast", "tied", "skipped", "mismatched", "missing", "unexpected")
 
@@ -39,7 +40,7 @@ class Side:
         return str(list(self.shape))
 
     def __str__(self) -> str:
-        return f"{self.key} {self.shape_text}"
+        return f"{harmless(self.key)} {self.shape_text}"
 
 
 @dataclass(frozen=True)

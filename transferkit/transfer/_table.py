@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from transferkit.display import fit, text_table
+from transferkit.errors import harmless
 from transferkit.layers import split_key
 from transferkit.transfer._entry import BUCKETS, Entry
 
@@ -114,7 +115,7 @@ def _ranges(numbers: Iterable[str]) -> str:
 
 
 def _split(name: str) -> list[str]:
-    return re.split(r"(\d+)", name)
+    return re.split(r"(\d{1,18})", name)  # Python makes no number of thousands of digits
 
 
 def _without_numbers(text: str) -> str:
@@ -167,12 +168,13 @@ def colored(line: str) -> str:
 
 def _head(account: Account) -> list[str]:
     counts = {bucket: len(account.bucket(bucket)) for bucket in BUCKETS}
-    return [
+    lines = [
         f"{account.origin.name} -> {account.target}, mapped by {account.mapping}",
         f"moved {account.coverage}",
         ", ".join(f"{count} {bucket}" for bucket, count in counts.items() if count),
         *(f"{text} matches {count} layer{'s' * (count != 1)}" for text, count in account.rules),
     ]
+    return [harmless(line) for line in lines]
 
 
 def _tail(account: Account) -> list[str]:
@@ -184,8 +186,10 @@ def _tail(account: Account) -> list[str]:
         f"optimizer state {outcome}: {len(group)} parameters" for outcome, group in states.items() if group
     ]
     lines += [f"  {line.key}: {line.reason}" for line in states["reset"]]
-    return [*lines, *(f"note: {note}" for note in (*account.origin.notes, *account.notes))]
+    lines += [f"note: {note}" for note in (*account.origin.notes, *account.notes)]
+    return [harmless(line) for line in lines]
 
 
-def _cells(row: Row) -> tuple[str, str, str, str]:
-    return row.bucket, row.layer, row.tensors, "; ".join(filter(None, (row.source, row.why)))
+def _cells(row: Row) -> tuple[str, ...]:
+    cells = row.bucket, row.layer, row.tensors, "; ".join(filter(None, (row.source, row.why)))
+    return tuple(map(harmless, cells))

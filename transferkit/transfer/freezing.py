@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from transferkit.errors import ArgumentError, FrozenError
 from transferkit.layers import Layer
-from transferkit.transfer._fingerprint import Fingerprint
+from transferkit.memory import Fingerprint
 from transferkit.transfer._target import Target
 from transferkit.transfer.select import Predicate, every, select_layers
 

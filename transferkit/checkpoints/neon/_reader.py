@@ -20,6 +20,7 @@ from transferkit.checkpoints.neon._records import (
     Steps,
     records_of,
     records_of_first_version,
+    refuse_repeats,
     tree_of,
 )
 from transferkit.checkpoints.registry import Contents, ReadOptions
@@ -46,6 +47,7 @@ def neon_contents(saved: Mapping[str, Any], options: ReadOptions) -> Contents:
     """
     first_version = "layer_params_states" in saved
     steps = records_of_first_version(saved["layer_params_states"]) if first_version else tree_of(saved["model"])
+    refuse_repeats(steps)
     backend = saved.get("backend")
     caffe = isinstance(backend, Mapping) and backend.get("compat_mode") == "caffe"
     dropout = plan_dropout(steps, caffe=caffe)

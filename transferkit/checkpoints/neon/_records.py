@@ -61,6 +61,9 @@ Steps = tuple[Record | Container, ...]
 # The parameters that neon's optimizers keep state for, in the order in which it is stored.
 _STATEFUL = (("beta", "gamma"), ("W", "weight_bias"), ("W",))
 
+_MOST_LAYERS = 20_000
+_MOST_REPEATED = 1 << 27  # bytes of arrays that more than one layer has
+_LONGEST_NAME = 1000  # characters of a layer's name and type
 _SEQUENTIAL = ("Sequential", "Encoder", "Decoder", "RoiPooling")
 
 
@@ -72,6 +75,18 @@ def records_of(steps: Steps) -> Iterator[Record]:
         else:
             for branch in step.branches:
                 yield from records_of(branch)
+
+
+def refuse_repeats(steps: Steps) -> None:
+    """Refuse arrays that many layers have, since each makes a copy of its own and a file can name one forever."""
+    seen: set[int] = set()
+    repeated = 0
+    for record in records_of(steps):
+        for array in (*record.params.values(), *(each for states in record.states.values() for each in states)):
+            repeated += array.nbytes * (id(array) in seen)
+            seen.add(id(array))
+    if repeated > _MOST_REPEATED:
+        raise CheckpointError(f"refused: layers of a neon model that share arrays of {repeated:,} bytes in all")
 
 
 def tree_of(model: Any) -> Steps:
@@ -87,20 +102,23 @@ def tree_of(model: Any) -> Steps:
 
 
 def with_unique_names(steps: Steps) -> Steps:
-    """Return the tree with each repeated name followed by the layer's number, until none is repeated."""
-    while repeated := {name for name, count in Counter(r.name for r in records_of(steps)).items() if count > 1}:
-        steps = _with_numbers(steps, repeated)
-    return steps
+    """Return the tree with each repeated name followed by the layer's number."""
+    counts = Counter(record.name for record in records_of(steps))
+    return _with_numbers(steps, counts, {name for name, count in counts.items() if count == 1})
 
 
-def _with_numbers(steps: Steps, repeated: set[str]) -> Steps:
+def _with_numbers(steps: Steps, counts: Mapping[str, int], taken: set[str]) -> Steps:
     result: list[Record | Container] = []
     for step in steps:
         if isinstance(step, Container):
-            branches = tuple(_with_numbers(branch, repeated) for branch in step.branches)
+            branches = tuple(_with_numbers(branch, counts, taken) for branch in step.branches)
             result.append(replace(step, branches=branches))
-        elif step.name in repeated:
-            result.append(replace(step, name=f"{step.name}_{step.number}"))
+        elif counts[step.name] > 1:
+            name = f"{step.name}_{step.number}"
+            while name in taken:
+                name += f"_{step.number}"
+            taken.add(name)
+            result.append(replace(step, name=name))
         else:
             result.append(step)
     return tuple(result)
@@ -145,6 +163,8 @@ class _Tree:
 
     def record(self, entry: Mapping[str, Any], type_: str, name: str, config: Mapping[str, Any]) -> Record:
         number, self.count = self.count, self.count + 1
+        if self.count > _MOST_LAYERS or len(name) + len(type_) > _LONGEST_NAME:
+            raise CheckpointError("refused: a neon model with more layers, or longer names, than any has")
         params = arrays_of(entry.get("params", {}))
         return Record(number, name, type_, config, params, states_of(params, entry.get("states", [])))
 
@@ -204,20 +224,26 @@ def records_of_first_version(entries: Any) -> tuple[Record, ...]:
     """
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise CheckpointError("not a neon model: layer_params_states is not a list of layers")
+    if len(entries) > _MOST_LAYERS:
+        raise CheckpointError(f"refused: a neon model of {len(entries):,} layers")
     params = [arrays_of(entry.get("params", {})) for entry in entries]
     records: list[Record] = []
+    types: set[str] = set()
     channels: int | None = None
     for number, (entry, own) in enumerate(zip(entries, params, strict=True)):
         following = params[number + 1] if number + 1 < len(params) else {}
         given = _given_name(entry)
-        type_ = _type_of(own, following, given, [record.type for record in records])
+        type_ = _type_of(own, following, given, types)
+        types.add(type_)
         config, channels = _described(type_, own, channels)
         name = (given or type_ or "layer").replace(".", "_")
-        records.append(Record(number, name, type_, config, own, states_of(own, entry.get("states", []))))
+        records.append(
+            Record(number, name[:_LONGEST_NAME], type_, config, own, states_of(own, entry.get("states", [])))
+        )
     return tuple(records_of(with_unique_names(tuple(records))))
 
 
-def _type_of(own: dict[str, Array], following: dict[str, Array], name: str, before: list[str]) -> str:
+def _type_of(own: dict[str, Array], following: dict[str, Array], name: str, before: set[str]) -> str:
     """Return neon's class of a layer, or an empty string where it cannot be inferred."""
     if "gamma" in own:
         return "BatchNorm"

@@ -14,6 +14,7 @@ from transferkit.scorer.ap_rules import VOC2010, APRule, ranking_ap
 from transferkit.scorer.pictures.style import (
     SMALL_TEXT,
     TEXT_SIZE,
+    as_text,
     color,
     dress,
     grid_of,
@@ -52,7 +53,9 @@ def plot_class_ap(result: ClassificationResult) -> Figure:
     axes.text(mean, 1.01, f"mean {mean:.1f}", transform=top, fontsize=SMALL_TEXT, ha="center", color=color(1))
     interval = f"; bar: {result.level:.0%} interval" if result.intervals else ""
     dress(axes, f"AP (%){interval}\n{result.rule}", "")
-    axes.set_yticks(range(len(order)), [f"{result.class_names[c]} ({result.positives[c]})" for c in order])
+    axes.set_yticks(
+        range(len(order)), [as_text(f"{result.class_names[c]} ({result.positives[c]})") for c in order]
+    )
     axes.set(xlim=(0, 100), ylim=(-0.7, len(order) + 0.1))
     axes.tick_params(axis="y", length=0, labelsize=TEXT_SIZE - 1)
     return figure
@@ -90,7 +93,7 @@ def plot_convergence(
 
     runs = list(dict.fromkeys((*loss, *measured)))
     for run, values in loss.items():
-        columns[0].plot(range(1, len(values) + 1), values, label=run, **line_style(runs.index(run)))
+        columns[0].plot(range(1, len(values) + 1), values, label=as_text(run), **line_style(runs.index(run)))
     dress(columns[0], "epoch", "training loss (nats per patch)")
     columns[0].set_ylim(bottom=0)
     columns[0].legend(fontsize=TEXT_SIZE, frameon=False)
@@ -98,7 +101,7 @@ def plot_convergence(
     for run, points in measured.items():
         epochs = sorted(points)
         values = [100 * points[epoch] for epoch in epochs]
-        columns[1].plot(epochs, values, label=run, **line_style(runs.index(run)))
+        columns[1].plot(epochs, values, label=as_text(run), **line_style(runs.index(run)))
     if measured:
         dress(columns[1], "epoch", f"mean AP (%){', ' + rule if rule else ''}")
         columns[1].set_ylim(0, 100)
@@ -135,7 +138,12 @@ def plot_exponents(
     axes = figure.subplots()
     for index, (name, line) in enumerate(mean_ap.items()):
         values = sorted(line.items())
-        axes.plot([place[e] for e, _ in values], [100 * v for _, v in values], label=name, **line_style(index))
+        axes.plot(
+            [place[e] for e, _ in values],
+            [100 * v for _, v in values],
+            label=as_text(name),
+            **line_style(index),
+        )
     best, value = max(next(iter(mean_ap.values())).items(), key=lambda item: item[1])
     axes.annotate(
         f"{100 * value:.1f}", (place[best], 100 * value), xytext=(0, 6), textcoords="offset points",
@@ -143,7 +151,7 @@ def plot_exponents(
     )  # fmt: skip
     for index, (name, level) in enumerate(references, start=len(mean_ap)):
         look = {key: line_style(index)[key] for key in ("color", "linestyle")}
-        axes.axhline(100 * level, linewidth=1, label=f"{name}: {100 * level:.1f}", **look)
+        axes.axhline(100 * level, linewidth=1, label=as_text(f"{name}: {100 * level:.1f}"), **look)
     dress(
         axes,
         "exponent of the patch probability (∞: best patch alone)",
@@ -207,7 +215,7 @@ def plot_precision_recall(
             )
         dress(panel, "", "")
         panel.set(xlim=(0, 100), ylim=(0, 104), xticks=(0, 50, 100), yticks=(0, 50, 100))
-        panel.text(0.02, 1.03, class_names[k], transform=panel.transAxes, fontsize=SMALL_TEXT)
+        panel.text(0.02, 1.03, as_text(class_names[k]), transform=panel.transAxes, fontsize=SMALL_TEXT)
         panel.text(1, 1.03, f"{100 * ap[k]:.1f}", transform=panel.transAxes, fontsize=SMALL_TEXT, ha="right")
     for panel in panels[len(shown) :]:
         panel.set_axis_off()

@@ -14,6 +14,7 @@ from transferkit.scorer.localization import map_peak
 from transferkit.scorer.pictures.style import (
     SMALL_TEXT,
     TEXT_SIZE,
+    as_text,
     bare,
     color,
     draw_boxes,
@@ -51,7 +52,7 @@ def plot_contact_sheet(rows: Mapping[str, Sequence[Photo]], *, columns: int | No
         for axes in line:
             bare(axes)
             axes.set(xlim=(0, 1), ylim=(0, 1), box_aspect=0.75)
-        line[0].set_ylabel(name, fontsize=TEXT_SIZE, labelpad=6)
+        line[0].set_ylabel(as_text(name), fontsize=TEXT_SIZE, labelpad=6)
         if not photos:
             line[0].text(0.5, 0.5, "none", ha="center", va="center", fontsize=SMALL_TEXT, color="0.4")
         for axes, photo in zip(line, photos, strict=False):
@@ -183,7 +184,7 @@ def plot_patches(
         shown = boxes[_some((labels == k).nonzero()[:, 0], per_class)]
         draw_boxes(axes, shown, edgecolor="white", linewidth=2.4, alpha=0.7)
         draw_boxes(axes, shown, **look)
-        label = f"{class_names[k]} ({int((labels == k).sum())})"
+        label = as_text(f"{class_names[k]} ({int((labels == k).sum())})")
         axes.plot([], [], color=look["edgecolor"], linestyle=look["linestyle"], label=label)
     axes.plot([], [], color="0.75", linewidth=0.8, label=f"background ({len(plain)})")
     height, width = image.shape[-2:]

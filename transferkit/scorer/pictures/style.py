@@ -11,6 +11,7 @@ from torch import Tensor
 
 from transferkit.display import OKABE_ITO
 from transferkit.errors import ArgumentError, MissingExtraError
+from transferkit.files import faults_named, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +45,11 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def as_text(text: str) -> str:
+    """Return text as it is written: a dollar sign starts no formula, and an underscore hides no line of a legend."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
 def color(index: int) -> str:
     """Return the i-th color."""
     return _COLORS[index % len(_COLORS)]
@@ -62,8 +68,8 @@ def line_style(index: int) -> dict[str, Any]:
 
 def dress(axes: Axes, x: str, y: str) -> None:
     """Label the axes, with units, and take away what carries no information."""
-    axes.set_xlabel(x, fontsize=TEXT_SIZE)
-    axes.set_ylabel(y, fontsize=TEXT_SIZE)
+    axes.set_xlabel(as_text(x), fontsize=TEXT_SIZE)
+    axes.set_ylabel(as_text(y), fontsize=TEXT_SIZE)
     axes.tick_params(labelsize=TEXT_SIZE - 1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9", linewidth=0.6)
@@ -88,7 +94,7 @@ def show_image(axes: Axes, image: Tensor, caption: str = "") -> None:
         pixels, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), interpolation="antialiased"
     )
     bare(axes)
-    axes.set_xlabel(caption, fontsize=SMALL_TEXT, labelpad=3)
+    axes.set_xlabel(as_text(caption), fontsize=SMALL_TEXT, labelpad=3)
 
 
 def draw_boxes(axes: Axes, boxes: Tensor, **look: Any) -> None:
@@ -121,6 +127,7 @@ def grid_of(count: int, columns: int) -> tuple[int, int]:
 def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
     """Write a figure to ``path`` (png, svg or pdf by its suffix), making its folder; return the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi, facecolor="white")
-    return path
+    with faults_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    form = path.suffix[1:] or None
+    return write_atomically(path, lambda file: figure.savefig(file, dpi=dpi, format=form, facecolor="white"))

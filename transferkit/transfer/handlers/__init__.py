@@ -1,8 +1,7 @@
 """Handlers convert one source layer into tensors that fit one target layer; other packages may add theirs."""
 
 from transferkit.transfer.handlers.convolutions import FoldBatchNorm, InflateKernel, InputChannels, ResizeKernel
-from transferkit.transfer.handlers.parametrized import parametrizations
-from transferkit.transfer.handlers.plain import ClassRows, cast, slices
+from transferkit.transfer.handlers.plain import ClassRows, cast, parametrizations, slices
 from transferkit.transfer.handlers.position_embeddings import PositionEmbeddings
 from transferkit.transfer.handlers.registry import (
     Handler,
