@@ -56,10 +56,14 @@ def mapped_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise MissingExtraError(
             f"{path}: reading safetensors needs the package of that name: pip install transferkit[safetensors]"
         ) from None
-    header = _header(path)
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with safe_open(
+            path, framework="pt", device="cpu"
+        ) as file:  # takes less memory to refuse a header than JSON
+            header = _header(path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is not a dict
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"damaged safetensors file: {error}") from error
     return tensors, {name: str(value) for name, value in (header.get("__metadata__") or {}).items()}
