@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         with finetune.process_group(finetune.choose_device(args.backend)), finetune.lock_folder(args.results):
             demo(args) if args.demo else run(args)
     except (tk.TransferKitError, OSError) as error:
-        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
+        print(tk.errors.harmless(f"{Path(__file__).name}: error: {error}", lines=True), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         run_file = None if args is None or args.demo else args.save_path or args.results / "run.pt"
@@ -163,7 +163,8 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
 def photos_of(args: argparse.Namespace, protocol: Protocol, image_set: str, most: int | None) -> VOCDataset:
     """Read the photos of an image set."""
     folder = args.data_dir or fetch_voc(args.year, (args.image_set, args.test_set), progress=True)
-    how = {"max_images": most, "class_names": args.class_names, "subtract_one": protocol.subtract_one}
+    how = {name: getattr(args, name) for name in ("class_names", "bad_boxes", "boxes_on")}
+    how |= {"max_images": most, "subtract_one": protocol.subtract_one}
     photos = VOCDataset(folder, args.year, image_set, progress=True, **how)
     print(f"{image_set}: {len(photos)} photos")
     return photos
@@ -218,6 +219,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--classes", dest="class_names", type=class_list, default=VOC_CLASSES, metavar="A,B", help="default VOC's")
     add("--max_train_imgs", type=positive, metavar="N", help="train on the first N photos")
     add("--max_test_imgs", type=positive, metavar="N", help="test on the first N photos")
+    add("--bad_boxes", choices=["error", "cut", "skip", "keep"], default="error", help="that leave their photo")
+    add("--boxes_on", choices=["recorded", "stored", "shown"], default="recorded", help="which way up photos are")
     add("--demo", action="store_true", help="use handwritten digits in scenes; needs no file")
 
     add = parser.add_argument_group("recipe").add_argument
@@ -292,7 +295,5 @@ def class_list(text: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # workers end, and locks are given back
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # 128 + 15; workers end, and locks are given back
     sys.exit(main())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import hashlib
 import json
 import os
 import socket
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -144,10 +144,14 @@ def lock_file(subject: Path | str, path: Path, *, wait: float = 0.0) -> Iterator
     # they divide the one call that tells it of the end.
     told: SimpleQueue[OutputError | None] = SimpleQueue()
     ended: SimpleQueue[None] = SimpleQueue()
-    keeper = threading.Thread(target=_keep, args=(subject, path, wait, told, ended), daemon=True)
+    left: SimpleQueue[None] = SimpleQueue()
+    started = False
 
     def take() -> None:
-        keeper.start()
+        nonlocal started
+        # Not threading.Thread, whose start and join have locks of their own that an interruption breaks.
+        _thread.start_new_thread(_keep, (subject, path, wait, told, ended, left))
+        started = True
         if (problem := told.get()) is not None:
             raise problem
 
@@ -156,8 +160,8 @@ def lock_file(subject: Path | str, path: Path, *, wait: float = 0.0) -> Iterator
         yield
     finally:
         ended.put(None)
-        if keeper.ident is not None:
-            keeper.join()
+        if started:
+            left.get()
 
 
 def _keep(
@@ -166,6 +170,7 @@ def _keep(
     wait: float,
     told: SimpleQueue[OutputError | None],
     ended: SimpleQueue[None],
+    left: SimpleQueue[None],
 ) -> None:
     """Take a lock, tell what prevented it if anything did, give signs of life, and give it back in the end."""
     job = _Job.own()
@@ -182,10 +187,9 @@ def _keep(
     except OSError as error:
         told.put(OutputError(f"cannot write {path}: {error.strerror or error}; write elsewhere"))
     finally:
-        told.put(
-            OutputError(f"cannot take {path}")
-        )  # lest anybody wait for ever where the unforeseen was raised
+        told.put(OutputError(f"cannot take {path}"))  # lest anybody wait for ever after the unforeseen
         _release(path, job)
+        left.put(None)
 
 
 def _ends_now(ended: SimpleQueue[None]) -> bool:

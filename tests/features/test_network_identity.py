@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tests.features.scenes import GRID, SIDE, Scenes, backbone, features
-from transferkit.errors import ArgumentError, UncachableError
+from transferkit.errors import ArgumentError, StateError, UncachableError
 from transferkit.features import FeatureCache, PatchFeatures
 
 GAIN = [1.0]
@@ -92,6 +92,19 @@ def test_another_network_is_refused_where_features_of_one_are_given(tmp_path: Pa
     network._hidden = 1.1
     with pytest.raises(ArgumentError, match="its features of fixed pixels differ"):
         cache.require_features(PatchFeatures(network, patch_size=SIDE))
+
+
+def test_a_network_that_is_trained_on_does_not_fill_the_cache_of_what_it_was(tmp_path: Path) -> None:
+    made = features()
+    cache = FeatureCache(tmp_path, made, Scenes(), grid=GRID)
+    with torch.no_grad():
+        made.forward.backbone[0].weight.mul_(1.1)
+    with pytest.raises(
+        StateError, match="the network changed .*: backbone differ; make a FeatureCache of the network"
+    ):
+        cache.fill()
+    FeatureCache(tmp_path, made, Scenes(), grid=GRID).fill()
+    assert len(cache.missing()) == len(cache)
 
 
 def test_rounding_as_machines_differ_in_makes_no_other_network(tmp_path: Path) -> None:

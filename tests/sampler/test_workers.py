@@ -24,7 +24,7 @@ from torch import Tensor
 from tests.sampler.test_multiscale import Scenes, digest, patches, sampler
 from transferkit.annotated import AnnotatedImage
 from transferkit.errors import ArgumentError, DataError
-from transferkit.sampler import MultiscaleSampler
+from transferkit.sampler import MultiscaleSampler, _workers
 from transferkit.sampler._workers import Parcel, RemoteTraceback
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
@@ -40,6 +40,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     def refused(*_: object) -> int:
         raise OSError("not in this sandbox")
 
+    monkeypatch.setattr(_workers, "_SMALL", 0)
     if request.param == "pipe":
         monkeypatch.setattr(os, "memfd_create", refused, raising=False)
     return str(request.param)
@@ -76,6 +77,16 @@ def raised(error: Exception) -> Exception:
         raise error
     except Exception as caught:
         return caught
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no files in memory")
+def test_small_results_that_are_kept_hold_no_map() -> None:
+    def maps() -> int:
+        return Path("/proc/self/maps").read_text().count("memfd:transferkit")
+
+    before = maps()
+    small, large = [sent(torch.ones(10)) for _ in range(5)], sent(torch.ones(10**6))
+    assert maps() == before + 1 and all(one.sum() == 10 for one in small) and large.sum() == 10**6
 
 
 def test_errors_arrive_with_their_type_and_traceback(way: str) -> None:

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from transferkit.errors import DataError
 from transferkit.files import write_atomically
 from transferkit.progress import Progress, track
 from transferkit.sampler._choose import BAD_IMAGE
 from transferkit.sampler._source import PixelSource, within
+from transferkit.sampler._workers import Visit, Workers
 
 Objects = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """Boxes, classes, difficult and truncated of an image."""
@@ -249,21 +250,17 @@ def _columns(item: Any) -> Iterable[np.ndarray[Any, Any] | None]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Looks(Dataset["Look | str"]):
+class _Looks:
     """What workers find out of photos, or what is wrong with them."""
 
     dataset: Any
     pixels: PixelSource
 
-    def __getitem__(self, index: int) -> Look | str:
+    def __getitem__(self, visit: Visit) -> Look | str:
         try:
-            return look_at(self.dataset, self.pixels, index)
+            return look_at(self.dataset, self.pixels, visit[1])
         except BAD_IMAGE as error:
             return f"{type(error).__name__}: {error}"
-
-
-def _as_it_is(look: Any) -> Any:
-    return look
 
 
 class Photos:
@@ -273,6 +270,9 @@ class Photos:
         dataset: Of annotated images.
         pixels: Lays patches on them.
         index: Remembers digests of files.
+
+    Attributes:
+        looks: What is known of each photo that was looked at, or what is wrong with it.
     """
 
     def __init__(self, dataset: Any, pixels: PixelSource, index: FileIndex) -> None:
@@ -292,26 +292,16 @@ class Photos:
             again: Read all of them, whatever the index says.
         """
         todo = [index for index in images if again or not self._stands(index)]
-        loader: Iterable[Any] = DataLoader(
-            _Looks(self._dataset, self._pixels),
-            sampler=todo,
-            batch_size=None,
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),
-        )
+        workers = Workers(_Looks(self._dataset, self._pixels), num_workers if todo else 0)
+        looks: Iterable[Any] = workers.results([(0, index) for index in todo])
         if todo:
-            loader = track(loader, progress, total=len(todo), description="photos", unit="photo")
-        for index, look in zip(todo, loader if todo else (), strict=True):
+            looks = track(looks, progress, total=len(todo), description="photos", unit="photo")
+        for index, look in zip(todo, looks, strict=True):
             self.looks[index] = look
             if isinstance(look, Look) and look.file:
                 self.index.put(*look.file)
                 self.index.save(at_once=False)
         self.index.save()
-
-    def known(self, index: int) -> Look | str | None:
-        """Return what is known of a photo, or what is wrong with it; ``None`` if it was not looked at."""
-        return self.looks.get(index)
 
     def objects(self, index: int) -> Objects:
         """Return a photo's boxes, classes, difficult and truncated, as the data set has them now."""

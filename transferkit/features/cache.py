@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from transferkit.distributed import in_process_group, place_among_ranks
 from transferkit.errors import ArgumentError, DataError, StateError, TransferKitError, UncachableError, require
@@ -42,6 +41,7 @@ from transferkit.progress import Progress, track
 from transferkit.sampler import PatchGrid
 from transferkit.sampler._choose import BAD_IMAGE
 from transferkit.sampler._source import PixelSource, Proposals
+from transferkit.sampler._workers import Visit, Workers
 from transferkit.scorer._tally import gather_objects
 
 
@@ -129,7 +129,7 @@ class FeatureCache(ViewOfImages):
         Raises:
             DataError: It is not in the cache yet, or could not be used when it was filled.
         """
-        look = self._photos.known(index)
+        look = self._photos.looks.get(index)
         if look is None:
             self._photos.look([index])
             look = self._photos.looks[index]
@@ -163,7 +163,7 @@ class FeatureCache(ViewOfImages):
 
     def patch_count(self, index: int) -> int:
         """Return how many patches an image has, 0 for one that cannot be used."""
-        look = self._photos.known(index)
+        look = self._photos.looks.get(index)
         return look.patches if isinstance(look, Look) and index not in self._problems else 0
 
     def require_features(self, features: PatchFeatures) -> None:
@@ -172,8 +172,7 @@ class FeatureCache(ViewOfImages):
         Raises:
             ArgumentError: Another network, or other settings; names what differs.
         """
-        other = describe(features, self._precision)
-        differ = [name for name, value in self._description.items() if other.get(name) != value]
+        differ = self._differ(features)
         if not differ and not agree(self._probe, probe(features), self._half):
             differ = ["its features of fixed pixels"]
         if differ:
@@ -181,6 +180,10 @@ class FeatureCache(ViewOfImages):
                 f"the features in {self.folder} are of another network or other settings: {', '.join(differ)} "
                 "differ; make them with the same classifier settings"
             )
+
+    def _differ(self, features: PatchFeatures) -> list[str]:
+        other = describe(features, self._precision)
+        return [name for name, value in self._description.items() if other.get(name) != value]
 
     def missing(self) -> list[int]:
         """Return the images that are not in the cache yet, those aside that the last :meth:`fill` could not use."""
@@ -270,15 +273,13 @@ class FeatureCache(ViewOfImages):
         """Write the shards of this rank, and learn how the others fared."""
         failure = None
         try:
-            items = DataLoader(
-                _Items(self._dataset, self._pixels, self._photos),
-                sampler=missing,
-                batch_size=None,
-                num_workers=num_workers,
-                generator=torch.Generator().manual_seed(
-                    1
-                ),  # what is random is not as when photos were looked at
-            )
+            if missing and (differ := self._differ(self.features)):
+                changed = f"the network changed since the cache was made: {', '.join(differ)} differ"
+                raise StateError(f"{changed}; make a FeatureCache of the network as it is now")
+            work = _Items(self._dataset, self._pixels, self._photos)
+            # What is random is not to be as it was when the photos were looked at.
+            workers = Workers(work, num_workers if missing else 0, seed=1)
+            items = workers.results([(0, index) for index in missing])
             for index, found in zip(missing, self._tracked(items, len(missing), progress), strict=True):
                 self._write(index, found)
         except TransferKitError as error:
@@ -303,7 +304,7 @@ class FeatureCache(ViewOfImages):
         self._shards.write(look.name, index, patches, self.features(item.image, patches))
 
     def _done(self, index: int, *, again: bool = False) -> bool:
-        look = self._photos.known(index)
+        look = self._photos.looks.get(index)
         return isinstance(look, Look) and self._shards.done(look.name, look.patches, again=again)
 
     def _open(self) -> None:
@@ -313,19 +314,20 @@ class FeatureCache(ViewOfImages):
         self._shards = Shards(self.folder, self._precision, self.shape, FileIndex(self.folder / INDEX))
 
 
-class _Items(Dataset["tuple[Any, Tensor] | str | UncachableError"]):
+class _Items:
     """Decoded images with their patches, or what is wrong with them."""
 
     def __init__(self, dataset: Any, pixels: PixelSource, photos: Photos) -> None:
-        self._dataset, self._pixels, self._photos = dataset, pixels, photos
+        self.dataset, self._pixels, self._photos = dataset, pixels, photos
 
-    def __getitem__(self, index: int) -> tuple[Any, Tensor] | str | UncachableError:
+    def __getitem__(self, visit: Visit) -> tuple[Any, Tensor] | str | UncachableError:
+        _, index = visit
         try:
-            item = self._dataset[index]
-            patches, now = self._pixels.patches(item), look_at(self._dataset, self._pixels, index, item)
+            item = self.dataset[index]
+            patches, now = self._pixels.patches(item), look_at(self.dataset, self._pixels, index, item)
         except BAD_IMAGE as error:
             return f"{type(error).__name__}: {error}"
-        before = self._photos.known(index)
+        before = self._photos.looks.get(index)
         if isinstance(before, str) or (before is not None and before.name == now.name):
             return before if isinstance(before, str) else (item, patches)
         if self._photos.tells_file(index):

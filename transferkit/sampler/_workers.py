@@ -7,6 +7,7 @@ import mmap
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -39,7 +40,7 @@ class RemoteTraceback(Exception):
 
 
 class Parcel:
-    """A worker's result, packed: one file in memory, which its receiver maps; where there is none, bytes."""
+    """A worker's result, packed: a file in memory, which its receiver maps, or bytes if it is small or must be."""
 
     def __init__(self, result: object) -> None:
         head, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
@@ -54,6 +55,8 @@ class Parcel:
 
 
 _ALIGNED = 64  # bytes
+_SMALL = 1 << 16  # bytes that a pipe carries well; who keeps thousands of such results would run out of maps
+_RECEIVING = threading.Lock()  # held while a socket is open that no error may leave so
 
 
 class _Packer(pickle.Pickler):
@@ -70,7 +73,7 @@ class _Packer(pickle.Pickler):
 
 def _stored(chunks: Sequence[bytes | memoryview]) -> Any:
     try:
-        if sys.platform == "linux":
+        if sys.platform == "linux" and sum(map(len, chunks)) > _SMALL:
             with os.fdopen(os.memfd_create("transferkit"), "wb") as file:
                 file.writelines(chunks)
                 file.flush()
@@ -82,14 +85,16 @@ def _stored(chunks: Sequence[bytes | memoryview]) -> Any:
 
 def _unpacked(memory: Any, sizes: Sequence[int]) -> Any:
     parts, start = [], 0
-    whole = memoryview(bytearray(memory) if isinstance(memory, bytes) else _mapped(memory.detach()))
+    whole = memoryview(bytearray(memory) if isinstance(memory, bytes) else _mapped(memory))
     for size in sizes:
         parts.append(whole[start : start + size])
         start += size + -size % _ALIGNED
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
-def _mapped(descriptor: int) -> mmap.mmap:
+def _mapped(memory: Any) -> mmap.mmap:
+    with _RECEIVING:
+        descriptor = memory.detach()
     try:
         return mmap.mmap(descriptor, 0)
     finally:
@@ -114,7 +119,7 @@ def _pickled(error: BaseException) -> bytes:
 
 def _error(data: bytes, text: str) -> BaseException:
     error: BaseException = pickle.loads(data)
-    error.__cause__ = RemoteTraceback(f"in a worker of the sampler\n{text}")
+    error.__cause__ = RemoteTraceback(f"in a worker process\n{text}")
     return error
 
 
@@ -131,10 +136,13 @@ class Workers:
         num_workers: Processes of one iteration; 0 for none.
         prefetch: Visits that each worker prefetches.
         pin_memory: Put tensors into pinned memory.
+        seed: Of what is random in the workers.
     """
 
-    def __init__(self, work: Any, num_workers: int, prefetch: int = 2, pin_memory: bool = False) -> None:
-        self._crew: Callable[[], _Crew] = partial(_Crew, work, num_workers, prefetch, pin_memory)
+    def __init__(
+        self, work: Any, num_workers: int, prefetch: int = 2, pin_memory: bool = False, seed: int = 0
+    ) -> None:
+        self._crew: Callable[[], _Crew] = partial(_Crew, work, num_workers, prefetch, pin_memory, seed)
         self._idle: _Crew | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -162,7 +170,7 @@ class Workers:
 class _Crew:
     """The workers of one iteration at a time."""
 
-    def __init__(self, work: Any, num_workers: int, prefetch: int, pin_memory: bool) -> None:
+    def __init__(self, work: Any, num_workers: int, prefetch: int, pin_memory: bool, seed: int) -> None:
         self._visits: list[Visit] = []
         self._failed = False
         self._board = _Board(work.dataset, num_workers)
@@ -170,12 +178,13 @@ class _Crew:
             _InWorker(work, self._board),
             sampler=self._visits,
             batch_size=None,
+            collate_fn=_as_it_is,
             num_workers=num_workers,
             prefetch_factor=prefetch if num_workers else None,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             worker_init_fn=self._board.enter if num_workers else None,
-            generator=torch.Generator(),  # else the loader draws a seed for its workers from the global one
+            generator=torch.Generator().manual_seed(seed),  # else the loader draws a seed from the global one
         )
 
     def results(self, visits: Sequence[Visit]) -> Iterator[Any]:
@@ -209,6 +218,10 @@ class _Crew:
         return results
 
 
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
 class _InWorker(Dataset[Any]):
     """The work, as a worker does it; a process without workers does it plainly."""
 
@@ -231,6 +244,7 @@ class _InWorker(Dataset[Any]):
 # Which image a worker was at when it died.
 
 _NOWHERE = -1
+_PIDS = "(pid"  # in an error of torch's that names the workers which it is about
 
 
 class _Board:
@@ -258,20 +272,21 @@ class _Board:
         until = time.monotonic() + patience
         while not (lost := self._lost()) and time.monotonic() < until:
             time.sleep(0.02)
-        if not lost:
+        named = {int(number) for number in re.findall(r"\d+", str(error))} & set(lost)
+        if not lost or (_PIDS in str(error) and not named):  # it is of other workers
             return
-        images = [self._name(image) for image in lost if image != _NOWHERE]
+        images = [self._name(image) for worker, image in lost.items() if image != _NOWHERE]
         when = f"while it worked on {listed(images)}" if images else "while it waited for an image"
         raise DataError(
-            f"a worker process of the sampler died {when} ({str(error).rstrip('. ')}); if memory ran out, use a "
+            f"a worker process died {when} ({str(error).rstrip('. ')}); if memory ran out, use a "
             "smaller num_workers or prefetch; with num_workers=0 images are read here, and show what is wrong"
         ) from error
 
-    def _lost(self) -> list[int]:
-        """Return the image that each dead worker was at."""
+    def _lost(self) -> dict[int, int]:
+        """Return the image that each dead worker was at, by the worker's process."""
         alive = {child.pid for child in multiprocessing.active_children()}
         pairs = zip(self._cells[::2], self._cells[1::2], strict=True)
-        return [image for process, image in pairs if process and process not in alive]
+        return {process: image for process, image in pairs if process and process not in alive}
 
     def _name(self, image: int) -> str:
         with suppress(Exception):  # of the data set's, which may tell its ids in another form
@@ -295,6 +310,8 @@ def _interrupt(handler: Callable[..., Any], number: int, frame: Any) -> None:
     try:
         handler(number, frame)
     except RuntimeError as error:
+        if _RECEIVING.locked():
+            return  # who receives from the dead finds out, and who does not, within the seconds of the loader's look
         for board in list(_BOARDS):
             board.raise_if_lost(error)
         raise
