@@ -23,6 +23,8 @@ class AnnotatedImage:
         difficult: (N,) bool, hard to recognize.
         truncated: (N,) bool, only partly inside its box.
         id: The image's name.
+        image_labels: (n,) int64 in 1..K-1, the classes of an image of which it is not known where they are; ``None``
+            for one whose objects are all in ``boxes``.
     """
 
     image: Tensor
@@ -31,10 +33,12 @@ class AnnotatedImage:
     difficult: Tensor
     truncated: Tensor
     id: str
+    image_labels: Tensor | None = None
 
     def __repr__(self) -> str:
         height, width = self.image.shape[-2:]
-        return f"AnnotatedImage({self.id!r}, {height} x {width} (h x w), classes {self.classes.tolist()})"
+        classes = self.classes if self.image_labels is None else self.image_labels
+        return f"AnnotatedImage({self.id!r}, {height} x {width} (h x w), classes {classes.tolist()})"
 
 
 @dataclass(frozen=True)
@@ -45,20 +49,36 @@ class Presence:
         present: (N, K) bool, true where an object of the class is in the image, difficult ones included.
         difficult_only: (N, K) bool, true where all objects of the class in the image are difficult. VOC's own
             evaluation ignores those images for that class.
+        boxed: (N,) bool, true where boxes say where the objects are; ``None`` if that is so for all images.
 
     Column 0, the background, is false everywhere.
     """
 
     present: Tensor
     difficult_only: Tensor
+    boxed: Tensor | None = None
+
+    def image_targets(self) -> Tensor | None:
+        """Return (N, K) float32, 1 where a class is present and 0 elsewhere, and NaN for images with boxes.
+
+        ``None`` if all images have boxes.
+        """
+        if self.boxed is None or bool(self.boxed.all()):
+            return None
+        return self.present.float().masked_fill(self.boxed[:, None], torch.nan)
 
 
-def presence_of(objects: Iterable[tuple[Sequence[int], Sequence[bool]]], num_classes: int) -> Presence:
+def presence_of(
+    objects: Iterable[tuple[Sequence[int], Sequence[bool]]],
+    num_classes: int,
+    boxed: Sequence[bool] | None = None,
+) -> Presence:
     """Return the presence table of images given as ``(classes, difficult)`` of their objects.
 
     Args:
         objects: One pair per image: class numbers in 1..K-1, and a flag for each.
         num_classes: K, counting the background.
+        boxed: N flags, false for an image whose classes are known and not where they are; ``None`` if there is none.
 
     Raises:
         DataError: A class number that is not among them.
@@ -80,7 +100,7 @@ def presence_of(objects: Iterable[tuple[Sequence[int], Sequence[bool]]], num_cla
                 )
             present[row, number] = True
             certain[row, number] |= not hard
-    return Presence(present, present & ~certain)
+    return Presence(present, present & ~certain, None if boxed is None else torch.tensor(boxed))
 
 
 def truth(argument: str, values: object) -> Tensor:

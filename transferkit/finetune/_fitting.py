@@ -309,10 +309,13 @@ def train(
     run: Run,
     patches: MultiscaleSampler,
     on: OnFeatures | None,
+    presence: Presence,
     after_epoch: Callable[[Run], object],
 ) -> None:
     """Train a run from its epoch on, on pixels or on features."""
+    targets = presence.image_targets()
     how: dict[str, Any] = {"loop": setup.loop, "after_epoch": after_epoch, "progress": setup.progress}
+    how["image_targets"] = targets
     if run.sampler_state:
         patches.load_state_dict(run.sampler_state)
     if on is None:

@@ -192,7 +192,9 @@ def choose_on_held_out(
         mean_aps[run.epoch] = tuple(ap.nanmean().item() for ap in aps)
         return choice.stopping is not None and choice.stopping.stop(_best_of_each(mean_aps))
 
-    fit(run, train, protocol.epochs, loop=loop, stop=measure, progress=progress)
+    unboxed = truth.image_targets()
+    unboxed = None if unboxed is None else unboxed[parts.train]
+    fit(run, train, protocol.epochs, loop=loop, image_targets=unboxed, stop=measure, progress=progress)
     epochs, exponent = _best(mean_aps, choice, protocol)
     return Chosen(epochs, exponent, len(parts.held), choice.exponents, mean_aps)
 

@@ -132,6 +132,7 @@ def fit_on_features(
     epochs: int,
     *,
     loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
+    image_targets: Tensor | None = None,
     after_epoch: Callable[[Run], object] | None = None,
     stop: Callable[[Run], bool] | None = None,
     progress: Progress = False,
@@ -145,6 +146,7 @@ def fit_on_features(
             :class:`~transferkit.features.FeatureImages`.
         epochs: As for :func:`fit`.
         loop: As for :func:`fit`.
+        image_targets: As for :func:`fit`.
         after_epoch: As for :func:`fit`; called with ``run``.
         stop: As for :func:`fit`; called with ``run``.
         progress: As for :func:`fit`.
@@ -168,6 +170,7 @@ def fit_on_features(
         sampler,
         epochs,
         loop=loop,
+        image_targets=image_targets,
         after_epoch=brought_back(after_epoch),
         stop=None if stop is None else brought_back(stop),
         progress=progress,

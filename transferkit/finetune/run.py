@@ -53,6 +53,7 @@ class EpochRecord:
         learning_rate: Learning rate of the first parameter group when the epoch began.
         seconds: Wall time.
         mean_ap: Mean AP on validation photos after the epoch, in 0..1; ``None`` if not measured.
+        image_loss: Mean loss of the images' scores, nats; ``None`` if the recipe has none.
     """
 
     epoch: int
@@ -62,11 +63,14 @@ class EpochRecord:
     learning_rate: float
     seconds: float
     mean_ap: float | None = None
+    image_loss: float | None = None
 
     def __str__(self) -> str:
         tested = "" if self.mean_ap is None else f"  mAP {self.mean_ap:.1%}"
+        images = "" if self.image_loss is None else f"image loss {self.image_loss:.4f}  "
+        patches = f"loss {self.loss:.4f}  patches right {self.accuracy:.1%}  " if self.patches else ""
         return (
-            f"epoch {self.epoch}  loss {self.loss:.4f}  patches right {self.accuracy:.1%}  "
+            f"epoch {self.epoch}  {patches}{images}"
             f"learning rate {self.learning_rate:g}  {self.seconds:.1f} s{tested}"
         )
 

@@ -235,7 +235,7 @@ class SceneClassifier:
                     setup.log(str(run.history[-1]))
 
                 if not ended:
-                    steps.train(setup, run, patches, on, after_epoch)
+                    steps.train(setup, run, patches, on, truth, after_epoch)
         self._fitted = results.fitted_by(run, setup.protocol, names)
         return self
 

@@ -24,6 +24,8 @@ from transferkit.files import faults_named, write_text
 from transferkit.finetune.optimizer import PerStep
 from transferkit.finetune.run import EpochRecord, Run
 from transferkit.finetune.settings import LoopSettings
+from transferkit.heads import ImageLoss
+from transferkit.labeling import IGNORE
 from transferkit.optimization import lone_row
 from transferkit.progress import Progress, track
 from transferkit.sampler import MultiscaleSampler, PatchBatch
@@ -35,6 +37,7 @@ def fit(
     epochs: int,
     *,
     loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
+    image_targets: Tensor | None = None,
     after_epoch: Callable[[Run], object] | None = None,
     stop: Callable[[Run], bool] | None = None,
     progress: Progress = False,
@@ -46,6 +49,9 @@ def fit(
         sampler: Sampler in training mode.
         epochs: Total number of epochs, including those already done.
         loop: Precision, memory layout, minibatches per optimizer step.
+        image_targets: (N, K) for images of which only the classes are known, not where they are: 1 for a class that
+            the image shows, 0 for others, NaN throughout for an image with boxes; ``None`` if all have boxes. Such
+            images train by ``run.image_loss`` alone.
         after_epoch: Called with the run after each epoch, for example to save or report it.
         stop: Called with the run after ``after_epoch``; training ends when it returns ``True``. An example is
             :class:`~transferkit.finetune.StopEarly`. All ranks must return the same.
@@ -54,7 +60,7 @@ def fit(
     Returns:
         ``run.history``.
     """
-    stepper = Stepper(run, loop)
+    stepper = Stepper(run, loop, image_targets)
     if has_stopped(run, stop):
         return run.history
     while run.epoch < epochs:
@@ -108,10 +114,10 @@ def train_epoch(
 
     totals = distributed.sum_over_ranks(train_on(stepper, batches, loop))
     distributed.average_statistics(run.model)
-    loss, right, patches = totals.tolist()
-    if not math.isfinite(loss):
+    loss, right, patches, image_loss, images = totals.tolist()
+    if not math.isfinite(loss + image_loss):
         raise DivergedError(
-            f"the loss became {loss} in epoch {run.epoch + 1} at learning rate {learning_rate:g}; "
+            f"the loss became {loss + image_loss} in epoch {run.epoch + 1} at learning rate {learning_rate:g}; "
             "lower the learning rate and resume from the last saved epoch"
         )
     if not isinstance(run.schedule, PerStep):
@@ -125,14 +131,15 @@ def train_epoch(
         patches=int(patches),
         learning_rate=learning_rate,
         seconds=time.perf_counter() - started,
+        image_loss=None if run.image_loss is None else image_loss / max(images, 1),
     )
     run.history.append(record)
     return record
 
 
 def train_on(stepper: Stepper, batches: Iterable[PatchBatch], loop: LoopSettings) -> Tensor:
-    """Train on minibatches; return the summed loss, right patches and counted patches, (3,) float64."""
-    totals = torch.zeros(3, dtype=torch.float64, device=stepper.run.device)
+    """Train on minibatches; return (5,) float64: see :meth:`Stepper.step`."""
+    totals = torch.zeros(5, dtype=torch.float64, device=stepper.run.device)
     with profiled(loop.profile) as end_of_step:
         for minibatches in waited_for(steps(batches, loop.accumulate)):
             totals += stepper.step(minibatches)
@@ -154,16 +161,20 @@ class Stepper:
     # up to rounding the same step as on one large minibatch. The loss of images is the mean over all their images; an
     # image whose patches are spread over several minibatches counts as one image in each of them.
 
-    def __init__(self, run: Run, loop: LoopSettings) -> None:
+    def __init__(self, run: Run, loop: LoopSettings, image_targets: Tensor | None = None) -> None:
         loop.lay_out_weights(run.model)
-        self.run, self.loop = run, loop
+        self.run, self.loop, self._image_targets = run, loop, image_targets
         self._shared = distributed.parallel(run.model, run.device)
         self._network = loop.compiled(self._shared)
         self._scaler = loop.gradient_scaler(run.device)
 
     def step(self, minibatches: Sequence[PatchBatch]) -> Tensor:
-        """Take one step; return this rank's summed loss, right patches and counted patches, (3,) float64."""
+        """Take one step; return (5,) float64 of this rank.
+
+        They are the patches' summed loss, right patches and counted patches, the images' summed loss, and images.
+        """
         # All ranks must give the same number of minibatches.
+        minibatches = [self._counting(batch) for batch in minibatches]
         device, optimizer = self.run.device, self.run.optimizer
         patches = torch.stack([self.run.objective.counted(batch.labels).sum() for batch in minibatches]).sum()
         # Filled on the device: copying a number there would wait for all work queued on it.
@@ -173,7 +184,7 @@ class Stepper:
         counted = distributed.sum_over_ranks(here).clamp(min=1)
         # DistributedDataParallel averages gradients over ranks, which divides by their number once more.
         divisors = counted / distributed.world_size()
-        totals = torch.zeros(3, dtype=torch.float64, device=device)
+        totals = torch.zeros(5, dtype=torch.float64, device=device)
         optimizer.zero_grad(set_to_none=True)
         for batch in minibatches[:-1]:
             with distributed.no_sync(self._shared):
@@ -185,6 +196,17 @@ class Stepper:
         if isinstance(self.run.schedule, PerStep):
             self.run.schedule.step()
         return totals
+
+    def _counting(self, batch: PatchBatch) -> PatchBatch:
+        """Return a minibatch without labels for patches of images of which only the classes are known."""
+        targets = self._targets_of(batch.image_index)
+        if targets is None or not len(targets):
+            return batch
+        unknown = ~targets.isnan().any(dim=1) & (batch.image_index >= 0)
+        return replace(batch, labels=batch.labels.masked_fill(unknown.to(batch.labels.device), IGNORE))
+
+    def _targets_of(self, images: Tensor) -> Tensor | None:
+        return None if self._image_targets is None else self._image_targets[images]
 
     def _add_gradient(self, batch: PatchBatch, divisors: Tensor) -> Tensor:
         """Add a minibatch's gradient, its summed losses of patches and images divided by ``divisors`` (2,)."""
@@ -200,15 +222,24 @@ class Stepper:
                 logits = logits_of(self._network(inputs)).float()
             losses = run.objective.losses(logits, labels).sum()
             loss = losses / divisors[0]
-            if run.image_loss is not None:
-                which, images = torch.unique(batch.image_index, return_inverse=True)
-                images = images.to(run.device, non_blocking=True)
-                of_images = run.image_loss.losses(run.objective.log_probs(logits), labels, images, len(which))
-                loss = loss + run.image_loss.weight * of_images.sum() / divisors[1]
+            of_images = torch.zeros_like(losses)
+            if run.image_loss is not None and not filler:
+                of_images = self._image_losses(run.image_loss, run.objective.log_probs(logits), labels, batch)
+                loss = loss + run.image_loss.weight * of_images / divisors[1]
         with record_function("backward"):
             torch.autograd.backward(self._scaler.scale(loss))
         counted, right = run.objective.counted(labels), run.objective.right(logits.detach(), labels)
-        return torch.stack([losses.detach().double(), right.sum().double(), counted.sum().double()])
+        images = torch.full_like(losses, _count_images(batch))
+        sums = (losses, right.sum(), counted.sum(), of_images, images)
+        return torch.stack([one.detach().double() for one in sums])
+
+    def _image_losses(self, loss: ImageLoss, log_probs: Tensor, labels: Tensor, batch: PatchBatch) -> Tensor:
+        """Return the summed loss of a minibatch's images."""
+        which, images = torch.unique(batch.image_index, return_inverse=True)
+        images, targets = images.to(labels.device, non_blocking=True), self._targets_of(which)
+        if targets is not None:
+            targets = targets.to(labels.device, non_blocking=True)
+        return loss.losses(log_probs, labels, images, len(which), targets).sum()
 
 
 def _count_images(batch: PatchBatch) -> int:

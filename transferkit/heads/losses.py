@@ -231,7 +231,14 @@ class ImageLoss:
         require(self.weight > 0, "weight", "positive", self.weight)
         require(self.exponent > 0, "exponent", "positive", self.exponent)
 
-    def losses(self, log_probs: Tensor, targets: Tensor, images: Tensor, count: int) -> Tensor:
+    def losses(
+        self,
+        log_probs: Tensor,
+        targets: Tensor,
+        images: Tensor,
+        count: int,
+        image_targets: Tensor | None = None,
+    ) -> Tensor:
         """Return each image's loss in nats, summed over classes, the background left out; 0 without counted patches.
 
         Args:
@@ -239,6 +246,8 @@ class ImageLoss:
             targets: (B,) int64 classes, or (B, K) shares, of which a half or more is taken as there.
             images: (B,) int64, 0..I-1: the image of each patch, within the minibatch.
             count: I.
+            image_targets: (I, K), 1 for a class that the image shows, of which it is not known where, and 0 for the
+                others; all patches count. A row of NaN for an image of which ``targets`` say it.
 
         Returns:
             (I,) in the dtype of ``log_probs``.
@@ -252,6 +261,10 @@ class ImageLoss:
         counted = targets != IGNORE if targets.ndim == 1 else ~targets.isnan().all(dim=1)  # (B,)
         zeros = torch.zeros(count, log_probs.shape[1], dtype=log_probs.dtype, device=log_probs.device)
         present = zeros.index_add(0, images, shown.to(zeros.dtype)) > 0
+        if image_targets is not None:
+            known = ~image_targets.isnan().any(dim=1)  # (I,)
+            present = torch.where(known[:, None], image_targets > 0.5, present)
+            counted = counted | known[images]
         weights = counted.to(zeros.dtype)
         log_score = log_generalized_mean(log_probs, weights, images, count, self.exponent)
         # A score that is 1 up to rounding would have an infinite loss where the class is absent.
