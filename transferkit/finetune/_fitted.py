@@ -1,4 +1,4 @@
-"""A fitted network: its scores, its predictions, and its file.
+"""A fitted network: what it is, and its file.
 
 The file holds plain values and tensors. Reading it imports nothing and runs no code from it.
 """
@@ -6,6 +6,7 @@ The file holds plain values and tensors. Reading it imports nothing and runs no 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,19 +19,15 @@ from torch import nn
 
 from transferkit import heads, labeling, optimization, sampler, scorer
 from transferkit.checkpoints import Checkpoint
-from transferkit.errors import ArgumentError, CheckpointError, OutputError, UncachableError, listed
-from transferkit.features import FeatureCache, FeatureImages, PatchFeatures
+from transferkit.errors import ArgumentError, CheckpointError, listed
+from transferkit.features._photos import digest_of_tensor
 from transferkit.files import write_atomically
-from transferkit.finetune._fitting import Setup, feature_arguments, given_features, put_head_on
+from transferkit.finetune._fitting import Setup, put_head_on
 from transferkit.finetune.networks import NETWORKS
-from transferkit.finetune.on_features import AS_THEY_ARE, features_of_frozen, head_features
-from transferkit.finetune.photos import agreed_names, ids_of, truth_of
 from transferkit.finetune.protocol import Optimization, Protocol
-from transferkit.finetune.results import Predictions
 from transferkit.finetune.run import Run, read_saved
-from transferkit.finetune.scoring import fill_scorer
 from transferkit.preprocessing import Preprocessing
-from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog, evaluate
+from transferkit.scorer.calibration import Calibration
 from transferkit.transfer import WeightTransfer, by_name, freeze
 
 FORMAT = "transferkit-classifier"
@@ -64,87 +61,17 @@ class Fitted:
     class_names: tuple[str, ...]
     frozen: tuple[str, ...]
     run: Run | None = None  # None for a classifier loaded from a file
+    calibration: Calibration | None = None
 
 
-def fitted_by(run: Run, protocol: Protocol, class_names: tuple[str, ...]) -> Fitted:
+def fitted_by(
+    run: Run, protocol: Protocol, class_names: tuple[str, ...], calibration: Calibration | None
+) -> Fitted:
     """Return the network of a run to test and keep, with the same layers frozen as in training."""
     tested = run.tested_model  # an average of weights requires no gradient anywhere
     for parameter, trained in zip(tested.parameters(), run.model.parameters(), strict=True):
         parameter.requires_grad_(trained.requires_grad)
-    return Fitted(tested, run.preprocessing, protocol, class_names, run.frozen, run)
-
-
-def score(
-    fitted: Fitted, setup: Setup, photos: Any, keep_patches: bool, keep_boxes: bool = True
-) -> ImageScorer | PatchLog:
-    """Return a scorer filled with all patches of the photos, from given features, shared features or pixels."""
-    protocol, size = fitted.protocol, (len(photos), len(fitted.class_names))
-    scorer: ImageScorer | PatchLog = (
-        PatchLog(*size, protocol.exponent, protocol.reduction)
-        if keep_patches
-        else protocol.scorer(*size, device=setup.device, validate=False, keep_boxes=keep_boxes)
-    )
-    model, preprocessing, data = fitted.model, fitted.preprocessing, photos
-    given, how = given_features(photos), feature_arguments(setup)
-    if given is not None:
-        features, model = features_of_frozen(model, preprocessing, protocol, **how)
-        given.require_features(features)
-        preprocessing = AS_THEY_ARE
-    elif setup.features.method_for(protocol) == "shared":
-        features, model = head_features(model, preprocessing, protocol, **how)
-        data, preprocessing = _cached(setup, features, photos) or FeatureImages(photos, features), AS_THEY_ARE
-    return fill_scorer(
-        model,
-        setup.stream(data, "test"),
-        scorer,
-        preprocessing,
-        objective=protocol.objective,
-        loop=setup.loop,
-        progress=setup.progress,
-    )
-
-
-def _cached(setup: Setup, features: PatchFeatures, photos: Any) -> FeatureCache | None:
-    """Return features cached in the user's folder; ``None`` if unwanted, not of frozen layers, or too large."""
-    if setup.features.folder is None or setup.features.cache is False or not features.frozen:
-        return None
-    try:
-        return setup.filled(setup.cache_of(features, photos, setup.features.folder))
-    except (UncachableError, OutputError) as error:
-        setup.log(f"features are not cached: {error}")
-        return None
-
-
-def evaluation(
-    fitted: Fitted, photos: Any, scorer: ImageScorer | PatchLog, bootstrap: int
-) -> ClassificationResult:
-    """Compare the scores of photos with their annotations."""
-    names = agreed_names(fitted.class_names, photos)
-    truth = truth_of(photos, len(names))
-    return evaluate(
-        scorer.compute().cpu(),
-        truth.present,
-        truth.difficult_only,
-        class_names=names,
-        image_ids=ids_of(photos),
-        rule=fitted.protocol.ap_rule,
-        bootstrap=bootstrap,
-    )
-
-
-def predictions_of(fitted: Fitted, scorer: ImageScorer | PatchLog, photos: Any) -> Predictions:
-    """Return the scores and best patches of photos; a log of patches is kept for maps."""
-    log = scorer if isinstance(scorer, PatchLog) else None
-    best = scorer.scorer() if isinstance(scorer, PatchLog) else scorer
-    return Predictions(
-        ids_of(photos),
-        fitted.class_names,
-        scorer.compute().cpu(),
-        best.best_probs.cpu(),
-        best.best_boxes.cpu(),
-        log,
-        None if log is None else photos,
-    )
+    return Fitted(tested, run.preprocessing, protocol, class_names, run.frozen, run, calibration)
 
 
 def plain(value: Any) -> Any:
@@ -187,6 +114,14 @@ def from_plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: from_plain(value) for name, value in values.items()}
 
 
+def digest_of(fitted: Fitted) -> str:
+    """Return a digest of what a fitted network computes, in so far as its weights and recipe say it."""
+    digest = hashlib.sha256(repr(fitted.protocol).encode())
+    for name, tensor in fitted.model.state_dict().items():
+        digest.update(f"{name} {digest_of_tensor(tensor)}".encode())
+    return digest.hexdigest()
+
+
 def state_of(fitted: Fitted, setup: Setup) -> dict[str, Any]:
     """Return a fitted classifier as plain values and tensors."""
     features = setup.features
@@ -203,6 +138,7 @@ def state_of(fitted: Fitted, setup: Setup) -> dict[str, Any]:
         },
         "seed": setup.seed,  # a recipe may test on a random part of the patches
         "frozen": list(fitted.frozen),
+        "calibration": None if fitted.calibration is None else fitted.calibration.to_dict(),
         "model": fitted.model.state_dict(),
     }
 
@@ -218,7 +154,9 @@ def fitted_from(state: Mapping[str, Any], setup: Setup) -> Fitted:
     if frozen:
         freeze(model, by_name(*frozen))
     preprocessing = Preprocessing.from_dict(state["preprocessing"])
-    return Fitted(model.eval(), preprocessing, setup.protocol, names, frozen)
+    known = state.get("calibration")
+    calibration = None if known is None else Calibration.from_dict(known)
+    return Fitted(model.eval(), preprocessing, setup.protocol, names, frozen, None, calibration)
 
 
 def write_classifier(path: str | os.PathLike[str], state: dict[str, Any]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from transferkit.locks import lock_file
 from transferkit.progress import Progress
 from transferkit.sampler import MultiscaleSampler
 from transferkit.sampler._source import tellers_of
+from transferkit.scorer.calibration import Calibration, calibrate
 from transferkit.transfer import TransferReport, WeightTransfer, after, by_name, freeze
 
 Log = Callable[[str], object]
@@ -78,11 +79,10 @@ class Setup:
             return build_network(self.network)
         return Network(self.network_name, copy.deepcopy(self.network), find_preprocessing(self.network))
 
-    def stream(self, data: Any, mode: Literal["train", "test"]) -> MultiscaleSampler:
-        """Return the recipe's sampler over photos or their features."""
-        return self.protocol.sampler(
-            data, mode=mode, seed=self.seed, num_workers=self.num_workers, device=self.device
-        )
+    def stream(self, data: Any, mode: Literal["train", "test"], **settings: Any) -> MultiscaleSampler:
+        """Return the recipe's sampler over photos or their features, with further settings."""
+        own = {"seed": self.seed, "num_workers": self.num_workers, "device": self.device}
+        return self.protocol.sampler(data, mode=mode, **own, **settings)
 
     def cache_of(self, features: PatchFeatures, photos: Any, folder: Path) -> FeatureCache:
         """Return the cache in ``folder`` for the features of all patches of the photos."""
@@ -155,9 +155,11 @@ def new_run(
     minibatches: int,
     class_names: tuple[str, ...],
     settings: Mapping[str, Any] | None,
+    calibration: Calibration | None = None,
 ) -> Run:
     """Return a run of the prepared network, with a new optimizer and schedule."""
-    own = {"network": setup.network_name, "protocol": setup.recipe.name, "seed": setup.seed}
+    own: dict[str, Any] = {"network": setup.network_name, "protocol": setup.recipe.name, "seed": setup.seed}
+    own["calibration"] = None if calibration is None else calibration.to_dict()
     stored = {"chosen": None, **(settings or {}), **own, "class_names": list(class_names)}
     if setup.protocol.choice is None and setup.recipe.choice is not None:
         stored["chosen"] = [setup.protocol.epochs, setup.protocol.exponent]
@@ -174,13 +176,18 @@ def new_run(
     )
 
 
-def truth_to_fit(photos: Any, class_names: tuple[str, ...]) -> Presence:
-    """Return the classes that each photo shows; refuse photos without any object."""
+def truth_to_fit(photos: Any, class_names: tuple[str, ...], protocol: Protocol) -> Presence:
+    """Return the classes that each photo shows; refuse photos without any, or that the recipe cannot learn from."""
     truth = truth_of(photos, len(class_names))
     if not truth.present.any():
         raise ArgumentError(
             f"none of the {len(photos)} photos shows an object of {', '.join(class_names[1:])}; check that the data "
             "set reads the annotations, and that the class names are spelled as in them"
+        )
+    if truth.boxed is not None and not truth.boxed.all() and protocol.image_loss is None:
+        raise ArgumentError(
+            f"{int((~truth.boxed).sum())} of {len(photos)} photos have labels and no boxes, and {protocol.name} "
+            "learns from boxes alone; use RECOMMENDED, or give the recipe an image_loss"
         )
     return truth
 
@@ -215,6 +222,12 @@ def decided_in(settings: Mapping[str, Any], protocol: Protocol) -> Protocol:
         return protocol
     epochs, exponent = chosen
     return protocol.decided(epochs if protocol.choice.stopping else protocol.epochs, exponent)
+
+
+def calibration_in(settings: Mapping[str, Any]) -> Calibration | None:
+    """Return the calibration that a saved run made on held-out photos, if it made one."""
+    found = settings.get("calibration")
+    return None if found is None else Calibration.from_dict(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,8 +299,10 @@ def _temporary_folder() -> Iterator[str]:
             torch.distributed.barrier()  # all ranks have finished reading
 
 
-def choose(setup: Setup, prepared: Prepared, on: OnFeatures, presence: Presence) -> tuple[int, float]:
-    """Choose the number of epochs and the exponent on held-out training photos."""
+def choose(
+    setup: Setup, prepared: Prepared, on: OnFeatures, presence: Presence, class_names: Sequence[str]
+) -> tuple[Protocol, Calibration]:
+    """Choose the number of epochs and the exponent on held-out training photos, and calibrate the scores on them."""
     chosen = choose_on_held_out(
         on.rest,
         on.features,
@@ -301,7 +316,10 @@ def choose(setup: Setup, prepared: Prepared, on: OnFeatures, presence: Presence)
         progress=setup.progress,
     )
     setup.log(str(chosen))
-    return chosen.epochs, chosen.exponent
+    held = presence.present[chosen.places], presence.difficult_only[chosen.places]
+    calibration = calibrate(chosen.scores, held[0], class_names=class_names, ignore=held[1])
+    setup.log(str(calibration))
+    return setup.protocol.decided(chosen.epochs, chosen.exponent), calibration
 
 
 def train(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,24 @@ def as_photos(source: Any) -> Any:
         return source
     ids = [str(one) if isinstance(one, (str, Path)) else str(place) for place, one in enumerate(source)]
     return ImageListDataset(source, ids=ids)
+
+
+def as_data_sets(photos: Any, count: int = 256) -> Iterator[Any]:
+    """Yield photos to predict as data sets: those of an iterator ``count`` at a time, all others as one."""
+    if hasattr(photos, "__len__") or not isinstance(photos, Iterable):
+        yield as_photos(photos)
+        return
+    images, first = iter(photos), 0
+    while lot := list(islice(images, count)):
+        data = as_photos(lot)
+        if isinstance(data, ImageListDataset):  # images without a name have their place in the whole
+            named = (isinstance(one, (str, Path)) for one in lot)
+            data.ids = tuple(
+                str(one) if is_named else str(first + place)
+                for place, (one, is_named) in enumerate(zip(lot, named, strict=True))
+            )
+        yield data
+        first += len(lot)
 
 
 def _of_path(path: Path) -> ImageListDataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,18 +21,20 @@ from transferkit.features import FeatureCache
 from transferkit.files import require_writable
 from transferkit.finetune import _fitted as results
 from transferkit.finetune import _fitting as steps
+from transferkit.finetune import _predicting as scoring
 from transferkit.finetune.networks import require_network
 from transferkit.finetune.on_features import frozen_features
-from transferkit.finetune.photos import agreed_names, as_photos, with_background
+from transferkit.finetune.photos import agreed_names, as_photos, truth_of, with_background
+from transferkit.finetune.predictions import PredictionFile, Predictions
 from transferkit.finetune.protocol import Protocol
 from transferkit.finetune.recipes import RECOMMENDED
-from transferkit.finetune.results import Predictions
 from transferkit.finetune.run import Run, read_run
 from transferkit.finetune.settings import FeatureSettings, LoopSettings
 from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress
 from transferkit.sampler import MultiscaleSampler
 from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog
+from transferkit.scorer.calibration import Calibration, calibrate
 
 
 class SceneClassifier:
@@ -205,7 +207,8 @@ class SceneClassifier:
             setup = self._setup(
                 steps.decided_in(saved["settings"] if saved else {}, self.protocol), log, progress
             )
-            truth = steps.truth_to_fit(photos, names)
+            calibration = steps.calibration_in(saved["settings"]) if saved else None
+            truth = steps.truth_to_fit(photos, names, self.protocol)
             patches = setup.stream(photos, "train")
             prepared = steps.prepare(setup, len(names), saved)
             run = steps.new_run(setup, prepared, len(patches), names, settings)
@@ -219,13 +222,13 @@ class SceneClassifier:
             ended = run.epoch >= setup.protocol.epochs
             with nullcontext() if ended else steps.features_for(setup, run, photos) as on:
                 if on and setup.protocol.choice and not saved:
-                    decided = setup.protocol.decided(*steps.choose(setup, prepared, on, truth))
+                    decided, calibration = steps.choose(setup, prepared, on, truth, names)
                     setup = replace(setup, protocol=decided)
                     torch.manual_seed(self.seed)  # the choice drew random numbers
-                    run = steps.new_run(setup, prepared, len(patches), names, settings)
+                    run = steps.new_run(setup, prepared, len(patches), names, settings, calibration)
 
                 def after_epoch(run: Run) -> None:
-                    self._fitted = results.fitted_by(run, setup.protocol, names)
+                    self._fitted = results.fitted_by(run, setup.protocol, names, calibration)
                     if validation is not None and run.epoch % test_every == 0:
                         mean_ap = self.test(validation, progress=progress).mean_ap()
                         run.history[-1] = replace(run.history[-1], mean_ap=mean_ap)
@@ -236,7 +239,7 @@ class SceneClassifier:
 
                 if not ended:
                     steps.train(setup, run, patches, on, truth, after_epoch)
-        self._fitted = results.fitted_by(run, setup.protocol, names)
+        self._fitted = results.fitted_by(run, setup.protocol, names, calibration)
         return self
 
     def restore(self, run_file: str | os.PathLike[str], *, log: steps.Log | None = None) -> SceneClassifier:
@@ -266,7 +269,7 @@ class SceneClassifier:
         run = steps.new_run(setup, steps.prepare(setup, len(names), saved), 1, names, saved["settings"])
         run.restore(saved)
         setup.log(f"{run_file}: {run.epoch} epochs done")
-        self._fitted = results.fitted_by(run, setup.protocol, names)
+        self._fitted = results.fitted_by(run, setup.protocol, names, steps.calibration_in(saved["settings"]))
         return self
 
     def test(self, photos: Any, *, bootstrap: int = 0, progress: Progress = False) -> ClassificationResult:
@@ -286,7 +289,7 @@ class SceneClassifier:
         """
         fitted = self._require_fitted()
         setup = self._setup(fitted.protocol, None, progress)
-        scorer = results.score(fitted, setup, photos, keep_patches=False, keep_boxes=False)
+        scorer = scoring.score(fitted, setup, photos, keep_patches=False, keep_boxes=False)
         return self.evaluate(photos, scorer, bootstrap=bootstrap)
 
     def evaluate(
@@ -299,7 +302,7 @@ class SceneClassifier:
             scorer: The return value of :meth:`score`.
             bootstrap: As for :meth:`test`.
         """
-        return results.evaluation(self._require_fitted(), photos, scorer, bootstrap)
+        return scoring.evaluation(self._require_fitted(), photos, scorer, bootstrap)
 
     def score(
         self, photos: Any, *, keep_patches: bool = False, progress: Progress = False
@@ -319,25 +322,107 @@ class SceneClassifier:
             DivergedError: The network gives infinite or NaN logits.
         """
         fitted = self._require_fitted()
-        return results.score(fitted, self._setup(fitted.protocol, None, progress), photos, keep_patches)
+        return scoring.score(fitted, self._setup(fitted.protocol, None, progress), photos, keep_patches)
 
-    def predict(self, photos: Any, *, maps: bool = False, progress: Progress = False) -> Predictions:
-        """Score photos without annotations.
+    def calibrate(self, photos: Any, *, progress: Progress = False) -> SceneClassifier:
+        """Choose thresholds, and learn what scores mean as probabilities, on photos that it was not trained on.
+
+        :meth:`fit` does so on the photos that it holds out, if its recipe holds some out.
 
         Args:
-            photos: A folder, files, images, or a data set; see :func:`~transferkit.finetune.as_photos`.
-            maps: Keep every patch, which :meth:`Predictions.map` needs.
+            photos: As for :meth:`fit`.
             progress: See :func:`transferkit.progress.track`.
 
         Returns:
-            The scores of all photos, with the best patch of each class.
+            The classifier itself.
+        """
+        fitted = self._require_fitted()
+        scores, truth = (
+            self.score(photos, progress=progress).compute(),
+            truth_of(photos, len(fitted.class_names)),
+        )
+        found = calibrate(scores, truth.present, class_names=fitted.class_names, ignore=truth.difficult_only)
+        self._fitted = replace(fitted, calibration=found)
+        return self
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Thresholds and probabilities, from held-out photos; ``None`` if there were none."""
+        return self._require_fitted().calibration
+
+    def predict(
+        self,
+        photos: Any,
+        *,
+        maps: bool = False,
+        precision: float | None = None,
+        features: Literal["fitted", "exact"] = "fitted",
+        on_bad_photo: Literal["skip", "error"] = "skip",
+        progress: Progress = False,
+    ) -> Predictions:
+        """Score photos without annotations, as :meth:`test` does.
+
+        Args:
+            photos: A folder, files, images, an iterator of these, or a data set; see
+                :func:`~transferkit.finetune.as_photos`.
+            maps: Keep every patch, which :meth:`Predictions.map` needs.
+            precision: Say that a class is in a photo where so many of those that say so are right, 0..1, by the
+                held-out photos; by default where F1 is best.
+            features: ``"fitted"``: computed as in training. ``"exact"``: each patch through the whole network, as the
+                exported network does; other scores than those that the thresholds were chosen for.
+            on_bad_photo: ``"skip"`` a photo that cannot be used, with a warning, and list it in ``bad_photos``; or
+                raise an ``"error"``.
+            progress: See :func:`transferkit.progress.track`.
+
+        Returns:
+            The scores of all photos, with the best patch, the probability and the label of each class.
 
         Raises:
-            StateError: The classifier is not fitted.
-            DataError: A photo cannot be read; the message names it.
+            StateError: The classifier is not fitted, or ``precision`` is asked of one that was not calibrated.
+            DataError: No photo can be used, or one cannot and ``on_bad_photo="error"``; the message names it.
         """
-        fitted, data = self._require_fitted(), as_photos(photos)
-        return results.predictions_of(fitted, self.score(data, keep_patches=maps, progress=progress), data)
+        data = as_photos(list(photos) if isinstance(photos, Iterator) else photos)
+        wanted = self._wanted(precision, maps=maps, on_bad_photo=on_bad_photo)
+        return scoring.predict(self._scoring(features, progress), data, wanted)
+
+    def predict_to(
+        self,
+        path: str | os.PathLike[str],
+        photos: Any,
+        *,
+        boxes: bool = False,
+        precision: float | None = None,
+        features: Literal["fitted", "exact"] = "fitted",
+        on_bad_photo: Literal["skip", "error"] = "skip",
+        resume: bool = True,
+        maps: bool = False,
+        on_lot: Callable[[Predictions], object] | None = None,
+        progress: Progress = False,
+    ) -> PredictionFile:
+        """Score any number of photos into a file, in memory that does not grow with them.
+
+        Args:
+            path: A ``.csv`` (the file, one column a class with its score, the labels) or ``.jsonl`` file (see
+                :meth:`Predictions.records`).
+            photos: As for :meth:`predict`.
+            boxes: Also find the best patch of each class, which JSON lines hold.
+            precision: As for :meth:`predict`.
+            features: As for :meth:`predict`.
+            on_bad_photo: As for :meth:`predict`.
+            resume: Go on where a call that was stopped had come to; its rows are in ``path`` with ``.part`` after it.
+            maps: Keep the patches of the photos that ``on_lot`` is given.
+            on_lot: Called with the predictions of some photos at a time.
+            progress: As for :meth:`predict`.
+
+        Returns:
+            The file, with what could not be used.
+
+        Raises:
+            StateError: As for :meth:`predict`; or what is to be resumed was begun by another classifier.
+            OutputError: The file cannot be written, or another job writes it.
+        """
+        wanted = self._wanted(precision, maps=maps, boxes=boxes, on_bad_photo=on_bad_photo)
+        return scoring.predict_to(path, self._scoring(features, progress), photos, wanted, resume, on_lot)
 
     def sampler(self, photos: Any, mode: Literal["train", "test"] = "train") -> MultiscaleSampler:
         """Return the recipe's sampler of minibatches over photos.
@@ -438,6 +523,24 @@ class SceneClassifier:
         )
         classifier._fitted = results.fitted_from(state, classifier._setup())
         return classifier
+
+    def _scoring(self, features: Literal["fitted", "exact"], progress: Progress) -> scoring.Scoring:
+        require(features in ("fitted", "exact"), "features", "'fitted' or 'exact'", features)
+        fitted = self._require_fitted()
+        setup = self._setup(fitted.protocol, None, progress)
+        if features == "exact":
+            setup = replace(setup, features=replace(setup.features, method="exact"))
+        return scoring.Scoring.of(fitted, setup)
+
+    def _wanted(self, precision: float | None, **wanted: Any) -> scoring.Wanted:
+        calibration = self._require_fitted().calibration
+        if precision is not None:
+            if calibration is None:
+                raise StateError(
+                    "precision needs thresholds; call calibrate(photos) with photos held out for that"
+                )
+            calibration = calibration.with_thresholds(precision)
+        return scoring.Wanted(calibration=calibration, **wanted)
 
     def _require_fitted(self) -> results.Fitted:
         if self._fitted is None:

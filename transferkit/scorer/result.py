@@ -23,6 +23,9 @@ from transferkit.scorer.ap_rules import INTERPOLATIONS, APRule
 from transferkit.scorer.image_scorer import BACKGROUND
 
 
+FEW = 10  # positives below which a class has no figures of its own
+
+
 def percent(value: float) -> str:
     """Return a share of 1 in percent with two digits; a dash for NaN."""
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
