@@ -22,7 +22,6 @@ from transferkit.files import as_file_name, faults_named, fits_a_file, write_tex
 from transferkit.scorer.ap_rules import INTERPOLATIONS, APRule
 from transferkit.scorer.image_scorer import BACKGROUND
 
-
 FEW = 10  # positives below which a class has no figures of its own
 
 
