@@ -73,9 +73,12 @@ class Ranking:
 
     def resampled(self, weights: Tensor) -> Ranking:
         """Return the ranking in which image n occurs ``weights[n]`` times; (N,) int64."""
-        at_rank = weights[self.order]  # (N, K)
+        return self.weighted(weights[self.order])
+
+    def weighted(self, weights: Tensor) -> Ranking:
+        """Return the ranking in which the image at each rank occurs as often as ``weights`` says; (N, K) int64."""
         return Ranking(
-            self.scores, self.order, self.sought * at_rank, self.right * at_rank, self.wrong * at_rank
+            self.scores, self.order, self.sought * weights, self.right * weights, self.wrong * weights
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -185,12 +186,38 @@ def _read_lines(file: Path, row_of: dict[str, int]) -> list[tuple[int, float]]:
     return list(found.items())
 
 
+FEW = 10  # positives below which a class has no interval
+
+
 @dataclass(frozen=True)
 class Interval:
-    """A bootstrap interval; see :func:`transferkit.scorer.evaluation.bootstrap_intervals`."""
+    """An interval that should hold the true value, NaN where there are too few photos for one."""
 
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return "-" if math.isnan(self.low) else f"{percent(self.low)} to {percent(self.high)}"
+
+
+NO_INTERVAL = Interval(math.nan, math.nan)
+
+
+def wilson(right: int, count: int, level: float = 0.95) -> Interval:
+    r"""Return Wilson's interval of a share, ``right`` of ``count``; NaN below ten.
+
+    .. math:: \frac{r + z^2/2 \pm z\sqrt{r(n - r)/n + z^2/4}}{n + z^2}
+
+    References:
+        Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
+    """
+    if count < FEW:
+        return NO_INTERVAL
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle, spread = right + z * z / 2, z * math.sqrt(right * (count - right) / count + z * z / 4)
+    return Interval(
+        max(0.0, (middle - spread) / (count + z * z)), min(1.0, (middle + spread) / (count + z * z))
+    )
 
 
 @dataclass(frozen=True)
@@ -248,10 +275,10 @@ class ClassificationResult:
         rows = [["class", "images", "difficult", *map(_column, rules), *interval]]
         for c, name in enumerate(self.class_names):
             values = [percent(self.ap[rule][c]) for rule in rules]
-            spread = [_range(self.intervals[c])] if self.intervals else []
+            spread = [str(self.intervals[c])] if self.intervals else []
             rows.append([name, str(self.positives[c]), str(self.difficult[c]), *values, *spread])
         means = [percent(self.mean_ap(rule)) for rule in rules]
-        spread = [_range(self.mean_interval)] if self.mean_interval else []
+        spread = [str(self.mean_interval)] if self.mean_interval else []
         rows.append(["mean", "", "", *means, *spread])
         return rows
 
@@ -346,10 +373,6 @@ class ClassificationResult:
 def _column(rule: APRule) -> str:
     ending = f" from {rule.minimum_score:g}" if rule.minimum_score > -math.inf else ""
     return rule.interpolation + ending
-
-
-def _range(interval: Interval) -> str:
-    return "-" if math.isnan(interval.low) else f"{percent(interval.low)} to {percent(interval.high)}"
 
 
 def _bounds(interval: Interval) -> list[float | None]:
