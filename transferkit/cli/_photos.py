@@ -9,11 +9,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transferkit.cli._commands import Command, say
-from transferkit.errors import ArgumentError, listed
+from transferkit.errors import ArgumentError
 
 if TYPE_CHECKING:
     from transferkit.finetune import Predictions, SceneClassifier
@@ -122,9 +123,7 @@ def _fit(options: argparse.Namespace) -> int:
     )
     classifier.fit(train, log=say, progress=True)
     result = None if test is None else _tested(classifier, train, test, title, options)
-    classifier.save(
-        options.out, card=classifier.card(result, calibration=classifier.calibration, license=options.license)
-    )
+    classifier.save(options.out, card=classifier.card(result, license=options.license))
     measured = "not tested" if result is None else f"mean AP {result.mean_ap():.1%} on photos it never saw"
     size, classes = options.out.stat().st_size / 1e6, len(classifier.class_names) - 1
     say(
@@ -153,6 +152,7 @@ def _sets_of(options: argparse.Namespace) -> tuple[Any, Any, str]:
 def _tested(classifier: SceneClassifier, train: Any, test: Any, title: str, options: argparse.Namespace) -> Any:
     """Test, print the table, and write the report if it is wanted."""
     from transferkit.finetune import RunReport, build_report, look_at_patches
+    from transferkit.scorer import PatchLog
     from transferkit.scorer.pictures import require_matplotlib
 
     if options.report:
@@ -160,7 +160,7 @@ def _tested(classifier: SceneClassifier, train: Any, test: Any, title: str, opti
     patches = classifier.score(test, keep_patches=options.report, progress=True)
     result = classifier.evaluate(test, patches, bootstrap=1000)
     say(str(result))
-    if options.report:
+    if isinstance(patches, PatchLog):
         seen = look_at_patches(classifier.sampler(train), train)
         report = RunReport.of(classifier.run, result, patches, test, title=title, patches=seen)
         say(f"report: {build_report(report, progress=True).write(Path(f'{options.out}.html'))}")
@@ -267,9 +267,9 @@ def _drawer(folder: Path) -> Callable[[Predictions], None]:
             flags = [] if found.labels is None else found.labels[row].nonzero()[:, 0].tolist()
             classes = flags or [1 + int(found.scores[row, 1:].argmax())]
             maps = {found.class_names[k]: found.map(row, found.class_names[k]) for k in classes[:6]}
-            figure = plot_maps(found.photos[found.places[row]].image, maps, caption=listed([name]))
-            path = folder / f"{as_file_name(name)}.png"
-            write_atomically(path, lambda file, figure=figure: figure.savefig(file, dpi=100, format="png"))
+            figure = plot_maps(found.photos[found.places[row]].image, maps, caption=name)
+            save = partial(figure.savefig, dpi=100, format="png")
+            write_atomically(folder / f"{as_file_name(name)}.png", save)
 
     return draw
 

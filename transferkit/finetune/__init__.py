@@ -1,8 +1,8 @@
 """Train a pretrained network on photos of scenes, test it, and predict with it.
 
 The door is :class:`SceneClassifier`: fit, test, predict, save and load in one object. :class:`FeatureSettings` and
-:class:`LoopSettings` are its settings, :class:`Predictions` and :class:`PredictionFile` what it returns. Each of its
-steps can also be used alone, in a training loop of your own:
+:class:`LoopSettings` are its settings, :class:`Predictions` and :class:`PredictionFile` what it returns, and
+:class:`Card` goes with its file. Each of its steps can also be used alone, in a training loop of your own:
 
 - Recipes: :data:`RECOMMENDED`, :data:`NEON2016`, :data:`OQUAB2014` and :data:`DEMO` are values of :class:`Protocol`,
   with an :class:`Optimization` for the optimizer.
@@ -22,6 +22,7 @@ steps can also be used alone, in a training loop of your own:
 from transferkit.devices import choose_device, use_huge_pages
 from transferkit.distributed import first_on_machine, is_first, process_group
 from transferkit.files import require_writable, write_atomically
+from transferkit.finetune.card import Card
 from transferkit.finetune.choosing import Chosen, StopEarly, choose_on_held_out
 from transferkit.finetune.demo import DEMO, prepare_demo, train_on_digits
 from transferkit.finetune.networks import NETWORKS, Network, build_network, small_alexnet
@@ -55,6 +56,7 @@ __all__ = [
     "PROTOCOLS",
     "RECOMMENDED",
     "AveragedWeights",
+    "Card",
     "Chosen",
     "EpochRecord",
     "FeatureSettings",

@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 from transferkit.distributed import in_process_group, is_first
 from transferkit.errors import OutputError, UncachableError
 from transferkit.features import FeatureCache, FeatureImages, PatchFeatures
-from transferkit.finetune._fitted import Fitted, digest_of
+from transferkit.finetune._fitted import Fitted, digest_of_fitted
 from transferkit.finetune._fitting import Setup, feature_arguments, given_features
 from transferkit.finetune.on_features import AS_THEY_ARE, features_of_frozen, head_features
 from transferkit.finetune.photos import agreed_names, as_data_sets, as_photos, ids_of, truth_of
@@ -173,7 +173,7 @@ def predict_to(
             start = end
 
     made_by = {
-        "classifier": digest_of(scoring.fitted),
+        "classifier": digest_of_fitted(scoring.fitted),
         "features": str(scoring.setup.features),
         "thresholds": None if wanted.calibration is None else wanted.calibration.to_dict(),
         "boxes": wanted.boxes,

@@ -22,6 +22,8 @@ from transferkit.files import require_writable
 from transferkit.finetune import _fitted as results
 from transferkit.finetune import _fitting as steps
 from transferkit.finetune import _predicting as scoring
+from transferkit.finetune.card import Card, card_of, described
+from transferkit.finetune.export import export_network
 from transferkit.finetune.networks import require_network
 from transferkit.finetune.on_features import frozen_features
 from transferkit.finetune.photos import agreed_names, as_photos, truth_of, with_background
@@ -210,6 +212,7 @@ class SceneClassifier:
             calibration = steps.calibration_in(saved["settings"]) if saved else None
             truth = steps.truth_to_fit(photos, names, self.protocol)
             patches = setup.stream(photos, "train")
+            settings = {**(settings or {}), "fitted_on": described(photos, truth, names)}
             prepared = steps.prepare(setup, len(names), saved)
             run = steps.new_run(setup, prepared, len(patches), names, settings)
             trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
@@ -456,23 +459,78 @@ class SceneClassifier:
         features, _ = frozen_features(run, setup.protocol, **steps.feature_arguments(setup))
         return setup.cache_of(features, photos, self.features.folder)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the weights, preprocessing, recipe and class names to one file, which holds no code.
+    def save(
+        self, path: str | os.PathLike[str], *, whole: bool | None = None, card: Card | None = None
+    ) -> Path:
+        """Write weights, preprocessing, recipe, class names and card to one file, which holds no code.
 
-        A network of your own or of ``module:factory`` is only named in it.
+        Frozen layers that are as in the pretrained weights of a network in :data:`NETWORKS` are left out;
+        :meth:`load` takes them from there, and compares digests. A network of your own or of ``module:factory`` is
+        only named.
 
         Args:
             path: File to write.
+            whole: ``True``: write all weights, so that loading needs no others. ``False``: leave frozen layers out,
+                also those of weights of your own, which :meth:`load` is then given. ``None``: leave them out only
+                where the network's name says where they are to be had.
+            card: The return value of :meth:`card`, to be stored, and written beside the file as ``{path}.md`` and
+                ``{path}.json``; by default a card without results is stored, and none written.
 
         Returns:
             ``path``.
 
         Raises:
             StateError: The classifier is not fitted.
-            ArgumentError: The recipe holds a function or a class of your own.
+            ArgumentError: The recipe holds a function or a class of your own, or ``whole=False`` leaves nothing out.
         """
-        state = results.state_of(self._require_fitted(), self._setup())
-        return results.write_classifier(require_writable(path), state)
+        state = results.state_of(self._require_fitted(), self._setup(), whole)
+        state["card"] = (card or self.card()).to_dict()
+        saved = results.write_classifier(require_writable(path), state)
+        if card is not None:
+            card.write(saved)
+        return saved
+
+    def card(self, results: Any = None, *, calibration: Any = None, license: str | None = None) -> Card:
+        """Return what whoever gets the classifier should know, to pass to :meth:`save` and :meth:`export`.
+
+        Args:
+            results: The return value of :meth:`test`, or a dict with one for ``"shared"`` and one for ``"exact"``
+                features, where both were tested.
+            calibration: Thresholds to list, by default the classifier's own; or a dict likewise.
+            license: Of the classifier; the library does not know those of your photos and of the pretrained weights.
+
+        Returns:
+            The card. What a loaded classifier's says stays where nothing new is given.
+
+        Raises:
+            StateError: The classifier is not fitted.
+            ArgumentError: ``results`` or ``calibration`` is something else.
+        """
+        return card_of(self._require_fitted(), self._setup(), results, calibration or self.calibration, license)
+
+    def export(self, path: str | os.PathLike[str], *, card: Card | None = None) -> Path:
+        """Write the network that scores patches for programs without this library.
+
+        It takes (B, 3, S, S) float32 RGB pixels in 0..255, any B, and gives (B, K) probabilities. The metadata
+        ``transferkit`` of the file, which is JSON, says how to score a photo with it: grid, resizing, exponent, class
+        names, thresholds for ``"exact"`` features; ``card`` is the card. ``examples/score_with_onnx.py`` does that,
+        as ``features=FeatureSettings(method="exact")`` does, but for recipes that score a random part of the patches:
+        it takes all.
+
+        Args:
+            path: ``.onnx`` for ONNX, ``.pt2`` for :func:`torch.export.load`.
+            card: The return value of :meth:`card`; by default one without new results.
+
+        Returns:
+            ``path``.
+
+        Raises:
+            StateError: The classifier is not fitted.
+            MissingExtraError: ONNX, and the extra ``onnx`` is not installed.
+            ArgumentError: Another suffix; or torch cannot export the network, or does and its probabilities differ by
+                more than 0.0001. Nothing is written.
+        """
+        return export_network(self._require_fitted(), card or self.card(), path)
 
     @classmethod
     def load(
@@ -480,6 +538,7 @@ class SceneClassifier:
         path: str | os.PathLike[str],
         *,
         network: str | nn.Module | None = None,
+        weights: str | os.PathLike[str] | Checkpoint | None = None,
         features: FeatureSettings = FeatureSettings(),  # noqa: B008 - a frozen value
         loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
         num_workers: int = 0,
@@ -490,6 +549,7 @@ class SceneClassifier:
         Args:
             path: File written by :meth:`save`.
             network: The module of your own, or ``"module:factory"``, if the file only names its network.
+            weights: The pretrained weights, if the file holds no backbone; by default the network's own.
             features: Where features are cached; the file determines ``method``, ``pyramid_scales`` and ``amp``.
             loop: As for :class:`SceneClassifier`.
             num_workers: As for :class:`SceneClassifier`.
@@ -500,8 +560,10 @@ class SceneClassifier:
 
         Raises:
             MissingFileError: There is no such file.
-            CheckpointError: The file is no classifier, is damaged, or was written by another version.
-            ArgumentError: The file only names its network, and ``network`` is not given.
+            CheckpointError: The file is no classifier, is damaged, or was written by another version; or it holds no
+                backbone, and the pretrained weights are others than it was fitted on, or cannot be had.
+            ArgumentError: The file only names its network, and ``network`` is not given; or it holds all weights, and
+                ``weights`` is.
             TransferError: ``network`` has another architecture.
         """
         state = results.read_classifier(path)
@@ -510,18 +572,20 @@ class SceneClassifier:
                 f"{path} only names its network, {state['network']!r}, since a file imports nothing; give it: "
                 "SceneClassifier.load(path, network=...)"
             )
+        require(weights is None or state["left_out"], "weights", f"None, since {path} holds all", weights)
         classifier = cls(
             state["network"] if network is None else network,
             results.from_plain(state["protocol"]),
             class_names=state["class_names"],
-            from_scratch=True,
+            weights=weights,
+            from_scratch=not state["left_out"],
             features=replace(features, **results.from_plain_values(state["features"])),
             loop=loop,
             seed=state["seed"],
             num_workers=num_workers,
             device=device,
         )
-        classifier._fitted = results.fitted_from(state, classifier._setup())
+        classifier._fitted = results.fitted_from(state, classifier._setup(), path)
         return classifier
 
     def _scoring(self, features: Literal["fitted", "exact"], progress: Progress) -> scoring.Scoring:

@@ -1,0 +1,188 @@
+"""The card of a classifier: what it was fitted on, how well it scores, and what its scores mean."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transferkit.annotated import Presence
+from transferkit.display import as_json, fit, markdown_table
+from transferkit.errors import ArgumentError, CheckpointError, listed
+from transferkit.files import require_writable, write_text
+from transferkit.finetune._fitted import Fitted, plain
+from transferkit.finetune._fitting import Setup
+from transferkit.scorer.result import percent
+from transferkit.transfer.account import versions
+
+WAYS = ("shared", "exact")
+NOT_STATED = "not stated"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What whoever gets a classifier should know; plain values throughout.
+
+    Attributes:
+        network: Name of the network.
+        class_names: (K,) names, the background first.
+        features: ``"shared"`` or ``"exact"``: how the features were computed that it was fitted on.
+        protocol: The recipe, with what was chosen on held-out photos.
+        recipe: The same as a table.
+        data: What it was fitted on: the data set, its number of photos, and those of each class; empty if not known.
+        results: By the way that features were computed, the ``to_dict()`` of a
+            :class:`~transferkit.scorer.ClassificationResult`.
+        calibrations: By the same, the ``to_dict()`` of a calibration, with ``thresholds`` for the classes in order.
+        license: What the user says; photos and pretrained weights have licenses that the library does not know.
+        versions: Of the software that it was fitted with.
+
+    Example:
+        >>> card = Card("alexnet", ("background", "cat"), "shared", {}, "protocol mine", license="CC0-1.0")
+        >>> Card.from_dict(card.to_dict()) == card
+        True
+        >>> print(card.to_markdown().splitlines()[0])
+        # Classifier of 1 class: cat
+    """
+
+    network: str
+    class_names: tuple[str, ...]
+    features: str
+    protocol: Mapping[str, Any]
+    recipe: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    calibrations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    license: str = NOT_STATED
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain values."""
+        return {**asdict(self), "class_names": list(self.class_names)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Card:
+        """Return the card that :meth:`to_dict` described.
+
+        Raises:
+            CheckpointError: The values are not those of a card.
+        """
+        try:
+            return cls(**{**values, "class_names": tuple(values["class_names"])})
+        except (TypeError, KeyError) as error:
+            raise CheckpointError(f"the card cannot be read: {error}") from error
+
+    def thresholds(self, way: str) -> dict[str, float]:
+        """Return the threshold of each class, for scores from ``"shared"`` or ``"exact"`` features; empty if none."""
+        return dict(
+            zip(self.class_names[1:], self.calibrations.get(way, {}).get("thresholds", ()), strict=False)
+        )
+
+    def to_markdown(self) -> str:
+        """Return the card as a page of Markdown."""
+        classes = self.class_names[1:]
+        facts = {"network": self.network, "features": self.features, "license": self.license, **self.data}
+        counts = facts.pop("photos of class", {})
+        rows = [["", "fitted on photos", *(f"AP, {way}" for way in self.results)]]
+        rows[0] += [f"threshold, {way}" for way in self.calibrations]
+        columns = [{name: str(count) for name, count in counts.items()}]
+        columns += [_of_classes(result) for result in self.results.values()]
+        columns += [{name: f"{x:.4g}" for name, x in self.thresholds(way).items()} for way in self.calibrations]
+        rows += [[name, *(column.get(name, "-") for column in columns)] for name in classes]
+        means = [
+            _with_interval(each.get("mean_ap"), each.get("mean_interval")) for each in self.results.values()
+        ]
+        rows.append(["mean", "", *means, *[""] * len(self.calibrations)])
+        notes = [
+            f"- AP in %, {way} features: {result.get('num_images')} photos, {result.get('rule')}; in brackets the "
+            f"{result.get('level', 0.95):.0%} interval, where it was asked for"
+            for way, result in self.results.items()
+        ]
+        return "\n\n".join(
+            [
+                f"# Classifier of {len(classes)} class{'es' * (len(classes) != 1)}: {listed(classes)}",
+                _pairs(facts),
+                "## Classes",
+                markdown_table(rows),
+                *(["\n".join(notes)] if notes else ["- not tested"]),
+                "## Recipe",
+                f"```text\n{self.recipe}\n```",
+                "## Versions",
+                _pairs(self.versions),
+            ]
+        )
+
+    def write(self, saved: str | os.PathLike[str]) -> tuple[Path, Path]:
+        """Write the card beside a saved classifier: ``pets.tk.md`` and ``pets.tk.json`` beside ``pets.tk``."""
+        text = as_json(self.to_dict())
+        return (
+            write_text(require_writable(f"{os.fspath(saved)}.md"), self.to_markdown() + "\n"),
+            write_text(require_writable(f"{os.fspath(saved)}.json"), text + "\n"),
+        )
+
+
+def card_of(fitted: Fitted, setup: Setup, results: Any, calibration: Any, license: str | None) -> Card:
+    """Return the card of a fitted classifier; what a loaded one's file says is kept where nothing new is given."""
+    way = setup.features.method_for(fitted.protocol)
+    if fitted.card is not None:
+        card = Card.from_dict(fitted.card)
+    else:
+        data = fitted.run.settings.get("fitted_on") if fitted.run else None
+        recipe = (plain(fitted.protocol), str(fitted.protocol))
+        card = Card(setup.network_name, fitted.class_names, way, *recipe, data or {}, versions=versions())
+    return replace(
+        card,
+        results={**card.results, **_by_way("results", results, way)},
+        calibrations={**card.calibrations, **_by_way("calibration", calibration, way)},
+        license=license or card.license,
+    )
+
+
+def described(photos: Any, truth: Presence, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Return what a card says of the photos that a classifier is fitted on."""
+    kind: Any = type(photos)
+    says_nothing = kind.__repr__ in (object.__repr__, list.__repr__, tuple.__repr__)
+    return {
+        "fitted on": kind.__name__ if says_nothing else fit(repr(photos), 200),
+        "photos": len(photos),
+        "photos without boxes": 0 if truth.boxed is None else int((~truth.boxed).sum()),
+        "photos of class": dict(zip(class_names[1:], truth.present.sum(dim=0).tolist()[1:], strict=True)),
+    }
+
+
+def _by_way(argument: str, given: Any, way: str) -> dict[str, dict[str, Any]]:
+    """Return the plain values of what was measured, by the way that features were computed; alone it is ``way``'s."""
+    by_way = given if isinstance(given, Mapping) else {} if given is None else {way: given}
+    odd = [repr(name) for name, each in by_way.items() if name not in WAYS or not hasattr(each, "to_dict")]
+    if odd:
+        raise ArgumentError(
+            f"{argument} must be what was measured, or a dict of it by {' or '.join(map(repr, WAYS))}, the way that "
+            f"features were computed; got {', '.join(odd)}"
+        )
+    every = {name: json.loads(json.dumps(each.to_dict())) for name, each in by_way.items()}
+    # All the places where a threshold could have been are no part of a card.
+    return {
+        way: {name: part for name, part in values.items() if not name.endswith("cuts")}
+        for way, values in every.items()
+    }
+
+
+def _of_classes(result: Mapping[str, Any]) -> dict[str, str]:
+    entries = result.get("classes", [])
+    return {
+        each["name"]: _with_interval(each["ap"].get(result["rule"]), each.get("interval")) for each in entries
+    }
+
+
+def _with_interval(value: float | None, interval: list[float | None] | None) -> str:
+    if value is None:
+        return "-"
+    low, high = (math.nan if bound is None else bound for bound in interval or (None, None))
+    return percent(value) + ("" if math.isnan(low) else f" ({percent(low)} to {percent(high)})")
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return markdown_table([["", ""], *([name, str(value)] for name, value in values.items())])
