@@ -14,6 +14,7 @@ from transferkit.errors import DataError, listed, raise_problems, require
 
 Box = tuple[float, float, float, float]
 BadBoxes = Literal["error", "cut", "skip", "keep"]
+BadPhotos = Literal["error", "skip"]
 BoxesOn = Literal["recorded", "stored", "shown"]
 
 SLACK = 1.0  # pixels that a box may reach out of its image: tools round, or count from 0
@@ -30,12 +31,15 @@ class BoxRule:
         bad_boxes: The option.
         counts: How many boxes were ``cut``, ``skipped`` and ``kept``, and how many ``sizes`` of photos were wrong.
         problems: What was found and cannot be used.
+        left_out: What is wrong with photos that are left out, of which ``bad_photos`` is ``"skip"``.
     """
 
-    def __init__(self, bad_boxes: BadBoxes) -> None:
+    def __init__(self, bad_boxes: BadBoxes, bad_photos: BadPhotos | None = "error") -> None:
         options = ("error", "cut", "skip", "keep")
         require(bad_boxes in options, "bad_boxes", f"one of {', '.join(options)}", bad_boxes)
-        self.bad_boxes = bad_boxes
+        require(bad_photos in ("error", "skip", None), "bad_photos", "'error' or 'skip'", bad_photos)
+        self.bad_boxes, self.bad_photos = bad_boxes, bad_photos
+        self.left_out: list[str] = []
         self.counts = dict.fromkeys(("cut", "skipped", "kept", "sizes"), 0)
         self.problems: list[str] = []
         self._faults: set[str] = set()  # "usable", "unusable", "size"
@@ -88,6 +92,14 @@ class BoxRule:
             self.problems.append(problem)
         return self.bad_boxes in ("cut", "keep")
 
+    def photo(self, problem: str) -> None:
+        """Note a photo that cannot be used, or what is said of it."""
+        if self.bad_photos == "skip":
+            self.left_out.append(problem)
+        else:
+            self._faults.add("photo")
+            self.problems.append(problem)
+
     def raise_problems(self, heading: str, others: Sequence[str] = (), advice: str = "") -> None:
         """Raise what was found, and what else was, with the options that help.
 
@@ -102,7 +114,9 @@ class BoxRule:
             ways.insert(0, '"cut" keeps the part of a box inside the photo and leaves out those without one')
         if "size" in self._faults:
             lines.append('a photo of another size: "cut" and "keep" take its boxes as pixels of the photo')
-        if self._faults:
+        if "photo" in self._faults:
+            lines.append('bad_photos="skip" leaves out photos that cannot be used')
+        if self._faults - {"photo"}:
             lines.insert(0, f"bad_boxes={'; '.join(ways)}")
         raise_problems([*others, *self.problems], heading, "\n".join(lines))
 
@@ -167,6 +181,11 @@ PLAIN_TEXT = re.compile(r"[^\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]+")
 def form_of(name: str) -> str:
     """Return the form in which names are compared: Unicode writes one letter in several ways."""
     return unicodedata.normalize("NFC", name.strip())
+
+
+def numbers_of(class_names: Sequence[str]) -> dict[str, int]:
+    """Return the number of each class but the background, by the form in which names are compared."""
+    return {form_of(name): number for number, name in enumerate(class_names) if number > 0}
 
 
 def repeated(names: Iterable[Any]) -> list[str]:
