@@ -216,7 +216,7 @@ def _labels(labels: Any, boxes: Any) -> Tensor | None:
     require(boxes is None or len(boxes) == 0, "image_labels", "None for an image with boxes", labels)
     numbers = whole_numbers("image_labels", labels if len(labels) else torch.zeros(0).long()).reshape(-1)
     require(bool((numbers > 0).all()), "image_labels", "1 or more (0 is the background)", labels)
-    return numbers.cpu().unique()
+    return torch.tensor(sorted(set(numbers.tolist())), dtype=torch.int64)
 
 
 def _fault(path: str | Path, bad_photos: BadPhotos | None) -> str:

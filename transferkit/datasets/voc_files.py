@@ -8,11 +8,12 @@ import os
 import re
 import unicodedata
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from transferkit.errors import DataError, MissingFileError, did_you_mean
+from transferkit.errors import DataError, MissingFileError, did_you_mean, listed
+from transferkit.files import is_file, leaves_its_folder
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -194,7 +195,7 @@ def _flag(element: ElementTree.Element, tag: str, where: str) -> bool:
 
 _PARTS = ("Annotations", "ImageSets", "JPEGImages")
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2")
 
 
 def find_voc_folder(root: Path | str, year: str = "2007") -> Path:
@@ -230,14 +231,19 @@ class NamedFiles:
     Args:
         folder: The folder.
         suffixes: Of the files that count, in lower case; the first ones come first.
+        name_of: Makes a name of a path below the folder without its ending; by default it is that path.
     """
 
-    def __init__(self, folder: Path, suffixes: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, suffixes: Sequence[str], name_of: Callable[[str], str] | None = None
+    ) -> None:
+        self.folder = folder
         self._files: dict[str, list[str]] = {}  # below the folder, by name without ending
         self._forms: dict[str, set[str]] = {}
         for path in files_below(folder):
             name, suffix = os.path.splitext(path)  # noqa: PTH122
             if suffix.lower() in suffixes:
+                name = name if name_of is None else name_of(name)
                 self._files.setdefault(name, []).append(path)
                 self._forms.setdefault(unicodedata.normalize("NFC", name), set()).add(name)
         for paths in self._files.values():
@@ -250,6 +256,9 @@ class NamedFiles:
 
     def __contains__(self, name: str) -> bool:
         return bool(self[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._files))
 
     def all(self) -> list[str]:
         """Return all files, sorted."""
@@ -265,6 +274,64 @@ def files_below(folder: Path) -> list[str]:
     return found
 
 
+_PARALLEL = frozenset(
+    "image images img imgs photo photos picture pictures jpegimages "
+    "annotation annotations label labels xml xmls".split()
+)
+
+
+def place_of(path: str) -> str:
+    """Return a path without the folders that part photos from what is said of them.
+
+    Example:
+        >>> place_of("train/images/cats/1"), place_of("train/annotations/cats/1")
+        ('train/cats/1', 'train/cats/1')
+    """
+    *folders, name = path.split("/")
+    return "/".join([*(folder for folder in folders if folder.lower() not in _PARALLEL), name])
+
+
+class PhotoFiles:
+    """The photos of a folder, found by what a table or a COCO file calls them: their path, or one end of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths = sorted(path for path in files_below(folder) if is_photo(path))
+        self._named: dict[str, list[str]] = {}  # by name, with and without ending
+        for path in self.paths:
+            name = unicodedata.normalize("NFC", PurePosixPath(path).name)
+            for form in (name, PurePosixPath(name).stem):
+                self._named.setdefault(form, []).append(path)
+
+    def find(self, name: str, image_set: str = "") -> Path:
+        """Return a photo; of several of a name that of the folder ``image_set``.
+
+        Raises:
+            DataError: None, or any of several.
+        """
+        if not leaves_its_folder(name) and is_file(self.folder / name):
+            return self.folder / name
+        wanted = _parts(name)
+        alike = {path: _parts(path)[:-1] for path in self._named.get(wanted[-1], ())}
+        ends = {path: min(len(folders), len(wanted) - 1) for path, folders in alike.items()}
+        fits = [path for path, n in ends.items() if alike[path][len(alike[path]) - n :] == wanted[-n - 1 : -1]]
+        best = [path for path in fits if ends[path] == max(ends[one] for one in fits)]
+        of_set = [path for path in best if image_set in alike[path]]
+        found = of_set if len(best) > 1 and of_set else best
+        if len(found) != 1:
+            raise DataError(f"image {name} may be {listed(found, 3)}" if found else f"no image {name}")
+        return self.folder / found[0]
+
+
+def is_photo(path: str) -> bool:
+    """Return whether a file has a photo's ending."""
+    return path.lower().endswith(PHOTO_SUFFIXES)
+
+
+def _parts(path: str) -> list[str]:
+    return place_of(unicodedata.normalize("NFC", path.replace("\\", "/"))).split("/")
+
+
 class VOCFiles:
     """The annotations and photos of a ``VOC<year>`` folder, from one listing of each.
 
@@ -272,9 +339,21 @@ class VOCFiles:
     names them.
     """
 
+    annotation_name, photo_name = "Annotations/{}.xml", "JPEGImages/{}.jpg"
+
     def __init__(self, folder: Path) -> None:
         self.annotations = NamedFiles(folder / "Annotations", (".xml",))
-        self.photos = NamedFiles(folder / "JPEGImages", _SUFFIXES)
+        self.photos = NamedFiles(folder / "JPEGImages", PHOTO_SUFFIXES)
+
+
+class FlatFiles(VOCFiles):
+    """The annotations and photos of any folder: side by side, or in parallel folders such as images, annotations."""
+
+    annotation_name, photo_name = "{}.xml", "{}.jpg or another photo"
+
+    def __init__(self, folder: Path) -> None:
+        self.annotations = NamedFiles(folder, (".xml",), place_of)
+        self.photos = NamedFiles(folder, PHOTO_SUFFIXES, place_of)
 
 
 def read_image_set(folder: Path, image_set: str, files: VOCFiles | None = None) -> list[str]:
