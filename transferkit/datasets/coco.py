@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from transferkit.datasets._objects import (
     require_frame,
 )
 from transferkit.datasets._photo import fingerprint, photo_size, read_photo, stored_size, turn_boxes
-from transferkit.datasets.voc_files import PhotoFiles
+from transferkit.datasets.voc_files import PhotoFiles, float_of
 from transferkit.errors import DataError, MissingFileError, raise_problems
 from transferkit.files import leaves_its_folder
 from transferkit.progress import Progress, track
@@ -36,9 +35,9 @@ class CocoDataset(Dataset[AnnotatedImage]):
     """Images and objects of a COCO file, ``instances_*.json``, or an export in its form.
 
     Categories become classes 1..K-1 in the order of their ids, but for one that is only the group of the others, as
-    Roboflow writes it. Numbers may be written as text, sizes may be missing. Crowds (``iscrowd``) count as difficult. Photos are
-    shown upright, and boxes turn with those on which they lie as they are stored. The photos' headers are read when
-    the data set is made, so that all that is wrong shows at once.
+    Roboflow writes it. Numbers may be written as text, sizes may be missing. Crowds (``iscrowd``) count as difficult.
+    Photos are shown upright, and boxes turn with those on which they lie as they are stored. The photos' headers are
+    read when the data set is made, so that all that is wrong shows at once.
 
     Args:
         annotations: The JSON file.
@@ -316,15 +315,14 @@ def _whole(value: Any) -> Any:
 
 
 def _number(value: Any) -> float:
-    try:
-        return float(value) if isinstance(value, str) and "_" not in value else number_of(value)
-    except ValueError:
-        return math.nan
+    return float_of(value) if isinstance(value, str) else number_of(value)
 
 
 def _without_group(categories: list[dict[str, Any]], things: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return categories without one that is of no group, that has no object, and that others name as their group."""
-    groups = {str(each.get("supercategory")) for each in categories if each.get("supercategory") != each["name"]}
+    groups = {
+        str(each.get("supercategory")) for each in categories if each.get("supercategory") != each["name"]
+    }
     used = {_key(thing["category_id"]) for thing in things}
     return [
         category

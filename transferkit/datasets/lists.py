@@ -123,9 +123,7 @@ class ImageListDataset(Dataset[AnnotatedImage]):
             DataError: An image that cannot be read; names the file.
         """
         image = as_pixels(self._images[index], self._float_range, upright=self._boxes_on == "shown")
-        return AnnotatedImage(
-            image, *self.objects(index), id=self.ids[index], image_labels=self._labels[index]
-        )
+        return AnnotatedImage(image, *self.objects(index), id=self.ids[index], image_labels=self._labels[index])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} images, {len(self.class_names) - 1} classes)"

@@ -31,6 +31,7 @@ from transferkit.datasets.voc_files import (
     VOCAnnotation,
     VOCFiles,
     VOCObject,
+    by_set,
     find_voc_folder,
     read_annotation,
     read_image_set,
@@ -389,6 +390,7 @@ class FolderDataset(VOCDataset):
 
     Args:
         folder: Holds both.
+        image_set: ``"train"``, ``"val"`` or ``"test"``, where every file is in a folder that names one.
         class_names: The classes in the order of their numbers; by default all that the XML names, sorted.
         skip_other_classes: As in :class:`VOCDataset`, and so are the others.
 
@@ -411,6 +413,7 @@ class FolderDataset(VOCDataset):
     def __init__(
         self,
         folder: Path | str,
+        image_set: str = "train",
         *,
         class_names: Sequence[str] | None = None,
         skip_other_classes: bool = False,
@@ -422,9 +425,11 @@ class FolderDataset(VOCDataset):
     ) -> None:
         self.folder = Path(folder)
         files = FlatFiles(self.folder)
-        ids = list(files.annotations)
+        ids = list(by_set(files.annotations).get(image_set, {}))
         if not ids:
-            raise MissingFileError(f"no XML in {folder}; transferkit check {folder} tells what it holds")
+            raise MissingFileError(
+                f"no XML of set {image_set!r} in {folder}; transferkit check {folder} tells what it holds"
+            )
         ids_shown = track(ids, progress, description="read", unit="file")
         names = class_names or find_names([self.folder], skip_bad=True)
         rule = BoxRule(bad_boxes, bad_photos)
@@ -451,7 +456,9 @@ def find_names(folders: Iterable[Path], skip_bad: bool = False) -> tuple[str, ..
     for folder in folders:
         for path in NamedFiles(folder, (".xml",)).all():
             with suppress(*[DataError] * skip_bad):
-                names.update((form_of(thing.name), thing.name) for thing in read_annotation(folder / path).objects)
+                names.update(
+                    (form_of(thing.name), thing.name) for thing in read_annotation(folder / path).objects
+                )
     if not names:
         raise DataError(f"no annotation in {listed([*map(str, folders)])} has an object")
     return checked_class_names(sorted(names.values()), add_background=True)

@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -125,10 +125,11 @@ def _xml_text(data: bytes) -> str:
     if declared and not _ENCODINGS.fullmatch(encoding):
         raise DataError(f"declares the encoding {declared[1].decode()!r}, refused; save it as UTF-8")
     zeros = {b"<\0": "utf-16-le", b"\0<": "utf-16-be"}
-    return _decoded(data, zeros.get(data[:2], "gb18030" if encoding.startswith("gb") else encoding))
+    return decoded(data, zeros.get(data[:2], "gb18030" if encoding.startswith("gb") else encoding))
 
 
-def _decoded(data: bytes, encoding: str) -> str:
+def decoded(data: bytes, encoding: str) -> str:
+    """Return text in an encoding, or in the one that its first bytes tell."""
     marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
     marked = next((its for mark, its in marks.items() if data.startswith(mark)), encoding)
     try:
@@ -156,14 +157,14 @@ def _object(element: ElementTree.Element, number: int) -> VOCObject:
         raise DataError(f"has no <name> in {where}")
     if box is None:
         raise DataError(f"has no <bndbox> in {where}")
-    xmin, ymin, xmax, ymax = (_float(_text(box, side, where)) for side in _SIDES)
+    xmin, ymin, xmax, ymax = (float_of(_text(box, side, where)) for side in _SIDES)
     difficult, truncated = (_flag(element, tag, where) for tag in ("difficult", "truncated"))
     return VOCObject(name, (xmin, ymin, xmax, ymax), difficult, truncated)
 
 
 def _number(element: ElementTree.Element, tag: str, where: str) -> float:
     text = _text(element, tag, where)
-    number = _float(text)
+    number = float_of(text)
     if not math.isfinite(number):
         raise DataError(f"has no number in <{tag}> of {where}: {text.strip()!r}")
     return number
@@ -176,7 +177,7 @@ def _text(element: ElementTree.Element, tag: str, where: str) -> str:
     return text
 
 
-def _float(text: str) -> float:
+def float_of(text: str) -> float:
     """Return a number; NaN where there is none."""
     try:
         return math.nan if "_" in text else float(text)  # 1_0 is Python's
@@ -274,9 +275,17 @@ def files_below(folder: Path) -> list[str]:
     return found
 
 
-_PARALLEL = frozenset(
-    "image images img imgs photo photos picture pictures jpegimages "
-    "annotation annotations label labels xml xmls".split()
+_PARALLEL = (
+    "image",
+    "images",
+    "img",
+    "imgs",
+    "photos",
+    "jpegimages",
+    "annotation",
+    "annotations",
+    "labels",
+    "xml",
 )
 
 
@@ -321,6 +330,39 @@ class PhotoFiles:
         if len(found) != 1:
             raise DataError(f"image {name} may be {listed(found, 3)}" if found else f"no image {name}")
         return self.folder / found[0]
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a photo of a name, or several."""
+        return bool(name) and _parts(name)[-1] in self._named
+
+
+_SETS = {"train": "train", "training": "train", "trainval": "train", "val": "val", "valid": "val"}
+_SETS |= {"validation": "val", "test": "test", "testing": "test"}
+
+
+def by_set(paths: Iterable[str], stems: bool = False) -> dict[str, dict[str, str]]:
+    """Return paths by the image set that a folder, or the file if ``stems``, of each names, and what is left of each.
+
+    Where one names no set, as where classes are called so, all are the set ``"train"``.
+
+    Example:
+        >>> by_set(["train/cat/1.jpg", "valid/cat/2.jpg"])
+        {'train': {'train/cat/1.jpg': 'cat/1.jpg'}, 'val': {'valid/cat/2.jpg': 'cat/2.jpg'}}
+        >>> by_set(["train/1.jpg", "bus/2.jpg"])
+        {'train': {'train/1.jpg': 'train/1.jpg', 'bus/2.jpg': 'bus/2.jpg'}}
+    """
+    found: dict[str, dict[str, str]] = {}
+    every = list(paths)
+    for path in every:
+        parts = path.split("/")
+        for place, part in enumerate(parts if stems else parts[:-1]):
+            words = [_SETS[word] for word in re.split("[^a-z]+", part.lower()) if word in _SETS]
+            if words:
+                found.setdefault(words[0], {})[path] = "/".join(parts[:place] + parts[place + 1 :])
+                break
+        else:
+            return {"train": {path: path for path in every}}
+    return found
 
 
 def is_photo(path: str) -> bool:
@@ -378,7 +420,7 @@ def read_image_set(folder: Path, image_set: str, files: VOCFiles | None = None) 
     if not path.is_file():
         raise MissingFileError(f"no image set {image_set!r}: {path} is missing{_offer(path)}")
     try:
-        lines = _decoded(path.read_bytes(), "utf-8").split("\n")
+        lines = decoded(path.read_bytes(), "utf-8").split("\n")
     except DataError as error:
         raise DataError(f"{path} is not a list of image ids: it {error}") from error
     except OSError as error:

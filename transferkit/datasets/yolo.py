@@ -1,0 +1,250 @@
+"""Data sets in YOLO's format: a text file of boxes for each photo, and ``data.yaml`` or ``classes.txt``."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transferkit.datasets._objects import BadBoxes, BadPhotos
+from transferkit.datasets._photo import photo_size
+from transferkit.datasets.lists import ImageListDataset
+from transferkit.datasets.voc_files import by_set, files_below, float_of, is_photo
+from transferkit.errors import DataError, MissingFileError, raise_problems
+
+
+class YoloDataset(ImageListDataset):
+    """Photos and boxes as YOLO's programs and exports have them.
+
+    A photo's labels are in the file of its name and the ending ``.txt``, beside it, or where ``images`` in its path
+    is ``labels``. A line is a class's number and a box: center, width and height, as shares of the photo's as shown.
+    A polygon becomes the box around it, and of key points only the box is taken. A photo without a file of labels, or
+    with an empty one, has no object.
+
+    Args:
+        path: ``data.yaml``, or a folder that holds it. Without one, all photos of the folder are the set ``"train"``,
+            and their classes are in ``classes.txt``, ``obj.names`` or given.
+        image_set: ``"train"``, ``"val"`` or ``"test"``, as the file calls it.
+        class_names: (K - 1,) or (K,) names in the order of the numbers, ``"background"`` first or not there.
+        bad_boxes: As in :class:`ImageListDataset`.
+        bad_photos: What becomes of photos that cannot be read, or whose labels cannot: ``"error"`` or ``"skip"``.
+
+    Attributes:
+        without_labels: How many photos have no file of labels.
+
+    Raises:
+        MissingFileError: No such file, no photos, or no labels at all.
+        DataError: What is written is not YOLO's format; lists all.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        image_set: str = "train",
+        *,
+        class_names: Sequence[str] | None = None,
+        bad_boxes: BadBoxes = "error",
+        bad_photos: BadPhotos = "error",
+    ) -> None:
+        described = description_of(Path(path))
+        names = _names(Path(path), described) if class_names is None else list(class_names)
+        names = names if names[:1] == ["background"] else ["background", *names]
+        photos = _photos(Path(path), described, image_set)
+        labels = [_labels_of(photo) for photo in photos]
+        self.without_labels = labels.count(None)
+        if self.without_labels == len(photos):
+            raise MissingFileError(
+                f"none of {len(photos)} photos has a file of labels, such as {photos[0].stem}.txt"
+            )
+        boxes, classes, used, problems = [], [], [], []
+        for photo, file in zip(photos, labels, strict=True):
+            try:
+                rows = _rows(file, len(names) - 1, "kpt_shape" in described) if file else []
+            except DataError as error:
+                problems.append(str(error))
+                continue
+            used.append(photo)
+            classes.append([number for number, _ in rows])
+            boxes.append(_in_pixels([box for _, box in rows], photo))
+        if bad_photos != "skip":
+            raise_problems(
+                problems, f"{path} cannot be used", 'bad_photos="skip" leaves out photos of such labels'
+            )
+        super().__init__(
+            used,
+            boxes,
+            classes,
+            class_names=names,
+            bad_boxes=bad_boxes,
+            bad_photos=bad_photos,
+            boxes_on="shown",
+        )
+        self.left_out += tuple(problems)
+
+
+def _rows(file: Path, num_classes: int, key_points: bool) -> list[tuple[int, list[float]]]:
+    """Return the class's number, from 1, and the box of each line, in shares: xyxy."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    rows, problems = [], []
+    for place, words in ((place, line.split()) for place, line in enumerate(lines, 1) if line.strip()):
+        numbers = [float_of(word) for word in words]
+        box = _box(numbers[1:5] if key_points else numbers[1:])
+        if box is None or max(map(abs, box)) > 2:
+            problems.append(
+                f"{file}, line {place}: no class and box in shares of the photo: {' '.join(words):.60}"
+            )
+        elif not numbers[0].is_integer() or not 0 <= numbers[0] < num_classes:
+            problems.append(f"{file}, line {place}: class {words[0]:.20} is not one of 0 to {num_classes - 1}")
+        else:
+            rows.append((int(numbers[0]) + 1, box))
+    if problems:
+        raise DataError("; ".join(problems[:3]))
+    return rows
+
+
+def _box(numbers: list[float]) -> list[float] | None:
+    """Return xyxy of a box's center and size, or of a polygon; ``None`` for anything else."""
+    if not all(map(math.isfinite, numbers)):
+        return None
+    if len(numbers) == 4:
+        x, y, width, height = numbers
+        return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+    if len(numbers) < 6 or len(numbers) % 2:
+        return None
+    across, down = numbers[::2], numbers[1::2]
+    return [min(across), min(down), max(across), max(down)]
+
+
+def _in_pixels(boxes: list[list[float]], photo: Path) -> list[list[float]]:
+    try:
+        height, width = photo_size(photo, upright=True)
+    except DataError:  # reported with the other photos
+        return [[0.0, 0.0, 1.0, 1.0]] * len(boxes)
+    return [[side * length for side, length in zip(box, [width, height] * 2, strict=True)] for box in boxes]
+
+
+def _labels_of(photo: Path) -> Path | None:
+    """Return the labels of a photo, as YOLO finds them: ``labels`` for the last ``images``, or beside it."""
+    parts = list(photo.with_suffix(".txt").parts)
+    places = [place for place, part in enumerate(parts) if part.lower() == "images"]
+    if places:
+        parts[places[-1]] = "labels"
+    files = [Path(*parts), photo.with_suffix(".txt")]
+    return next((file for file in files if file.is_file()), None)
+
+
+# What there is: the files of an image set, and the names of the classes.
+
+
+def description_of(path: Path) -> dict[str, Any]:
+    """Return what ``data.yaml`` says, from its path or its folder, with its own path; empty where there is none."""
+    files = sorted(path.glob("*.y*ml")) if path.is_dir() else [path]
+    for file in files:
+        if not file.is_file():
+            raise MissingFileError(f"no YOLO data at {path}")
+        found = read_yaml(file)
+        if "names" in found:
+            return {**found, "file": file}
+    return {}
+
+
+def _names(path: Path, described: dict[str, Any]) -> list[str]:
+    names = described.get("names")
+    if isinstance(names, dict):
+        known = sorted((int(number), name) for number, name in names.items() if number.isdigit())
+        names = (
+            [name for _, name in known] if [number for number, _ in known] == list(range(len(names))) else None
+        )
+    for file in ("classes.txt", "obj.names", "labels/classes.txt") if not described else ():
+        if (path / file).is_file():
+            names = (path / file).read_text(encoding="utf-8-sig").split("\n")
+            names = [name.strip() for name in names if name.strip()]
+            break
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{path} does not name its classes 0, 1 and so on; give class_names=[...]")
+    return names
+
+
+def _photos(path: Path, described: dict[str, Any], image_set: str) -> list[Path]:
+    """Return the photos of an image set, sorted."""
+    if not described:
+        files = by_set(file for file in files_below(path) if is_photo(file)).get(image_set, {})
+        if not files:
+            raise MissingFileError(f"no photo in image set {image_set!r} of {path}")
+        return [path / file for file in sorted(files)]
+    places = described.get("val" if image_set == "valid" else image_set)
+    if not places:
+        raise MissingFileError(f"{described['file']} has no image set {image_set!r}")
+    home = described["file"].parent
+    base = home / str(described.get("path") or ".")
+    photos = [
+        photo for place in ([places] if isinstance(places, str) else places) for photo in _at(place, base, home)
+    ]
+    if not photos:
+        raise MissingFileError(f"no photo in image set {image_set!r} of {path}: {places}")
+    return sorted(set(photos))
+
+
+def _at(place: str, base: Path, home: Path) -> Iterator[Path]:
+    """Yield the photos of a folder, or of a list of them, where it is, or as Roboflow means it: without ``../``."""
+    below = re.sub(r"^(\.\./)+", "", place)
+    found = next((path for path in (base / place, home / place, home / below) if path.exists()), None)
+    if found is None:
+        raise MissingFileError(f"no folder or list {place} at {base} or {home}")
+    if found.is_dir():
+        yield from (found / file for file in files_below(found) if is_photo(file))
+        return
+    for line in found.read_text(encoding="utf-8-sig").split():
+        yield next((path for path in (found.parent / line, base / line) if path.exists()), found.parent / line)
+
+
+# The part of YAML that such files are written in: keys at the margin with a text, a list or a table of texts.
+
+_KEYS = ("path", "train", "val", "test", "names", "kpt_shape")
+_KEY = re.compile(r"(?m)^(\w+)[ \t]*:(.*(?:\n(?:[ \t\-\]}].*)?)*)")
+_ITEM = r"""\s*((?:[^,'"\s:]+\s*:\s)?\s*(?:'(?:[^']|'')*'|"(?:\\.|[^"\\])*"|[^,'"\s][^,]*))\s*(?:,\s*|$)"""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys that YOLO reads, with texts, lists of texts and tables of texts; anything else is refused."""
+    try:
+        text = re.sub(r"(?m)(^|\s)#.*$", "", path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    pairs = {key: value.strip() for key, value in _KEY.findall(text) if key in _KEYS}
+    try:
+        return {key: _value(value) for key, value in pairs.items() if value}
+    except ValueError as error:
+        plain = "write a text, a list [a, b], or a line '- a' or '0: a' for each"
+        raise DataError(f"{path} has YAML that is not read here, {error}; {plain}") from error
+
+
+def _value(text: str) -> Any:
+    if re.fullmatch(r"(?s)\[.*\]|\{.*\}", text):
+        inner = text[1:-1].strip()
+        if not re.fullmatch(f"(?:{_ITEM})*", inner):
+            raise ValueError(repr(text[:40]))
+        items = [f"- {item}" if text[0] == "[" else item for item in re.findall(_ITEM, inner)]
+    else:
+        items = [line.strip() for line in text.split("\n") if line.strip()]
+    if all(item.startswith("- ") for item in items):
+        return [_text(item[2:].strip()) for item in items]
+    if all(tables := [re.fullmatch(r"""(['"]?)([^'":]+)\1\s*:\s+(.+)""", item) for item in items]):
+        return {found[2]: _text(found[3]) for found in tables if found}
+    return _text(text)
+
+
+def _text(text: str) -> str:
+    if re.fullmatch(r"'(?:[^']|'')*'", text):
+        return text[1:-1].replace("''", "'")
+    if text[:1] == '"':
+        return str(json.loads(text))
+    if "\n" in text or ": " in text or text[:1] in tuple("'[]{}&*!|>%@`,?-"):
+        raise ValueError(repr(text[:40]))
+    return text
