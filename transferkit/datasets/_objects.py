@@ -1,4 +1,4 @@
-"""What every data set demands of its objects: boxes by one rule, class names, flags, and ids that differ."""
+"""What every data set demands of its objects: boxes by one rule, class names, ids that differ; and which it shows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
 from typing import Any, Literal
 
+import torch
+
+from transferkit.annotated import Presence, presence_of, truth, whole_numbers
 from transferkit.errors import DataError, listed, raise_problems, require
+from transferkit.sampler._source import tellers_of
 
 Box = tuple[float, float, float, float]
 BadBoxes = Literal["error", "cut", "skip", "keep"]
@@ -232,3 +236,43 @@ def require_different(argument: str, values: Sequence[Any]) -> None:
     """
     if twice := repeated(values):
         raise DataError(f"{argument} must be different, these are not: {listed(list(map(repr, twice)))}")
+
+
+# Which classes the photos of any data set show.
+
+
+def truth_of(photos: Any, num_classes: int) -> Presence:
+    """Return the classes that each photo shows; a data set without ``presence()`` is read once."""
+    tellers = tellers_of(photos, "presence")
+    if tellers is not None:
+        known = {id(data): data.presence() for data, _ in tellers}
+        rows = [(known[id(data)], place) for data, place in tellers]
+        boxed = [presence.boxed is None or bool(presence.boxed[place]) for presence, place in rows]
+        return Presence(
+            torch.stack([presence.present[place] for presence, place in rows]),
+            torch.stack([presence.difficult_only[place] for presence, place in rows]),
+            None if all(boxed) else torch.tensor(boxed),
+        )
+    boxed = []
+
+    def objects() -> Iterator[tuple[Sequence[int], Sequence[bool]]]:
+        for place in range(len(photos)):
+            item = photos[place]
+            boxed.append(getattr(item, "image_labels", None) is None)
+            yield _objects_of(item, place, num_classes)
+
+    return presence_of(objects(), num_classes, boxed)
+
+
+def _objects_of(item: Any, place: int, num_classes: int) -> tuple[Sequence[int], Sequence[bool]]:
+    labels = getattr(item, "image_labels", None)
+    classes = whole_numbers("classes", item.classes if labels is None else labels).reshape(-1).tolist()
+    wrong = [number for number in classes if not 0 < number < num_classes]
+    if wrong:
+        raise DataError(
+            f"photo {place} has an object of class {wrong[0]}, but there are class names for 1 to {num_classes - 1}; "
+            "give class_names for all classes"
+        )
+    difficult = getattr(item, "difficult", None) if labels is None else None
+    flags = [False] * len(classes) if difficult is None else truth("difficult", difficult).reshape(-1).tolist()
+    return classes, flags

@@ -140,7 +140,8 @@ class TableDataset(TagDataset):
         header, rows = _with_header(_rows(table), files, file_column)
         chosen = _file_column(header, rows, files, file_column)
         named = _label_columns(header, rows, chosen, label_columns)
-        rule, tags = BoxRule("error", bad_photos), {}
+        rule = BoxRule("error", bad_photos)
+        tags: dict[Path, dict[str, None]] = {}
         for place, row in enumerate(rows, start=2):
             try:
                 path, found = files.find(row[chosen]), _tags(row, named, header, separators)

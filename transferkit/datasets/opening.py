@@ -1,0 +1,194 @@
+"""A folder of photos in one line, whatever its format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from transferkit.datasets.coco import CocoDataset
+from transferkit.datasets.tags import ClassFolderDataset, TableDataset
+from transferkit.datasets.voc import FolderDataset, VOCDataset, find_names
+from transferkit.datasets.voc_files import by_set, files_below, is_photo, place_of
+from transferkit.datasets.yolo import YoloDataset, description_of
+from transferkit.errors import DataError, MissingFileError, listed, require
+
+
+@dataclass(frozen=True)
+class PhotoFolder:
+    """What a folder holds.
+
+    Attributes:
+        path: The folder, or the file that describes it.
+        format: ``"voc"``, ``"coco"``, ``"yolo"``, ``"xml"``, ``"table"`` or ``"classes"``.
+        datasets: The data sets by image set: ``"train"``, and ``"val"`` and ``"test"`` where there are such.
+    """
+
+    path: Path
+    format: str
+    datasets: dict[str, Any]
+
+    @property
+    def train(self) -> Any:
+        """The data set to train on."""
+        return self.datasets["train"]
+
+    @property
+    def test(self) -> Any:
+        """The data set to test on: ``"test"``, else ``"val"``, else ``None``, where :func:`split` makes one."""
+        return self.datasets.get("test", self.datasets.get("val"))
+
+    def __str__(self) -> str:
+        sets = "; ".join(f"{name}: {data!r}" for name, data in self.datasets.items())
+        return f"{self.path} ({self.format}): {sets}"
+
+
+def open_photos(path: Path | str, format: str | None = None, **options: Any) -> PhotoFolder:
+    """Return the data sets of a folder of photos, whose format is found by what is in it.
+
+    Args:
+        path: A VOCdevkit; a folder of YOLO, COCO, photos with XML, photos with a CSV, or folders by class; or such a
+            COCO, CSV or YAML file.
+        format: As in :class:`PhotoFolder`, where several would fit.
+        options: For the data sets: ``bad_boxes``, ``bad_photos``, ``class_names`` and so on.
+
+    Raises:
+        MissingFileError: No such folder, or nothing in it says what its photos show.
+        DataError: Several formats fit, or the data cannot be used.
+
+    Example:
+        >>> import tempfile
+        >>> from transferkit.datasets import write_demo_devkit
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = write_demo_devkit(folder, num_train=9, num_test=2)
+        ...     photos = open_photos(folder)
+        >>> photos.format, len(photos.train), len(photos.test)
+        ('voc', 9, 2)
+    """
+    path = Path(path)
+    name, files = chosen_format(path, format)
+    return PhotoFolder(path, name, _READERS[name](path if path.is_dir() else path.parent, files, options))
+
+
+def chosen_format(path: Path, format: str | None) -> tuple[str, list[str]]:
+    """Return the format that is to be read, and the files that say so, or raise as :func:`open_photos` does."""
+    require(format in (None, *_READERS), "format", f"one of {', '.join(_READERS)}", format)
+    found = formats_of(path)
+    if format is None and len(found) > 1:
+        shown = "".join(f"\n  - {name!r}: {listed(files, 3)}" for name, files in found.items())
+        raise DataError(f"{path} may be read in several ways; say which one as format=:{shown}")
+    name = format or next(iter(found), "")
+    if name not in found:
+        what = f"nothing of format {name!r}" if name else "nothing that says what photos show"
+        raise MissingFileError(f"{path} holds {what}; {_WAYS}")
+    return name, found[name]
+
+
+_WAYS = "put photos into folders by class, or beside them XML, YOLO's texts, COCO's JSON, or a CSV of labels"
+
+
+def formats_of(path: Path) -> dict[str, list[str]]:
+    """Return the formats that fit a folder or file, each with the files that say so, below the folder."""
+    if not path.exists():
+        raise MissingFileError(f"no file or folder {path}")
+    folder, files = (path, sorted(files_below(path))) if path.is_dir() else (path.parent, [path.name])
+    photos = [file for file in files if is_photo(file)]
+    found = {
+        "voc": sorted({home[1] or "." for file in files if (home := _VOC.fullmatch(file))}),
+        "coco": [file for file in files if file.endswith(".json") and _has(folder / file, *_COCO)],
+        "yolo": [file for file in files if _DATA.fullmatch(file) and _has(folder / file, b"names:")],
+        "table": [file for file in files if file.endswith((".csv", ".tsv"))],
+    }
+    devkits = tuple("" if home == "." else f"{home}/" for home in found["voc"])
+    found["xml"] = [file for file in files if file.endswith(".xml") and not file.startswith(devkits or ("\0",))]
+    if not any(found["yolo"]):
+        places = {place_of(str(PurePosixPath(photo).with_suffix(".txt"))) for photo in photos}
+        texts = [file for file in files if file.endswith(".txt") and place_of(file) in places]
+        found["yolo"] = [file for file in texts if _has(folder / file, rb"\A\s*\d+( [-+.\deE]+){4}")]
+    if not any(found.values()):
+        rests = [rest for paths in by_set(photos).values() for rest in paths.values()]
+        found["classes"] = photos if all("/" in rest for rest in rests) else []
+    return {name: files for name, files in found.items() if files}
+
+
+_VOC = re.compile(r"(?:(.*)/)?ImageSets/Main/[^/]+\.txt")
+_DATA = re.compile(r"[^/]+\.ya?ml")
+_COCO = (rb'"images"', rb'"annotations"', rb'"categories"')
+
+
+def _has(file: Path, *words: bytes) -> bool:
+    data = file.read_bytes()
+    return all(re.search(word, data) for word in words)
+
+
+def _voc(folder: Path, homes: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    if len(homes) > 1:
+        raise DataError(f"{folder} holds several VOC folders: {listed(homes)}; name one of them")
+    home = folder / homes[0]
+    there = {file.stem for file in (home / "ImageSets/Main").glob("[!.]*.txt") if "_" not in file.stem}
+    names = options.pop("class_names", None) or find_names([home / "Annotations"], skip_bad=True)
+    sets = {"train": "trainval" if "trainval" in there else "train", "test": "test"}
+    if "trainval" not in there:
+        sets["val"] = "val"
+    return {
+        name: VOCDataset(home, image_set=own, class_names=names, **options)
+        for name, own in sets.items()
+        if own in there or name == "train"
+    }
+
+
+def _coco(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    def read(file: str) -> CocoDataset:
+        beside = (folder / file).parent
+        has_photos = any(map(is_photo, files_below(beside)))
+        return CocoDataset(folder / file, beside if has_photos else folder, **options)
+
+    return {name: read(file) for name, file in _one_each(folder, files)}
+
+
+def _yolo(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    path = folder / files[0] if files[0].endswith("ml") else folder
+    described = description_of(path)
+    sets: list[str] = [name for name in ("train", "val", "test") if name in described] or [*by_set(files)]
+    return {name: YoloDataset(path, name, **options) for name in sets}
+
+
+def _xml(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    sets = by_set([place_of(file) for file in files])
+    return {name: FolderDataset(folder, name, **options) for name in sets}
+
+
+def _classes(folder: Path, photos: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    return {name: ClassFolderDataset(folder, name, **options) for name in by_set(photos)}
+
+
+def _table(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    def read(**more: Any) -> dict[str, Any]:
+        return {
+            name: TableDataset(folder / file, **{**options, **more}) for name, file in _one_each(folder, files)
+        }
+
+    found = read()
+    names = sorted({name for data in found.values() for name in data.class_names[1:]})
+    same = all(data.class_names[1:] == tuple(names) for data in found.values())
+    return found if same or "class_names" in options else read(class_names=names)
+
+
+def _one_each(folder: Path, files: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield each image set with its only file."""
+    for name, paths in by_set(files, stems=True).items():
+        if len(paths) > 1:
+            raise DataError(f"{folder} has {listed(list(paths), 3)} for one image set; name one of them")
+        yield name, next(iter(paths))
+
+
+_READERS: dict[str, Callable[[Path, list[str], dict[str, Any]], dict[str, Any]]] = {
+    "voc": _voc,
+    "coco": _coco,
+    "yolo": _yolo,
+    "xml": _xml,
+    "table": _table,
+    "classes": _classes,
+}
