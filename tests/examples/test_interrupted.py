@@ -38,6 +38,7 @@ def start(root: Path, scenes: Path, weights: Path, tmp_path: Path):
         command = [sys.executable, root / "examples" / "pascal_voc.py", *([] if plain else fresh), *words]
         environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
         how = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        how["preexec_fn"] = heed_ctrl_c
         started.append(subprocess.Popen([str(word) for word in command], text=True, **{**how, **popen}))
         return started[-1]
 
@@ -45,6 +46,11 @@ def start(root: Path, scenes: Path, weights: Path, tmp_path: Path):
     for process in started:
         process.kill()
         process.communicate()
+
+
+def heed_ctrl_c() -> None:
+    """A job that a shell put into the background ignores it, and so would what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def until(process: subprocess.Popen[str], words: str) -> None:
