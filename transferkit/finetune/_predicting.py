@@ -200,8 +200,11 @@ def _stream(scoring: Scoring, photos: Any, wanted: Wanted) -> MultiscaleSampler:
     return scoring.setup.stream(scoring.source(photos), "test", on_bad_image=wanted.on_bad_photo)
 
 
+SECONDS = 2.0  # after which a lot of photos is written
+
+
 def windows(
-    patches: Iterable[Scored], first: int, end: int, *, most: int = 1024, seconds: float = 2.0
+    patches: Iterable[Scored], first: int, end: int, *, most: int = 1024, seconds: float | None = None
 ) -> Iterator[tuple[int, int, list[Scored]]]:
     """Cut a stream of patches, whose images come in order, into lots of whole images.
 
@@ -210,13 +213,13 @@ def windows(
         first: The first image.
         end: The one after the last.
         most: Images in a lot, about.
-        seconds: After which a lot ends.
+        seconds: After which a lot ends; ``SECONDS`` by default.
 
     Yields:
         The first image of a lot, the one after its last, and their patches.
     """
     waiting: list[Scored] = []
-    began = time.monotonic()
+    began, seconds = time.monotonic(), SECONDS if seconds is None else seconds
     for part in patches:
         waiting.append(part)
         last = int(part[1][-1])  # whose patches may not all have come

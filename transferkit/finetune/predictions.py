@@ -205,10 +205,11 @@ def write_predictions(
     path = _with_suffix(path)
     with lock_file(path, path.with_name(f".{path.name}.lock")):
         journal = _Journal(path.with_name(f"{path.name}.part"), made_by, resume)
-        begun = len(journal)
+        resumed = 0
         try:
             for data, ids in data_sets:
                 start = journal.keep_same(data, ids)
+                resumed += start
                 for records in lots(data, start) if start < len(ids) else ():
                     journal.add(records, data)
         finally:
@@ -216,7 +217,7 @@ def write_predictions(
         bad = {one["file"]: one["problem"] for one in journal.records() if "problem" in one}
         _write(path, journal.records(), class_names, labeled)
         journal.path.unlink()
-    return PredictionFile(path, journal.written - len(bad), bad, min(begun, journal.written))
+    return PredictionFile(path, journal.written - len(bad), bad, resumed)
 
 
 class _Journal:
@@ -249,9 +250,6 @@ class _Journal:
             raise StateError(
                 f"{self.path} was begun with another {', '.join(differ)}; delete it, or begin anew with resume=False"
             )
-
-    def __len__(self) -> int:
-        return len(self._known)
 
     def keep_same(self, data: Any, ids: Sequence[str]) -> int:
         """Return how many of the next photos have a row that holds; drop the rows from the first other one on."""

@@ -22,6 +22,7 @@ from transferkit.files import require_writable
 from transferkit.finetune import _fitted as results
 from transferkit.finetune import _fitting as steps
 from transferkit.finetune import _predicting as scoring
+from transferkit.finetune._prospects import warn_of_prospects
 from transferkit.finetune.card import Card, card_of, described
 from transferkit.finetune.export import export_network
 from transferkit.finetune.networks import require_network
@@ -212,6 +213,7 @@ class SceneClassifier:
             calibration = steps.calibration_in(saved["settings"]) if saved else None
             truth = steps.truth_to_fit(photos, names, self.protocol)
             patches = setup.stream(photos, "train")
+            warn_of_prospects(photos, truth, names, setup.protocol, len(patches))
             settings = {**(settings or {}), "fitted_on": described(photos, truth, names)}
             prepared = steps.prepare(setup, len(names), saved)
             run = steps.new_run(setup, prepared, len(patches), names, settings)

@@ -125,12 +125,15 @@ def scored(
         raise DivergedError("the network gives infinite or NaN logits; restore an earlier epoch")
 
 
-def joined(minibatches: Iterable[Scored], count: int = 64) -> Iterator[Scored]:
-    """Concatenate each ``count`` minibatches, since a scorer reads back from the device on every call."""
+JOINED = 64  # minibatches
+
+
+def joined(minibatches: Iterable[Scored]) -> Iterator[Scored]:
+    """Concatenate each ``JOINED`` minibatches, since a scorer reads back from the device on every call."""
     waiting: list[Scored] = []
     for minibatch in minibatches:
         waiting.append(minibatch)
-        if len(waiting) == count:
+        if len(waiting) == JOINED:
             yield _join(waiting)
             waiting = []
     if waiting:
