@@ -230,8 +230,7 @@ def _photos(
             continue
         try:
             path = files.find(name, image_set)
-            if rule.bad_photos == "skip":
-                stored_size(path)
+            stored_size(path)
             if names.setdefault(path, same := form_of(name.replace("\\", "/"))) != same:
                 raise DataError(f"images {names[path]} and {name} are one file, {path}")
             paths[place] = path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -123,65 +123,82 @@ def _has(file: Path, *words: bytes) -> bool:
     return all(re.search(word, data) for word in words)
 
 
+# Each reads a folder: the files that tell its format, and the options of its data sets.
+
+
 def _voc(folder: Path, homes: list[str], options: dict[str, Any]) -> dict[str, Any]:
     if len(homes) > 1:
         raise DataError(f"{folder} holds several VOC folders: {listed(homes)}; name one of them")
     home = folder / homes[0]
-    there = {file.stem for file in (home / "ImageSets/Main").glob("[!.]*.txt") if "_" not in file.stem}
-    names = options.pop("class_names", None) or find_names([home / "Annotations"], skip_bad=True)
-    sets = {"train": "trainval" if "trainval" in there else "train", "test": "test"}
-    if "trainval" not in there:
-        sets["val"] = "val"
-    return {
-        name: VOCDataset(home, image_set=own, class_names=names, **options)
-        for name, own in sets.items()
-        if own in there or name == "train"
-    }
+    there = {file.stem for file in (home / "ImageSets/Main").glob("[!.]*.txt")}
+    train = ["trainval"] if "trainval" in there else ["train", "val"]
+    sets = {name.removesuffix("val") or name: name for name in [*train, "test"] if name in there}
+    options.setdefault("class_names", find_names([home / "Annotations"], skip_bad=True))
+    return _each(sets, lambda name: VOCDataset(home, image_set=name, **options))
 
 
 def _coco(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str, Any]:
     def read(file: str) -> CocoDataset:
         beside = (folder / file).parent
-        has_photos = any(map(is_photo, files_below(beside)))
-        return CocoDataset(folder / file, beside if has_photos else folder, **options)
+        return CocoDataset(
+            folder / file, beside if any(map(is_photo, files_below(beside))) else folder, **options
+        )
 
-    return {name: read(file) for name, file in _one_each(folder, files)}
+    return _each(_one_each(folder, files), read)
 
 
 def _yolo(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str, Any]:
     path = folder / files[0] if files[0].endswith("ml") else folder
     described = description_of(path)
     sets: list[str] = [name for name in ("train", "val", "test") if name in described] or [*by_set(files)]
-    return {name: YoloDataset(path, name, **options) for name in sets}
+    return _each({name: name for name in sets}, lambda name: YoloDataset(path, name, **options))
 
 
 def _xml(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str, Any]:
     sets = by_set([place_of(file) for file in files])
-    return {name: FolderDataset(folder, name, **options) for name in sets}
+    return _each({name: name for name in sets}, lambda name: FolderDataset(folder, name, **options))
 
 
 def _classes(folder: Path, photos: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    return {name: ClassFolderDataset(folder, name, **options) for name in by_set(photos)}
+    sets = by_set(photos)
+    return _each({name: name for name in sets}, lambda name: ClassFolderDataset(folder, name, **options))
 
 
 def _table(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    def read(**more: Any) -> dict[str, Any]:
-        return {
-            name: TableDataset(folder / file, **{**options, **more}) for name, file in _one_each(folder, files)
-        }
+    def read(file: str) -> TableDataset:
+        return TableDataset(folder / file, **options)
 
-    found = read()
-    names = sorted({name for data in found.values() for name in data.class_names[1:]})
-    same = all(data.class_names[1:] == tuple(names) for data in found.values())
-    return found if same or "class_names" in options else read(class_names=names)
+    sets = _one_each(folder, files)
+    found = _each(sets, read)
+    if "class_names" not in options and len(found) > 1:  # those of all sets
+        options["class_names"] = sorted({name for data in found.values() for name in data.class_names[1:]})
+        found = _each(sets, read)
+    for data in found.values():
+        data.unlisted = sorted(set.intersection(*(set(each.unlisted) for each in found.values())))
+    return found
 
 
-def _one_each(folder: Path, files: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield each image set with its only file."""
-    for name, paths in by_set(files, stems=True).items():
-        if len(paths) > 1:
-            raise DataError(f"{folder} has {listed(list(paths), 3)} for one image set; name one of them")
-        yield name, next(iter(paths))
+def _each(sets: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, Any]:
+    """Return what is read of each image set, or raise what is wrong with all."""
+    found, errors = {}, []
+    for name, what in sets.items():
+        try:
+            found[name] = read(what)
+        except DataError as error:
+            errors.append(error)
+    if errors:
+        together = DataError("\n".join(dict.fromkeys(map(str, errors))))
+        together.problems = tuple(each for error in errors for each in error.problems or [str(error)])
+        raise errors[0] if len(errors) == 1 else together
+    return found
+
+
+def _one_each(folder: Path, files: list[str]) -> dict[str, str]:
+    """Return the only file of each image set."""
+    sets = by_set(files, stems=True)
+    if several := [paths for paths in sets.values() if len(paths) > 1]:
+        raise DataError(f"{folder} has {listed(list(several[0]), 3)} for one image set; name one of them")
+    return {name: next(iter(paths)) for name, paths in sets.items()}
 
 
 _READERS: dict[str, Callable[[Path, list[str], dict[str, Any]], dict[str, Any]]] = {

@@ -362,7 +362,7 @@ def by_set(paths: Iterable[str], stems: bool = False) -> dict[str, dict[str, str
                 break
         else:
             return {"train": {path: path for path in every}}
-    return found
+    return {name: found[name] for name in ("train", "val", "test") if name in found}
 
 
 def is_photo(path: str) -> bool:
