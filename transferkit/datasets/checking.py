@@ -162,7 +162,7 @@ class PhotoCheck:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        return {**asdict(self), "path": str(self.path)}
+        return asdict(self) | {"path": str(self.path)}
 
 
 def check(path: Path | str, format: str | None = None, *, progress: Progress = False) -> PhotoCheck:

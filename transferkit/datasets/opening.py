@@ -133,7 +133,7 @@ def _voc(folder: Path, homes: list[str], options: dict[str, Any]) -> dict[str, A
     there = {file.stem for file in (home / "ImageSets/Main").glob("[!.]*.txt")}
     train = ["trainval"] if "trainval" in there else ["train", "val"]
     sets = {name.removesuffix("val") or name: name for name in [*train, "test"] if name in there}
-    options.setdefault("class_names", find_names([home / "Annotations"], skip_bad=True))
+    options.setdefault("class_names", find_names(home / "Annotations", skip_bad=True))
     return _each(sets, lambda name: VOCDataset(home, image_set=name, **options))
 
 

@@ -70,76 +70,48 @@ class Record:
     truncated: tuple[bool, ...]
 
 
-def read_records(
-    folder: Path,
-    ids: Iterable[str],
-    class_names: Sequence[str],
-    *,
-    files: VOCFiles,
-    rule: BoxRule,
-    box_offset: Box,
-    boxes_on: BoxesOn,
-    skip_other_classes: bool,
-) -> list[Record]:
-    """Read and check the annotations and photo headers of ``ids``.
-
-    Args:
-        folder: For the message.
-        ids: Image ids.
-        class_names: (K,) names, background first.
-        files: Of the folder.
-        rule: What becomes of boxes that cannot be.
-        box_offset: Taken from ``(xmin, ymin, xmax, ymax)`` as written.
-        boxes_on: The frame of the boxes.
-        skip_other_classes: Leave out objects of classes that are not in ``class_names``, instead of an error.
-
-    Raises:
-        DataError: Something is missing, damaged or contradictory. Names every file, up to a screenful.
-    """
-    reader = _Reader(files, class_names, rule, box_offset, boxes_on)
-    records: list[Record] = []
-    problems: list[str] = []
-    for image_id in ids:
-        try:
-            records.append(reader.record(image_id))
-        except DataError as error:
-            rule.photo(str(error))
-    unknown = {} if skip_other_classes else reader.unknown
-    for name, where in sorted(unknown.items()):
-        shown = listed([files.annotation_name.format(image_id) for image_id in where], 1)
-        near = did_you_mean(name, class_names[1:])
-        problems.append(f"class {name!r} in {shown} is not one of {len(class_names) - 1} classes{near}")
-    advice = _CLASSES_OF_ONES_OWN if unknown else ""
-    rule.raise_problems(f"the data in {folder} cannot be used", problems, advice)
-    return records
-
-
 class _Reader:
     """Reads the annotations of a folder one by one, and keeps what concerns all of them."""
 
     def __init__(
-        self,
-        files: VOCFiles,
-        class_names: Sequence[str],
-        rule: BoxRule,
-        offset: Box,
-        boxes_on: BoxesOn,
+        self, files: VOCFiles, class_names: Sequence[str], rule: BoxRule, subtract_one: str, boxes_on: BoxesOn
     ) -> None:
-        self._files, self._rule = files, rule
-        self._offset, self._boxes_on = offset, boxes_on
-        self._numbers = numbers_of(class_names)
+        require(subtract_one in _OFFSETS, "subtract_one", f"one of {', '.join(_OFFSETS)}", subtract_one)
+        require_frame(boxes_on)
+        self.class_names, self.rule = checked_class_names(class_names, add_background=True), rule
+        self._files, self._offset, self._boxes_on = files, _OFFSETS[subtract_one], boxes_on
+        self._numbers = numbers_of(self.class_names)
         self._taken: dict[str, str] = {}  # annotation to the image that has it
-        self.unknown: dict[str, list[str]] = {}  # class name to the images that have it
+        self._unknown: dict[str, list[str]] = {}  # class name to the images that have it
+
+    def records(self, folder: Path, ids: Iterable[str], skip_other_classes: bool) -> list[Record]:
+        """Read and check the annotations and photo headers of ``ids``; raise all that is wrong with them."""
+        records: list[Record] = []
+        problems: list[str] = []
+        for image_id in ids:
+            try:
+                records.append(self.record(image_id))
+            except DataError as error:
+                self.rule.photo(str(error))
+        unknown = {} if skip_other_classes else self._unknown
+        for name, where in sorted(unknown.items()):
+            shown, near = listed(where, 1), did_you_mean(name, self.class_names[1:])
+            problems.append(
+                f"class {name!r} in {shown} is not one of {len(self.class_names) - 1} classes{near}"
+            )
+        advice = _CLASSES_OF_ONES_OWN if unknown else ""
+        self.rule.raise_problems(f"the data in {folder} cannot be used", problems, advice)
+        return records
 
     def record(self, image_id: str) -> Record:
         annotation, photo = self._find(image_id)
         image_size, upright, used = self._measure(annotation, photo, image_id)
         for name in dict.fromkeys(thing.name for thing in annotation.objects):
             if form_of(name) not in self._numbers:
-                self.unknown.setdefault(name, []).append(image_id)
+                self._unknown.setdefault(name, []).append(self._files.annotation_name.format(image_id))
         things = [thing for thing in annotation.objects if form_of(thing.name) in self._numbers]
         if not used:
-            self._rule.counts["skipped"] += len(things)
+            self.rule.counts["skipped"] += len(things)
         objects = [
             (box, thing)
             for thing in things
@@ -183,7 +155,7 @@ class _Reader:
         (stored, orientation), said = stored_size(photo), annotation.image_size
         turned = stored[::-1] if orientation >= 5 else stored
         upright = said != stored if self._boxes_on == "recorded" else self._boxes_on == "shown"
-        right = said in (None, stored, turned) or self._rule.wrong_size(
+        right = said in (None, stored, turned) or self.rule.wrong_size(
             f"{self._files.annotation_name.format(image_id)} says that its image is {said[1]} x {said[0]} "
             f"(width x height), but {photo.parent.name}/{photo.name} is {stored[1]} x {stored[0]}"
         )
@@ -193,23 +165,13 @@ class _Reader:
         sides = [side - shift for side, shift in zip(thing.box, self._offset, strict=True)]
         written = " ".join(f"{side:g}" for side in thing.box)
         where = self._files.annotation_name.format(image_id)
-        return self._rule(sides, image_size, f"{where}: box {written} of {thing.name!r}")
+        return self.rule(sides, image_size, f"{where}: box {written} of {thing.name!r}")
 
 
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *(
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-        "person",
-        "pottedplant",
-        "sheep",
-        "sofa",
-        "train",
-        "tvmonitor",
-    ),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
+    *("sheep", "sofa", "train", "tvmonitor"),
 )
 """VOC's 20 classes in alphabetical order, after the background."""
 
@@ -288,35 +250,15 @@ class VOCDataset(Dataset[AnnotatedImage]):
         self.folder = find_voc_folder(root, year)
         files = VOCFiles(self.folder)
         ids = read_image_set(self.folder, image_set, files)[:max_images]
-        ids_shown = track(ids, progress, description=f"read {image_set}", unit="file")
-        rule = BoxRule(bad_boxes, bad_photos)
-        self._read(files, ids_shown, class_names, rule, subtract_one, boxes_on, skip_other_classes)
-
-    def _read(
-        self,
-        files: VOCFiles,
-        ids: Iterable[str],
-        class_names: Sequence[str],
-        rule: BoxRule,
-        subtract_one: str,
-        boxes_on: BoxesOn,
-        skip_other_classes: bool,
-    ) -> None:
-        require(subtract_one in _OFFSETS, "subtract_one", f"one of {', '.join(_OFFSETS)}", subtract_one)
-        require_frame(boxes_on)
-        self.class_names = checked_class_names(class_names, add_background=True)
-        self._records = read_records(
-            self.folder,
-            ids,
-            self.class_names,
-            files=files,
-            rule=rule,
-            box_offset=_OFFSETS[subtract_one],
-            boxes_on=boxes_on,
-            skip_other_classes=skip_other_classes,
+        reader = _Reader(files, class_names, BoxRule(bad_boxes, bad_photos), subtract_one, boxes_on)
+        self._read(
+            reader, track(ids, progress, description=f"read {image_set}", unit="file"), skip_other_classes
         )
-        self.ids = tuple(record.id for record in self._records)
-        self.bad_box_counts, self.left_out = rule.counts, tuple(rule.left_out)
+
+    def _read(self, reader: _Reader, ids: Iterable[str], skip_other_classes: bool) -> None:
+        self._records = reader.records(self.folder, ids, skip_other_classes)
+        self.class_names, self.ids = reader.class_names, tuple(record.id for record in self._records)
+        self.bad_box_counts, self.left_out = reader.rule.counts, tuple(reader.rule.left_out)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -428,12 +370,11 @@ class FolderDataset(VOCDataset):
         ids = list(by_set(files.annotations).get(image_set, {}))
         if not ids:
             raise MissingFileError(
-                f"no XML of set {image_set!r} in {folder}; transferkit check {folder} tells what it holds"
+                f"no XML of set {image_set!r} in {folder}; transferkit check tells what is there"
             )
-        ids_shown = track(ids, progress, description="read", unit="file")
-        names = class_names or find_names([self.folder], skip_bad=True)
-        rule = BoxRule(bad_boxes, bad_photos)
-        self._read(files, ids_shown, names, rule, subtract_one, boxes_on, skip_other_classes)
+        names = class_names or find_names(self.folder, skip_bad=True)
+        reader = _Reader(files, names, BoxRule(bad_boxes, bad_photos), subtract_one, boxes_on)
+        self._read(reader, track(ids, progress, description="read", unit="file"), skip_other_classes)
         alone = (place for place in files.photos if place not in files.annotations)
         self.unlisted = [path for place in alone for path in files.photos[place]]
 
@@ -447,18 +388,15 @@ def find_class_names(root: Path | str, year: str = "2007") -> tuple[str, ...]:
         MissingFileError: No VOC folder.
         DataError: Half of one, an annotation that cannot be read, or none with an object.
     """
-    return find_names([find_voc_folder(root, year) / "Annotations"])
+    return find_names(find_voc_folder(root, year) / "Annotations")
 
 
-def find_names(folders: Iterable[Path], skip_bad: bool = False) -> tuple[str, ...]:
-    """Return the classes in all XML below ``folders``; a bad file is an error, or left to the data set's reader."""
+def find_names(folder: Path, skip_bad: bool = False) -> tuple[str, ...]:
+    """Return the classes in all XML below a folder; a bad file is an error, or left to the data set's reader."""
     names: dict[str, str] = {}  # by the form in which they are compared
-    for folder in folders:
-        for path in NamedFiles(folder, (".xml",)).all():
-            with suppress(*[DataError] * skip_bad):
-                names.update(
-                    (form_of(thing.name), thing.name) for thing in read_annotation(folder / path).objects
-                )
+    for path in NamedFiles(folder, (".xml",)).all():
+        with suppress(*[DataError] * skip_bad):
+            names.update((form_of(thing.name), thing.name) for thing in read_annotation(folder / path).objects)
     if not names:
-        raise DataError(f"no annotation in {listed([*map(str, folders)])} has an object")
+        raise DataError(f"no annotation in {folder} has an object")
     return checked_class_names(sorted(names.values()), add_background=True)

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transferkit.datasets._objects import BadBoxes, BadPhotos
+from transferkit.datasets._objects import BadBoxes, BadPhotos, BoxRule, checked_class_names
 from transferkit.datasets._photo import photo_size
 from transferkit.datasets.lists import ImageListDataset
 from transferkit.datasets.voc_files import by_set, files_below, float_of, is_photo
-from transferkit.errors import DataError, MissingFileError, raise_problems
+from transferkit.errors import DataError, MissingFileError
 
 
 class YoloDataset(ImageListDataset):
@@ -50,39 +50,31 @@ class YoloDataset(ImageListDataset):
         bad_photos: BadPhotos = "error",
     ) -> None:
         described = description_of(Path(path))
-        names = _names(Path(path), described) if class_names is None else list(class_names)
-        names = names if names[:1] == ["background"] else ["background", *names]
+        names = checked_class_names(class_names or _names(Path(path), described), add_background=True)
         photos = _photos(Path(path), described, image_set)
-        labels = [_labels_of(photo) for photo in photos]
-        self.without_labels = labels.count(None)
+        labels = {photo: _labels_of(photo) for photo in photos}
+        self.without_labels = sum(file is None for file in labels.values())
         if self.without_labels == len(photos):
             raise MissingFileError(
-                f"none of {len(photos)} photos has a file of labels, such as {photos[0].stem}.txt"
+                f"no photo has a file of labels, as {photos[0]} would have {photos[0].stem}.txt"
             )
-        boxes, classes, used, problems = [], [], [], []
-        for photo, file in zip(photos, labels, strict=True):
+        rule, rows = BoxRule(bad_boxes, bad_photos), {}
+        for photo, file in labels.items():
             try:
-                rows = _rows(file, len(names) - 1, "kpt_shape" in described) if file else []
+                rows[photo] = _rows(file, len(names) - 1, "kpt_shape" in described) if file else []
             except DataError as error:
-                problems.append(str(error))
-                continue
-            used.append(photo)
-            classes.append([number for number, _ in rows])
-            boxes.append(_in_pixels([box for _, box in rows], photo))
-        if bad_photos != "skip":
-            raise_problems(
-                problems, f"{path} cannot be used", 'bad_photos="skip" leaves out photos of such labels'
-            )
+                rule.photo(str(error))
+        rule.raise_problems(f"{path} cannot be used")
         super().__init__(
-            used,
-            boxes,
-            classes,
+            list(rows),
+            [_in_pixels([box for _, box in found], photo) for photo, found in rows.items()],
+            [[number for number, _ in found] for found in rows.values()],
             class_names=names,
             bad_boxes=bad_boxes,
             bad_photos=bad_photos,
             boxes_on="shown",
         )
-        self.left_out += tuple(problems)
+        self.left_out += tuple(rule.left_out)
 
 
 def _rows(file: Path, num_classes: int, key_points: bool) -> list[tuple[int, list[float]]]:
@@ -96,9 +88,7 @@ def _rows(file: Path, num_classes: int, key_points: bool) -> list[tuple[int, lis
         numbers = [float_of(word) for word in words]
         box = _box(numbers[1:5] if key_points else numbers[1:])
         if box is None or max(map(abs, box)) > 2:
-            problems.append(
-                f"{file}, line {place}: no class and box in shares of the photo: {' '.join(words):.60}"
-            )
+            problems.append(f"{file}, line {place}: no class and box in shares of the photo: {words!r:.60}")
         elif not numbers[0].is_integer() or not 0 <= numbers[0] < num_classes:
             problems.append(f"{file}, line {place}: class {words[0]:.20} is not one of 0 to {num_classes - 1}")
         else:
@@ -131,12 +121,9 @@ def _in_pixels(boxes: list[list[float]], photo: Path) -> list[list[float]]:
 
 def _labels_of(photo: Path) -> Path | None:
     """Return the labels of a photo, as YOLO finds them: ``labels`` for the last ``images``, or beside it."""
-    parts = list(photo.with_suffix(".txt").parts)
-    places = [place for place, part in enumerate(parts) if part.lower() == "images"]
-    if places:
-        parts[places[-1]] = "labels"
-    files = [Path(*parts), photo.with_suffix(".txt")]
-    return next((file for file in files if file.is_file()), None)
+    beside = photo.with_suffix(".txt")
+    parallel = re.sub(r"(.*[/\\])images(?=[/\\])", r"\1labels", str(beside))
+    return next((file for file in (Path(parallel), beside) if file.is_file()), None)
 
 
 # What there is: the files of an image set, and the names of the classes.
@@ -157,16 +144,13 @@ def description_of(path: Path) -> dict[str, Any]:
 def _names(path: Path, described: dict[str, Any]) -> list[str]:
     names = described.get("names")
     if isinstance(names, dict):
-        known = sorted((int(number), name) for number, name in names.items() if number.isdigit())
-        names = (
-            [name for _, name in known] if [number for number, _ in known] == list(range(len(names))) else None
-        )
+        names = [names.get(str(number), "") for number in range(len(names))]
     for file in ("classes.txt", "obj.names", "labels/classes.txt") if not described else ():
         if (path / file).is_file():
-            names = (path / file).read_text(encoding="utf-8-sig").split("\n")
-            names = [name.strip() for name in names if name.strip()]
-            break
-    if not isinstance(names, list) or not names:
+            names = [
+                line for line in (path / file).read_text(encoding="utf-8-sig").splitlines() if line.strip()
+            ]
+    if not isinstance(names, list) or not all(names):
         raise DataError(f"{path} does not name its classes 0, 1 and so on; give class_names=[...]")
     return names
 
@@ -178,17 +162,14 @@ def _photos(path: Path, described: dict[str, Any], image_set: str) -> list[Path]
         if not files:
             raise MissingFileError(f"no photo in image set {image_set!r} of {path}")
         return [path / file for file in sorted(files)]
-    places = described.get("val" if image_set == "valid" else image_set)
-    if not places:
-        raise MissingFileError(f"{described['file']} has no image set {image_set!r}")
+    places = described.get("val" if image_set == "valid" else image_set, [])
     home = described["file"].parent
     base = home / str(described.get("path") or ".")
-    photos = [
-        photo for place in ([places] if isinstance(places, str) else places) for photo in _at(place, base, home)
-    ]
+    every = [places] if isinstance(places, str) else places
+    photos = {photo for place in every for photo in _at(place, base, home)}
     if not photos:
         raise MissingFileError(f"no photo in image set {image_set!r} of {path}: {places}")
-    return sorted(set(photos))
+    return sorted(photos)
 
 
 def _at(place: str, base: Path, home: Path) -> Iterator[Path]:
