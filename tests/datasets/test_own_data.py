@@ -223,7 +223,7 @@ def test_rows_are_a_table(photos: Path) -> None:
             {},
             r"(?s)row 2: no image x\.png.*row 4: 1 cells under 2",
         ),
-        ("file,color,size\na.png,red,2\n", {}, r"say label_columns=\["),
+        ("file,color,size\na.png,red,2\n", {}, r"label_columns=\["),
         ("one,two\nx,y\n", {}, "say file_column"),
         ("file,labels\na.png,cta\n", {"class_names": ["cat"]}, "did you mean 'cat'"),
         ('file,labels\na.png,"cat\n', {}, "is no table"),

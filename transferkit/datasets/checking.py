@@ -145,16 +145,16 @@ class PhotoCheck:
     near: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: format {self.format}"]
-        counts = [f"{name} ({each['photos']})" for name, each in self.sets.items()]
-        names = dict.fromkeys(name for each in self.sets.values() for name in each["classes"])
-        rows = [[name, *(str(each["classes"].get(name, 0)) for each in self.sets.values())] for name in names]
-        for title, key in (("boxes", "boxes"), ("photos without boxes", "labels_alone")):
-            rows += [[title, *(str(each[key]) for each in self.sets.values())]]
-        lines += text_table([["photos", *counts], *rows], right=range(1, len(counts) + 1)) if counts else []
+        each = self.sets.values()
+        head = ["photos", *(f"{name} ({found['photos']})" for name, found in self.sets.items())]
+        names = dict.fromkeys(name for found in each for name in found["classes"])
+        rows = [[name, *(str(found["classes"].get(name, 0)) for found in each)] for name in names]
+        for key in ("boxes", "labels alone"):
+            rows += [[key, *(str(found[key.replace(" ", "_")]) for found in each)]]
+        lines = [f"{self.path}: format {self.format}", *text_table([head, *rows], right=range(1, len(head)))]
         pairs = [f"{first} and {second} look nearly the same" for first, second in self.near]
         for title, found in (("problems", self.problems), ("notes", self.notes), ("near duplicates", pairs)):
-            lines += [f"{title}: {len(found) or 'none'}", *(f"  - {harmless(each)}" for each in found)]
+            lines += [f"{title}: {len(found) or 'none'}", *(f"  - {harmless(words)}" for words in found)]
         if self.options:
             said = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
             lines.append(f"to read it all the same: open_photos({str(self.path)!r}, {said})")
@@ -181,23 +181,20 @@ def check(path: Path | str, format: str | None = None, *, progress: Progress = F
     format, _ = chosen_format(path, format)
     opened, options, problems = _opened(path, format)
     sets = {} if opened is None else opened.datasets
-    every = [(name, str(data.ids[index])) for name, data in sets.items() for index in range(len(data))]
-    contents = contents_of(ConcatDataset(list(sets.values())), progress) if sets else []
-    groups = _copies(contents)
-    called = [f"{name} {photo}" for name, photo in every]
-    problems += [content.fault for content in contents if content.fault]
-    copies = {
-        one: [place for place, group in enumerate(groups) if group == one]
-        for one, n in Counter(groups).items()
-        if n > 1
-    }
-    notes = list(_notes(sets))
-    for places in copies.values():
-        both = len({every[place][0] for place in places}) > 1
-        words = f"{' and '.join(called[place] for place in places)} are one photo"
-        (problems if both else notes).append(f"{words}, in two image sets" if both else words)
-    near = tuple((called[first], called[second]) for first, second in _nearly_equal(contents, groups))
     described = {name: _described(data) for name, data in sets.items()}
+    contents = contents_of(ConcatDataset(sets.values()), progress) if sets else []
+    problems += [content.fault for content in contents if content.fault]
+    notes = list(_notes(sets, described))
+    groups = _copies(contents)
+    called = [(name, f"{name} {photo}") for name, data in sets.items() for photo in data.ids]
+    for first in [first for first, count in Counter(groups).items() if count > 1]:
+        alike = [each for each, group in zip(called, groups, strict=True) if group == first]
+        words = f"{' and '.join(photo for _, photo in alike)} are one photo"
+        if len({name for name, _ in alike}) > 1:
+            problems.append(f"{words}, in two image sets")
+        else:
+            notes.append(words)
+    near = tuple((called[one][1], called[other][1]) for one, other in _nearly_equal(contents, groups))
     return PhotoCheck(path, format, options, described, tuple(problems), tuple(notes), near)
 
 
@@ -216,23 +213,19 @@ def _opened(path: Path, format: str) -> tuple[PhotoFolder | None, dict[str, str]
 
 def _described(data: Any) -> dict[str, Any]:
     presence = data.presence()
-    counts = presence.present.sum(dim=0).tolist()
-    labels = 0 if presence.boxed is None else int((~presence.boxed).sum())
-    return {
-        "photos": len(data),
-        "boxes": sum(len(data.objects(index)[0]) for index in range(len(data))),
-        "labels_alone": labels,
-        "classes": dict(zip(data.class_names[1:], counts[1:], strict=True)),
-    }
+    counts = dict(zip(data.class_names, presence.present.sum(dim=0).tolist(), strict=True))
+    boxes = sum(len(data.objects(index)[0]) for index in range(len(data)))
+    alone = 0 if presence.boxed is None else int((~presence.boxed).sum())
+    counts.pop("background")
+    return {"photos": len(data), "boxes": boxes, "labels_alone": alone, "classes": counts}
 
 
-def _notes(sets: Mapping[str, Any]) -> Iterator[str]:
+def _notes(sets: Mapping[str, Any], described: Mapping[str, Any]) -> Iterator[str]:
     """Yield what may be meant, and may not."""
     for name, data in sets.items():
-        few = [(each, count) for each, count in _described(data)["classes"].items() if count < _FEW]
-        yield from (f"{name}: class {each!r} has {count or 'no'} photos" for each, count in few)
+        counts = described[name]["classes"].items()
+        yield from (f"{name}: class {each!r} has {n or 'no'} photos" for each, n in counts if n < _FEW)
         if unused := len(getattr(data, "unlisted", ())):
             yield f"{name}: {unused} photos are there of which nothing is said; they are not used"
-        shows_none = int((~data.presence().present.any(dim=1)).sum())
-        if shows_none:
-            yield f"{name}: {shows_none} photos show none of the classes"
+        if none := int((~data.presence().present.any(dim=1)).sum()):
+            yield f"{name}: {none} photos show none of the classes"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -132,7 +132,7 @@ def _voc(folder: Path, homes: list[str], options: dict[str, Any]) -> dict[str, A
     home = folder / homes[0]
     there = {file.stem for file in (home / "ImageSets/Main").glob("[!.]*.txt")}
     train = ["trainval"] if "trainval" in there else ["train", "val"]
-    sets = {name.removesuffix("val") or name: name for name in [*train, "test"] if name in there}
+    sets = [(name.removesuffix("val") or name, name) for name in [*train, "test"] if name in there]
     options.setdefault("class_names", find_names(home / "Annotations", skip_bad=True))
     return _each(sets, lambda name: VOCDataset(home, image_set=name, **options))
 
@@ -149,19 +149,18 @@ def _coco(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str, 
 
 def _yolo(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str, Any]:
     path = folder / files[0] if files[0].endswith("ml") else folder
-    described = description_of(path)
-    sets: list[str] = [name for name in ("train", "val", "test") if name in described] or [*by_set(files)]
-    return _each({name: name for name in sets}, lambda name: YoloDataset(path, name, **options))
+    sets = [name for name in ("train", "val", "test") if name in description_of(path)] or by_set(files)
+    return _each(zip(sets, sets, strict=True), lambda name: YoloDataset(path, name, **options))
 
 
 def _xml(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str, Any]:
     sets = by_set([place_of(file) for file in files])
-    return _each({name: name for name in sets}, lambda name: FolderDataset(folder, name, **options))
+    return _each(zip(sets, sets, strict=True), lambda name: FolderDataset(folder, name, **options))
 
 
 def _classes(folder: Path, photos: list[str], options: dict[str, Any]) -> dict[str, Any]:
     sets = by_set(photos)
-    return _each({name: name for name in sets}, lambda name: ClassFolderDataset(folder, name, **options))
+    return _each(zip(sets, sets, strict=True), lambda name: ClassFolderDataset(folder, name, **options))
 
 
 def _table(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str, Any]:
@@ -178,10 +177,10 @@ def _table(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str,
     return found
 
 
-def _each(sets: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, Any]:
+def _each(sets: Iterable[tuple[str, str]], read: Callable[[str], Any]) -> dict[str, Any]:
     """Return what is read of each image set, or raise what is wrong with all."""
     found, errors = {}, []
-    for name, what in sets.items():
+    for name, what in sets:
         try:
             found[name] = read(what)
         except DataError as error:
@@ -193,12 +192,12 @@ def _each(sets: Mapping[str, str], read: Callable[[str], Any]) -> dict[str, Any]
     return found
 
 
-def _one_each(folder: Path, files: list[str]) -> dict[str, str]:
+def _one_each(folder: Path, files: list[str]) -> list[tuple[str, str]]:
     """Return the only file of each image set."""
     sets = by_set(files, stems=True)
     if several := [paths for paths in sets.values() if len(paths) > 1]:
         raise DataError(f"{folder} has {listed(list(several[0]), 3)} for one image set; name one of them")
-    return {name: next(iter(paths)) for name, paths in sets.items()}
+    return [(name, next(iter(paths))) for name, paths in sets.items()]
 
 
 _READERS: dict[str, Callable[[Path, list[str], dict[str, Any]], dict[str, Any]]] = {

@@ -23,39 +23,34 @@ class TagDataset(ImageListDataset):
     Args:
         photos: The files.
         tags: Of each, names; none for a photo that shows none of the classes.
-        class_names: The classes in the order of their numbers; by default all there are, sorted.
+        class_names: (K - 1,) or (K,) names in the order of their numbers; by default all there are, sorted.
         skip_other_classes: Leave out names of any other class, instead of an error.
         bad_photos: What becomes of photos that are missing or cannot be read: ``"error"`` or ``"skip"``.
-        unlisted: Photos of which nothing is known, to be counted.
 
     Attributes:
         num_empty: How many photos show none of the classes.
         unlisted: The photos that are there and not used, paths below their folder.
     """
 
+    unlisted: Sequence[str] = ()
+
     def __init__(
         self,
         photos: Sequence[Path],
         tags: Sequence[Iterable[str]],
-        *,
         class_names: Sequence[str] | None = None,
         skip_other_classes: bool = False,
         bad_photos: BadPhotos = "error",
-        unlisted: Sequence[str] = (),
     ) -> None:
         known = {form_of(name): name for row in tags for name in row if form_of(name) != "background"}
         names = checked_class_names(class_names or sorted(known.values()), add_background=True)
         numbers = numbers_of(names)
         if (others := sorted(set(known) - set(numbers))) and not skip_other_classes:
-            near = did_you_mean(others[0], names[1:])
-            raise DataError(
-                f"{listed(others)} not among {len(names) - 1} classes{near}; add to class_names, or leave out with "
-                "skip_other_classes=True"
-            )
+            advice = f"{did_you_mean(others[0], names[1:])}; skip_other_classes=True leaves them out"
+            raise DataError(f"{listed(others)} not among {len(names) - 1} classes{advice}")
         rows = [[numbers[form_of(name)] for name in row if form_of(name) in numbers] for row in tags]
         super().__init__(photos, image_labels=rows, class_names=names, bad_photos=bad_photos)
         self.num_empty = int((~self.presence().present.any(dim=1)).sum())
-        self.unlisted = list(unlisted)
 
     def __repr__(self) -> str:
         none = f"; {self.num_empty} show none of them" * (self.num_empty > 0)
@@ -84,10 +79,9 @@ class ClassFolderDataset(TagDataset):
             raise MissingFileError(
                 f"no photo in a folder of a class in {folder}; there are sets {', '.join(sets)}"
             )
-        loose = sorted(set(sets[image_set]) - set(found))
         options.setdefault("class_names", sorted(every - {"background"}))
-        tags = [[name] for name in found.values()]
-        super().__init__([Path(folder, path) for path in found], tags, unlisted=loose, **options)
+        super().__init__([Path(folder, path) for path in found], [[name] for name in found.values()], **options)
+        self.unlisted = sorted(set(sets[image_set]) - set(found))
 
 
 class TableDataset(TagDataset):
@@ -104,9 +98,9 @@ class TableDataset(TagDataset):
         file_column: The column of files; by default the one whose cells are photos.
         label_columns: The others that count; by default one called label, class, tag or category, or all.
         separators: What may stand between names in a cell.
-        class_names: (K - 1,) or (K,) names in the order of their numbers; by default all there are, sorted.
-        skip_other_classes: Leave out names of any other class, instead of an error.
-        bad_photos: What becomes of photos that are missing or cannot be read: ``"error"`` or ``"skip"``.
+        options: ``class_names``, by default all there are, sorted; ``skip_other_classes``, which leaves out names of
+            any other; and ``bad_photos``, what becomes of photos that are missing or cannot be read: ``"error"`` or
+            ``"skip"``.
 
     Raises:
         MissingFileError: No such table.
@@ -130,34 +124,26 @@ class TableDataset(TagDataset):
         file_column: str | None = None,
         label_columns: Sequence[str] | None = None,
         separators: str = ";,|",
-        class_names: Sequence[str] | None = None,
-        skip_other_classes: bool = False,
-        bad_photos: BadPhotos = "error",
+        **options: Any,
     ) -> None:
         is_path = isinstance(table, (str, Path))
         require(images is not None or is_path, "images", "the folder of the photos of rows", images)
         files = PhotoFiles(Path(images or Path(str(table)).parent))
-        header, rows = _with_header(_rows(table), files, file_column)
-        chosen = _file_column(header, rows, files, file_column)
-        named = _label_columns(header, rows, chosen, label_columns)
-        rule = BoxRule("error", bad_photos)
+        header, *rows = _rows(table, files, file_column)
+        chosen, columns = _columns(header, rows, files, file_column, label_columns)
+        rule = BoxRule("error", options.get("bad_photos", "error"))
         tags: dict[Path, dict[str, None]] = {}
         for place, row in enumerate(rows, start=2):
             try:
-                path, found = files.find(row[chosen]), _tags(row, named, header, separators)
-                tags.setdefault(path, {}).update(dict.fromkeys(found))
-            except (DataError, IndexError) as error:
+                if len(row) != len(header):
+                    raise DataError(f"{len(row)} cells under {len(header)} columns")
+                names = _tags(row, header, columns, separators)
+                tags.setdefault(files.find(row[chosen]), {}).update(dict.fromkeys(names))
+            except DataError as error:
                 rule.photo(f"row {place}: {error}")
         rule.raise_problems("the table cannot be used")
-        unlisted = [path for path in files.paths if files.folder / path not in tags]
-        super().__init__(
-            list(tags),
-            list(tags.values()),
-            class_names=class_names,
-            skip_other_classes=skip_other_classes,
-            bad_photos=bad_photos,
-            unlisted=unlisted,
-        )
+        super().__init__(list(tags), list(tags.values()), **options)
+        self.unlisted = [path for path in files.paths if files.folder / path not in tags]
         self.left_out += tuple(rule.left_out)
 
 
@@ -165,77 +151,60 @@ _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "tru
 _LABELS = re.compile(r"(image_?)?(label|class|tag|categor)(es|s|y|ies|_?names?)?", re.IGNORECASE)
 
 
-def _rows(table: Table) -> list[list[str]]:
-    if isinstance(table, (str, Path)):
-        if not Path(table).is_file():
-            raise MissingFileError(f"no table at {table}")
-        try:
-            text = decoded(Path(table).read_bytes(), "utf-8")
-            delimiter = max(",;\t", key=text.partition("\n")[0].count)
-            found: list[Any] = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
-        except (DataError, csv.Error) as error:
-            raise DataError(f"{table} is no table: {error}") from error
-    else:
-        found = list(table)
+def _rows(table: Table, files: PhotoFiles, file_column: str | None) -> list[list[str]]:
+    """Return the header, numbers where the first row has a photo, and the rows, none of them empty."""
+    found: list[Any] = _read(Path(table)) if isinstance(table, (str, Path)) else list(table)
     if found and isinstance(found[0], Mapping):
         found = [list(found[0]), *([row.get(name) for name in found[0]] for row in found)]
-    rows = [["" if cell is None or cell != cell else str(cell).strip() for cell in row] for row in found]
-    return [row for row in rows if any(row)]
+    cells = [["" if cell is None or cell != cell else str(cell).strip() for cell in row] for row in found]
+    rows = [row for row in cells if any(row)]
+    if file_column is None and rows and any(files.has(cell) for cell in rows[0]):
+        rows.insert(0, [f"column {place}" for place in range(1, len(rows[0]) + 1)])
+    if len(rows) < 2 or len(set(rows[0])) < len(rows[0]):
+        raise DataError(f"the table has no rows, or columns of one name: {rows[:1]!r:.200}")
+    return rows
 
 
-def _with_header(
-    rows: list[list[str]], files: PhotoFiles, file_column: str | None
-) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the other rows; one of numbers where the first row has a photo."""
-    first = rows[0] if rows else []
-    if file_column is None and any(files.has(cell) for cell in first):
-        return [f"column {place}" for place in range(1, len(first) + 1)], rows
-    if len(rows) < 2 or len(set(first)) < len(first):
-        raise DataError(f"the table has no rows, or columns of one name: {listed(first)}")
-    return first, rows[1:]
+def _read(path: Path) -> list[Any]:
+    if not path.is_file():
+        raise MissingFileError(f"no table at {path}")
+    try:
+        text = decoded(path.read_bytes(), "utf-8")
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except (DataError, csv.Error) as error:
+        raise DataError(f"{path} is no table: {error}") from error
 
 
-def _file_column(header: list[str], rows: list[list[str]], files: PhotoFiles, name: str | None) -> int:
-    if name is not None:
-        require(name in header, "file_column", f"one of {listed(header)}", name)
-        return header.index(name)
-    found = [sum(files.has(cell) for cell in column) for column in zip(*rows[:50], strict=False)]
-    if not any(found) or found.count(max(found)) > 1:
-        raise DataError(
-            f"no column of the table, or several, are photos in {files.folder}: {listed(header)}; say file_column"
-        )
-    return found.index(max(found))
-
-
-def _label_columns(
-    header: list[str], rows: list[list[str]], files: int, names: Sequence[str] | None
-) -> dict[int, bool]:
-    """Return the columns that tell classes, and of each whether it holds 0 and 1 for the class of its name."""
-    others = [place for place in range(len(header)) if place != files]
-    if names is not None:
-        require(set(names) <= set(header), "label_columns", f"some of {listed(header)}", names)
-        others = [header.index(name) for name in names]
-    else:
+def _columns(
+    header: list[str], rows: list[list[str]], files: PhotoFiles, file: str | None, labels: Sequence[str] | None
+) -> tuple[int, dict[int, bool]]:
+    """Return the column of files, and those of classes, each with whether it has 0 and 1 for the one of its name."""
+    width = range(len(header))
+    photos = [sum(place < len(row) and files.has(row[place]) for row in rows[:50]) for place in width]
+    chosen = [
+        place for place in width if header[place] == file or (file is None and photos[place] == max(photos))
+    ]
+    others = [place for place in width if place not in chosen and (labels is None or header[place] in labels)]
+    if labels is None:
         others = [place for place in others if _LABELS.fullmatch(header[place])] or others
     flags = {
         place: not _LABELS.fullmatch(header[place])
-        and all(row[place].lower() in _FLAGS for row in rows if place < len(row))
+        and {row[place].lower() for row in rows if len(row) > place} <= {*_FLAGS}
         for place in others
     }
-    if names is None and (not others or (len(others) > 1 and not all(flags.values()))):
-        raise DataError(f"which columns are labels? There are {listed(header)}; say label_columns=[...]")
-    return flags
+    clear = labels is not None or all(flags.values()) or len(flags) == 1
+    if len(chosen) != 1 or not any(photos) or not flags or not clear:
+        raise DataError(
+            f"which columns are files in {files.folder}, and labels? There are {listed(header)}; "
+            "say file_column='...' and label_columns=['...']"
+        )
+    return chosen[0], flags
 
 
-def _tags(row: list[str], columns: dict[int, bool], header: list[str], separators: str) -> list[str]:
-    if len(row) != len(header):
-        raise DataError(f"{len(row)} cells under {len(header)} columns")
-    found = []
-    for place, is_flag in columns.items():
-        if is_flag:
-            found += [header[place]] * _FLAGS[row[place].lower()]
-        else:
-            found += [
-                name.strip() for name in re.split(f"[{re.escape(separators)}]", row[place]) if name.strip()
-            ]
-    return found
+def _tags(row: list[str], header: list[str], columns: dict[int, bool], separators: str) -> list[str]:
+    """Return the classes that a row names."""
+    flagged = [header[place] for place, is_flag in columns.items() if is_flag and _FLAGS[row[place].lower()]]
+    cells = [row[place] for place, is_flag in columns.items() if not is_flag]
+    named = [name.strip() for cell in cells for name in re.split(f"[{re.escape(separators)}]", cell)]
+    return [*flagged, *filter(None, named)]
