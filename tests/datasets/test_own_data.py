@@ -238,6 +238,7 @@ def test_what_is_no_table_is_refused(photos: Path, text: str, options: Any, mess
 def test_folders_by_class(tmp_path: Path) -> None:
     for number, name in enumerate(("train/1", "bus/2", "bus/old/3", "background/4")):
         photo(tmp_path / f"{name}.jpg", seed=number)
+    photo(tmp_path / ".checkpoints/5.jpg")
     data = open_photos(tmp_path).train
     assert data.class_names == ("background", "bus", "train")  # a class called so is no image set
     assert data.presence().present[:, 1:].int().tolist() == [[0, 0], [1, 0], [1, 0], [0, 1]]
@@ -286,6 +287,12 @@ def test_boxes_polygons_and_photos_without_labels(tmp_path: Path) -> None:
         YoloDataset(tmp_path)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     assert YoloDataset(tmp_path).class_names == data.class_names
+
+
+def test_a_list_of_photos_with_paths_of_another_machine(tmp_path: Path) -> None:
+    yolo(tmp_path, "0 0.5 0.5 0.5 0.5\n", "path: /gone\ntrain: train.txt\nnames: [cat]\n")
+    (tmp_path / "train.txt").write_text("data/images/a.png\nC:\\x\\images\\none.png\n")
+    assert YoloDataset(tmp_path).ids == ("a", "none")
 
 
 def test_boxes_turn_with_a_photo_as_it_is_shown(tmp_path: Path) -> None:

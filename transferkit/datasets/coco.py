@@ -319,14 +319,7 @@ def _number(value: Any) -> float:
 
 def _without_group(categories: list[dict[str, Any]], things: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return categories without one that is of no group, that has no object, and that others name as their group."""
-    groups = {
-        str(each.get("supercategory")) for each in categories if each.get("supercategory") != each["name"]
-    }
+    groups = {str(each.get("supercategory")) for each in categories} - {"none"}
     used = {_key(thing["category_id"]) for thing in things}
-    return [
-        category
-        for category in categories
-        if category.get("supercategory") != "none"
-        or str(category["name"]) not in groups
-        or _key(category["id"]) in used
-    ]
+    empty = [each for each in categories if str(each["name"]) in groups and _key(each["id"]) not in used]
+    return [each for each in categories if each not in empty or each.get("supercategory") != "none"]

@@ -106,15 +106,16 @@ def formats_of(path: Path) -> dict[str, list[str]]:
     if not any(found["yolo"]):
         places = {place_of(str(PurePosixPath(photo).with_suffix(".txt"))) for photo in photos}
         texts = [file for file in files if file.endswith(".txt") and place_of(file) in places]
-        found["yolo"] = [file for file in texts if _has(folder / file, rb"\A\s*\d+( [-+.\deE]+){4}")]
+        found["yolo"] = texts if any(_has(folder / file, _LABELS) for file in texts[:50]) else []
     if not any(found.values()):
-        rests = [rest for paths in by_set(photos).values() for rest in paths.values()]
+        rests = [place_of(rest) for paths in by_set(photos).values() for rest in paths.values()]
         found["classes"] = photos if all("/" in rest for rest in rests) else []
     return {name: files for name, files in found.items() if files}
 
 
 _VOC = re.compile(r"(?:(.*)/)?ImageSets/Main/[^/]+\.txt")
 _DATA = re.compile(r"[^/]+\.ya?ml")
+_LABELS = rb"\A\s*\d+( [-+.\deE]+){4}"
 _COCO = (rb'"images"', rb'"annotations"', rb'"categories"')
 
 
@@ -172,8 +173,10 @@ def _table(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str,
     if "class_names" not in options and len(found) > 1:  # those of all sets
         options["class_names"] = sorted({name for data in found.values() for name in data.class_names[1:]})
         found = _each(sets, read)
-    for data in found.values():
-        data.unlisted = sorted(set.intersection(*(set(each.unlisted) for each in found.values())))
+    if len({Path(file).parent for _, file in sets}) == 1:  # of one folder of photos
+        unlisted = sorted(set.intersection(*(set(data.unlisted) for data in found.values())))
+        for data in found.values():
+            data.unlisted = unlisted
     return found
 
 

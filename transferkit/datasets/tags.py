@@ -11,7 +11,7 @@ from typing import Any
 
 from transferkit.datasets._objects import BadPhotos, BoxRule, checked_class_names, form_of, numbers_of
 from transferkit.datasets.lists import ImageListDataset
-from transferkit.datasets.voc_files import PhotoFiles, by_set, decoded
+from transferkit.datasets.voc_files import PhotoFiles, by_set, decoded, place_of
 from transferkit.errors import DataError, MissingFileError, did_you_mean, listed, require
 
 Table = str | Path | Iterable[Mapping[str, Any]] | Iterable[Sequence[Any]]
@@ -73,13 +73,14 @@ class ClassFolderDataset(TagDataset):
 
     def __init__(self, folder: Path | str, image_set: str = "train", **options: Any) -> None:
         sets = by_set(PhotoFiles(Path(folder)).paths)
-        every = {path.split("/")[0] for paths in sets.values() for path in paths.values() if "/" in path}
-        found = {path: rest.split("/")[0] for path, rest in sets.get(image_set, {}).items() if "/" in rest}
+        places = {path: place_of(rest) for paths in sets.values() for path, rest in paths.items()}
+        classes = {path: place.split("/")[0] for path, place in places.items() if "/" in place}
+        found = {path: classes[path] for path in sets.get(image_set, {}) if path in classes}
         if not found:
             raise MissingFileError(
                 f"no photo in a folder of a class in {folder}; there are sets {', '.join(sets)}"
             )
-        options.setdefault("class_names", sorted(every - {"background"}))
+        options.setdefault("class_names", sorted({*classes.values()} - {"background"}))
         super().__init__([Path(folder, path) for path in found], [[name] for name in found.values()], **options)
         self.unlisted = sorted(set(sets[image_set]) - set(found))
 

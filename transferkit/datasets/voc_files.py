@@ -267,9 +267,10 @@ class NamedFiles:
 
 
 def files_below(folder: Path) -> list[str]:
-    """Return all files below a folder with slashes, without the "._" files that macOS writes beside others."""
+    """Return all files below a folder with slashes; not "._" files, as macOS writes, and not in hidden folders."""
     found = []
-    for place, _, names in os.walk(folder):
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         start = Path(place).relative_to(folder).as_posix()
         found += [name if start == "." else f"{start}/{name}" for name in names if not name.startswith("._")]
     return found

@@ -12,7 +12,7 @@ from typing import Any
 from transferkit.datasets._objects import BadBoxes, BadPhotos, BoxRule, checked_class_names
 from transferkit.datasets._photo import photo_size
 from transferkit.datasets.lists import ImageListDataset
-from transferkit.datasets.voc_files import by_set, files_below, float_of, is_photo
+from transferkit.datasets.voc_files import PhotoFiles, by_set, files_below, float_of, is_photo
 from transferkit.errors import DataError, MissingFileError
 
 
@@ -181,8 +181,12 @@ def _at(place: str, base: Path, home: Path) -> Iterator[Path]:
     if found.is_dir():
         yield from (found / file for file in files_below(found) if is_photo(file))
         return
-    for line in found.read_text(encoding="utf-8-sig").split():
-        yield next((path for path in (found.parent / line, base / line) if path.exists()), found.parent / line)
+    files = PhotoFiles(base if base.is_dir() else home)
+    for line in filter(None, map(str.strip, found.read_text(encoding="utf-8-sig").splitlines())):
+        try:
+            yield files.find(line)
+        except DataError:  # reported with the others
+            yield files.folder / line
 
 
 # The part of YAML that such files are written in: keys at the margin with a text, a list or a table of texts.
