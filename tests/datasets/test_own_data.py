@@ -173,6 +173,15 @@ def test_images_with_labels_alone_and_with_boxes_are_one_data_set() -> None:
             ImageListDataset([pixels] * 2, [[[1, 1, 9, 9]], []], [[2], []], image_labels=wrong)
 
 
+def test_a_data_set_is_asked_once_what_all_its_photos_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, presence = [], ImageListDataset.presence
+    monkeypatch.setattr(ImageListDataset, "presence", lambda data: asked.append(data) or presence(data))
+    pixels = torch.zeros(3, 20, 30, dtype=torch.uint8)
+    data = [ImageListDataset([pixels] * 5, image_labels=[[1]] * 5) for _ in range(2)]
+    assert truth_of(ConcatDataset(data), 2).present[:, 1].all()
+    assert len(asked) == 2
+
+
 def test_unreadable_files_are_left_out_where_that_is_asked(tmp_path: Path) -> None:
     good = photo(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no photo")

@@ -245,7 +245,8 @@ def truth_of(photos: Any, num_classes: int) -> Presence:
     """Return the classes that each photo shows; a data set without ``presence()`` is read once."""
     tellers = tellers_of(photos, "presence")
     if tellers is not None:
-        known = {id(data): data.presence() for data, _ in tellers}
+        several = {id(data): data for data, _ in tellers}  # each is asked once, not once a photo
+        known = {key: data.presence() for key, data in several.items()}
         rows = [(known[id(data)], place) for data, place in tellers]
         boxed = [presence.boxed is None or bool(presence.boxed[place]) for presence, place in rows]
         return Presence(
