@@ -298,6 +298,16 @@ def test_boxes_polygons_and_photos_without_labels(tmp_path: Path) -> None:
     assert YoloDataset(tmp_path).class_names == data.class_names
 
 
+def test_an_image_set_that_is_named_and_not_there_is_none(tmp_path: Path) -> None:
+    text = "train: ../images\nval: ../gone/images\nnames: [cat]\n"
+    assert list(open_photos(yolo(tmp_path, "0 0.5 0.5 0.5 0.5\n", text)).datasets) == ["train"]
+    with pytest.raises(MissingFileError, match=r"no folder or list \.\./gone/images"):
+        YoloDataset(tmp_path, "val")
+    (tmp_path / "data.yaml").write_text("val: images\nnames: [cat]\n")
+    with pytest.raises(MissingFileError, match="has no image set 'train', only val"):
+        print(open_photos(tmp_path).train)
+
+
 def test_a_list_of_photos_with_paths_of_another_machine(tmp_path: Path) -> None:
     yolo(tmp_path, "0 0.5 0.5 0.5 0.5\n", "path: /gone\ntrain: train.txt\nnames: [cat]\n")
     (tmp_path / "train.txt").write_text("data/images/a.png\nC:\\x\\images\\none.png\n")

@@ -55,12 +55,11 @@ def _content(dataset: Any, index: int) -> Content:
         return Content(tuple(digests), (), str(error))
     pixels = np.ascontiguousarray(torch.as_tensor(image).cpu().permute(1, 2, 0))
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
-    small = np.asarray(
-        Image.fromarray(pixels).convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16
-    )
+    small = Image.fromarray(pixels).convert("L").resize((9, 8), Image.Resampling.BOX)
+    levels = np.asarray(small, dtype=np.int16)
     darker = (
-        (small[:, :-1] < small[:, 1:]).reshape(-1).tolist() if small.std() > 4 else ()
-    )  # not of a plain one
+        (levels[:, :-1] < levels[:, 1:]).reshape(-1).tolist() if levels.std() > 4 else []
+    )  # plain ones have none
     return Content((*digests, f"pixels {pixels.shape} {digest}"), tuple(darker), "")
 
 

@@ -12,8 +12,9 @@ from transferkit.datasets.coco import CocoDataset
 from transferkit.datasets.tags import ClassFolderDataset, TableDataset
 from transferkit.datasets.voc import FolderDataset, VOCDataset, find_names
 from transferkit.datasets.voc_files import by_set, files_below, is_photo, place_of
-from transferkit.datasets.yolo import YoloDataset, description_of
+from transferkit.datasets.yolo import YoloDataset, image_sets_of
 from transferkit.errors import DataError, MissingFileError, listed, require
+from transferkit.files import is_file
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,13 @@ class PhotoFolder:
 
     @property
     def train(self) -> Any:
-        """The data set to train on."""
+        """The data set to train on.
+
+        Raises:
+            MissingFileError: There is none.
+        """
+        if "train" not in self.datasets:
+            raise MissingFileError(f"{self.path} has no image set 'train', only {', '.join(self.datasets)}")
         return self.datasets["train"]
 
     @property
@@ -78,7 +85,9 @@ def chosen_format(path: Path, format: str | None) -> tuple[str, list[str]]:
     found = formats_of(path)
     if format is None and len(found) > 1:
         shown = "".join(f"\n  - {name!r}: {listed(files, 3)}" for name, files in found.items())
-        raise DataError(f"{path} may be read in several ways; say which one as format=:{shown}")
+        raise DataError(
+            f"{path} may be read in several ways; say which one, format= (--format on a command line):{shown}"
+        )
     name = format or next(iter(found), "")
     if name not in found:
         what = f"nothing of format {name!r}" if name else "nothing that says what photos show"
@@ -97,12 +106,13 @@ def formats_of(path: Path) -> dict[str, list[str]]:
     photos = [file for file in files if is_photo(file)]
     found = {
         "voc": sorted({home[1] or "." for file in files if (home := _VOC.fullmatch(file))}),
-        "coco": [file for file in files if file.endswith(".json") and _has(folder / file, *_COCO)],
+        "coco": [file for file in files if file.lower().endswith(".json") and _has(folder / file, *_COCO)],
         "yolo": [file for file in files if _DATA.fullmatch(file) and _has(folder / file, b"names:")],
-        "table": [file for file in files if file.endswith((".csv", ".tsv"))],
+        "table": [file for file in files if file.lower().endswith((".csv", ".tsv"))],
     }
     devkits = tuple("" if home == "." else f"{home}/" for home in found["voc"])
-    found["xml"] = [file for file in files if file.endswith(".xml") and not file.startswith(devkits or ("\0",))]
+    others = [file for file in files if not devkits or not file.startswith(devkits)]
+    found["xml"] = [file for file in others if file.lower().endswith(".xml")]
     if not any(found["yolo"]):
         places = {place_of(str(PurePosixPath(photo).with_suffix(".txt"))) for photo in photos}
         texts = [file for file in files if file.endswith(".txt") and place_of(file) in places]
@@ -120,7 +130,7 @@ _COCO = (rb'"images"', rb'"annotations"', rb'"categories"')
 
 
 def _has(file: Path, *words: bytes) -> bool:
-    data = file.read_bytes()
+    data = file.read_bytes() if is_file(file) else b""  # a pipe would be waited for
     return all(re.search(word, data) for word in words)
 
 
@@ -128,29 +138,26 @@ def _has(file: Path, *words: bytes) -> bool:
 
 
 def _voc(folder: Path, homes: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    if len(homes) > 1:
-        raise DataError(f"{folder} holds several VOC folders: {listed(homes)}; name one of them")
-    home = folder / homes[0]
+    home = folder / _only(folder, homes)
     there = {file.stem for file in (home / "ImageSets/Main").glob("[!.]*.txt")}
     train = ["trainval"] if "trainval" in there else ["train", "val"]
     sets = [(name.removesuffix("val") or name, name) for name in [*train, "test"] if name in there]
-    options.setdefault("class_names", find_names(home / "Annotations", skip_bad=True))
-    return _each(sets, lambda name: VOCDataset(home, image_set=name, **options))
+    if "class_names" not in options:
+        options["class_names"] = find_names(home / "Annotations", skip_bad=True)
+    return _each(sets or [("train", "trainval")], lambda name: VOCDataset(home, image_set=name, **options))
 
 
 def _coco(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str, Any]:
     def read(file: str) -> CocoDataset:
-        beside = (folder / file).parent
-        return CocoDataset(
-            folder / file, beside if any(map(is_photo, files_below(beside))) else folder, **options
-        )
+        has_photos = any(map(is_photo, files_below((folder / file).parent)))
+        return CocoDataset(folder / file, (folder / file).parent if has_photos else folder, **options)
 
     return _each(_one_each(folder, files), read)
 
 
 def _yolo(folder: Path, files: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    path = folder / files[0] if files[0].endswith("ml") else folder
-    sets = [name for name in ("train", "val", "test") if name in description_of(path)] or by_set(files)
+    path = folder / _only(folder, files) if files[0].endswith("ml") else folder
+    sets = image_sets_of(path) or by_set(files)
     return _each(zip(sets, sets, strict=True), lambda name: YoloDataset(path, name, **options))
 
 
@@ -197,10 +204,15 @@ def _each(sets: Iterable[tuple[str, str]], read: Callable[[str], Any]) -> dict[s
 
 def _one_each(folder: Path, files: list[str]) -> list[tuple[str, str]]:
     """Return the only file of each image set."""
-    sets = by_set(files, stems=True)
-    if several := [paths for paths in sets.values() if len(paths) > 1]:
-        raise DataError(f"{folder} has {listed(list(several[0]), 3)} for one image set; name one of them")
-    return [(name, next(iter(paths))) for name, paths in sets.items()]
+    return [(name, _only(folder, [*paths])) for name, paths in by_set(files, stems=True).items()]
+
+
+def _only(folder: Path, files: list[str]) -> str:
+    if len(files) > 1:
+        raise DataError(
+            f"{folder} has {listed(files, 3)} for the same photos, or for one image set; name one of them"
+        )
+    return files[0]
 
 
 _READERS: dict[str, Callable[[Path, list[str], dict[str, Any]], dict[str, Any]]] = {

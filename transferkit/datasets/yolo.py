@@ -162,20 +162,33 @@ def _photos(path: Path, described: dict[str, Any], image_set: str) -> list[Path]
         if not files:
             raise MissingFileError(f"no photo in image set {image_set!r} of {path}")
         return [path / file for file in sorted(files)]
-    places = described.get("val" if image_set == "valid" else image_set, [])
-    home = described["file"].parent
-    base = home / str(described.get("path") or ".")
-    every = [places] if isinstance(places, str) else places
-    photos = {photo for place in every for photo in _at(place, base, home)}
+    places, base, home = _places(described, "val" if image_set == "valid" else image_set)
+    photos = {photo for place in places for photo in _at(place, base, home)}
     if not photos:
         raise MissingFileError(f"no photo in image set {image_set!r} of {path}: {places}")
     return sorted(photos)
 
 
+def _places(described: dict[str, Any], image_set: str) -> tuple[list[str], Path, Path]:
+    """Return the folders and lists of an image set, and the folders from which they may be meant."""
+    places, home = described.get(image_set, []), described["file"].parent
+    return [places] if isinstance(places, str) else places, home / str(described.get("path") or "."), home
+
+
+def image_sets_of(path: Path) -> list[str]:
+    """Return the image sets that ``data.yaml`` names and that are there; ``"train"`` even if it is not."""
+    described = description_of(path)
+    sets = {name: _places(described, name) for name in ("train", "val", "test") if name in described}
+    return [
+        name
+        for name, (places, base, home) in sets.items()
+        if name == "train" or any(_found(place, base, home) for place in places)
+    ]
+
+
 def _at(place: str, base: Path, home: Path) -> Iterator[Path]:
-    """Yield the photos of a folder, or of a list of them, where it is, or as Roboflow means it: without ``../``."""
-    below = re.sub(r"^(\.\./)+", "", place)
-    found = next((path for path in (base / place, home / place, home / below) if path.exists()), None)
+    """Yield the photos of a folder, or of a list of them."""
+    found = _found(place, base, home)
     if found is None:
         raise MissingFileError(f"no folder or list {place} at {base} or {home}")
     if found.is_dir():
@@ -187,6 +200,12 @@ def _at(place: str, base: Path, home: Path) -> Iterator[Path]:
             yield files.find(line)
         except DataError:  # reported with the others
             yield files.folder / line
+
+
+def _found(place: str, base: Path, home: Path) -> Path | None:
+    """Return where a place is; Roboflow leads one folder too high."""
+    below = re.sub(r"^(\.\./)+", "", place)
+    return next((path for path in (base / place, home / place, home / below) if path.exists()), None)
 
 
 # The part of YAML that such files are written in: keys at the margin with a text, a list or a table of texts.
