@@ -116,7 +116,8 @@ def run(args: argparse.Namespace, compared_with: Mapping[str, Run] | None = None
             args.results, classifier.run, result, seconds=stopwatch.laps, image_set=args.test_set
         )
         if isinstance(patches, PatchLog):
-            photos = "digits in scenes" if args.protocol == "demo" else f"VOC{args.year}"
+            folder = args.data_dir.resolve().name if args.data_dir else f"VOC{args.year}"
+            photos = "digits in scenes" if args.protocol == "demo" else folder
             title = f"{args.model}, {protocol.name}, {photos} {args.test_set}"
             seen = finetune.look_at_patches(classifier.sampler(train_set), train_set) if train_set else None
             more = {"seconds": stopwatch.laps, "compared_with": compared_with, "patches": seen}

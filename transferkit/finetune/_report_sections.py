@@ -34,11 +34,13 @@ from transferkit.scorer.pictures import (
     plot_maps,
     plot_patches,
     plot_precision_recall,
+    plot_reliability,
 )
 
 if TYPE_CHECKING:
     from transferkit.datasets import Presence
     from transferkit.finetune.report import TrainingPatches
+    from transferkit.scorer.decisions import Decisions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -207,6 +209,32 @@ def average_precision(
     )
 
 
+def decisions(page: Page, found: Decisions | None) -> None:
+    """Add yes or no by class, what is confused, and how far the probabilities can be believed."""
+    if found is None:
+        return
+    page.section("Yes or no")
+    page.table(found.table(), caption="Precision and recall (%) at each class's threshold", total=True)
+    page.items(found.notes())
+    if pairs := found.most_confused():
+        rows = [[shown, said, str(count), f"{100 * count / of:.1f}"] for shown, said, count, of in pairs]
+        header = ["photos that show", "said though absent", "photos", "%"]
+        page.table([header, *rows], caption="Classes that are confused most often")
+    curve = found.reliability
+    page.figure(
+        plot_reliability(curve),
+        alt="Share of photos that show the class by probability: "
+        + ", ".join(
+            f"{100 * expected:.0f} % {100 * present:.0f} %"
+            for count, expected, present in zip(curve.counts, curve.expected, curve.present, strict=True)
+            if count
+        )
+        + ".",
+        caption="How often a class is there by the probability stated, over all photos and classes; above each point "
+        "their number. On the dashed line the probabilities come true.",
+    )
+
+
 def exponents(page: Page, rule: APRule, log: PatchLog, truth: Presence) -> None:
     """Add the mean AP by exponent of the score."""
     # The rule's minimum score is meant for one exponent. At a higher one it would rule out every photo.
@@ -280,8 +308,9 @@ def contact_sheets(
     """Add the best hits, worst misses and false alarms of each class."""
     page.section("Hits, misses and false alarms")
     page.text(
-        "For each class: of the photos that show it, those with the highest and the lowest scores; of the photos "
-        "that do not, those with the highest scores. Photos with only difficult objects of the class are left out. "
+        "For each class: of the photos that show it, those with the highest scores, and as misses those with the "
+        "lowest that a photo without it outranks; of the photos that do not, those with the highest scores. Photos "
+        "with only difficult objects of the class are left out. "
         "Below each photo are its name and score."
     )
     positives = truth.present & ~truth.difficult_only
@@ -290,7 +319,8 @@ def contact_sheets(
         if not positives[:, k].any():
             continue
         found = find_extremes(scores[:, k].cpu(), positives[:, k], truth.difficult_only[:, k], photos)
-        rows = {"best hits": found.hits, "worst misses": found.misses, "false alarms": found.alarms}
+        every = {"best hits": found.hits, "worst misses": found.misses, "false alarms": found.alarms}
+        rows = {row: images for row, images in every.items() if images}
         page.heading(f"{name}, AP {_percent(float(ap[k]))}")
         page.figure(
             plot_contact_sheet(
@@ -298,7 +328,7 @@ def contact_sheets(
                 columns=photos,
             ),
             alt=". ".join(
-                f"{row} of {name}: {', '.join(str(dataset[n].id) for n in images) or 'none'}"
+                f"{row} of {name}: {', '.join(str(dataset[n].id) for n in images)}"
                 for row, images in rows.items()
             ),
             photo=True,

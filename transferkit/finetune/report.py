@@ -115,6 +115,7 @@ def build_report(report: RunReport, *, progress: Progress = False) -> Page:
     steps: list[Callable[[], None]] = [
         lambda: sections.summary(page, result, located, report.seconds),
         lambda: sections.average_precision(page, result, scores, truth, dataset.class_names),
+        lambda: sections.decisions(page, result.decisions),
         lambda: sections.exponents(page, result.rule, report.log, truth),
         lambda: sections.localization(page, located),
         lambda: sections.maps(page, report.log, dataset, report.photos, report.seed),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import platform
 import time
@@ -15,7 +13,7 @@ from typing import Any
 import numpy
 import torch
 
-from transferkit.display import as_json
+from transferkit.display import as_csv, as_json
 from transferkit.errors import MissingExtraError
 from transferkit.files import faults_named, write_atomically, write_text
 from transferkit.finetune.run import EpochRecord, Run
@@ -33,8 +31,9 @@ def write_results(
 ) -> dict[str, Any]:
     """Write metrics.json, history.csv, average_precision.csv and .md, and (with matplotlib) convergence.png.
 
-    The table has every class under every rule of average precision. If ``result`` has the ids of the images, the
-    scores are written too, in the format of the VOC devkit: as ``comp2``, the competition that allows other training
+    The table has every class under every rule of average precision. If ``result`` has decisions, the precision and
+    recall of each class are in decisions.csv. If it has the ids of the images, their scores are in scores.csv, beside
+    what was decided, and in the format of the VOC devkit: as ``comp2``, the competition that allows other training
     data, for a transferred network, and as ``comp1`` for one trained from scratch.
 
     Args:
@@ -67,7 +66,10 @@ def write_results(
     write_text(folder / "history.csv", history_csv(run.history))
     write_text(folder / "average_precision.csv", ap_csv(result))
     write_text(folder / "average_precision.md", result.to_markdown())
+    if result.decisions is not None:
+        write_text(folder / "decisions.csv", result.decisions.to_csv())
     if result.image_ids:
+        write_text(folder / "scores.csv", result.scores_csv())
         competition = "comp2" if run.transfer else "comp1"
         result.write_devkit(folder / "devkit", image_set=image_set, competition=competition, rename=True)
     if run.history:
@@ -141,7 +143,7 @@ def versions(run: Run) -> dict[str, str]:
 def history_csv(history: list[EpochRecord]) -> str:
     """Return the history as CSV, one line per epoch."""
     names = [field.name for field in fields(EpochRecord)]
-    return _csv([names, *([getattr(record, name) for name in names] for record in history)])
+    return as_csv([names, *([getattr(record, name) for name in names] for record in history)])
 
 
 def ap_csv(result: ClassificationResult) -> str:
@@ -152,14 +154,10 @@ def ap_csv(result: ClassificationResult) -> str:
         for c, name in enumerate(result.class_names)
     ]
     means = [_cell(result.mean_ap(rule)) for rule in result.ap]
-    return _csv([header, *rows, ["mean", sum(result.positives), sum(result.difficult), *means]])
+    return as_csv([header, *rows, ["mean", sum(result.positives), sum(result.difficult), *means]])
 
 
 def _cell(value: float) -> str:
     return "" if value != value else f"{value:.6f}"
 
 
-def _csv(rows: list[list[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -247,11 +247,13 @@ class APRule:
             present: (N, K) bool or 0 and 1: the image shows the class at all.
             difficult_only: (N, K) bool or 0 and 1: it does, but only in objects marked difficult.
         """
-        present, difficult_only = truth("present", present), truth("difficult_only", difficult_only)
-        easy = present & ~difficult_only
-        targets = present | difficult_only if self.difficult == "positive" else easy
-        ignore = difficult_only if self.difficult == "ignored" else None
+        targets, ignore = self.counted(truth("present", present), truth("difficult_only", difficult_only))
         return rank(scores, targets, ignore=ignore, minimum_score=self.minimum_score)
+
+    def counted(self, present: Tensor, difficult_only: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (N, K) bool which images show a class under this rule, and which count neither way."""
+        positive = present | difficult_only if self.difficult == "positive" else present & ~difficult_only
+        return positive, difficult_only if self.difficult == "ignored" else torch.zeros_like(difficult_only)
 
     def average_precision(self, scores: Tensor, present: Tensor, difficult_only: Tensor) -> Tensor:
         """Return the (K,) average precision under this rule; NaN for a class without positives."""

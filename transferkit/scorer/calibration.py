@@ -16,7 +16,7 @@ from transferkit.annotated import truth
 from transferkit.display import text_table
 from transferkit.errors import ArgumentError, CheckpointError, require
 from transferkit.scorer.image_scorer import BACKGROUND
-from transferkit.scorer.result import FEW, percent
+from transferkit.scorer.result import FEW, marked, percent
 
 Criterion: TypeAlias = Literal["f1"] | float
 
@@ -220,7 +220,7 @@ class Calibration:
             if positives >= FEW and cut:
                 shares = cut.right / cut.said, cut.right / positives, 2 * cut.right / (cut.said + positives)
                 rates = [str(cut.said), *map(percent, shares)]
-            rows.append([name, str(positives), f"{threshold:.3g}", *rates])
+            rows.append([marked(name, positives), str(positives), f"{threshold:.3g}", *rates])
         return rows
 
     def __str__(self) -> str:
@@ -230,8 +230,8 @@ class Calibration:
             f"thresholds by {asked}, in % of the {self.photos} held-out photos that they were chosen on"
         )
         pairs = list(zip(self.class_names[1:], self.positives, self.thresholds, strict=True))
-        if few := [name for name, positives, _ in pairs if positives < FEW]:
-            lines.append(f"fewer than {FEW} positives, threshold by all classes together: {', '.join(few)}")
+        if min(self.positives) < FEW:
+            lines.append(f"* fewer than {FEW} positives: the threshold is that of all classes together")
         if never := [name for name, _, threshold in pairs if threshold == math.inf]:
             lines.append(f"never said, since no threshold reaches that: {', '.join(never)}")
         return "\n".join(lines)

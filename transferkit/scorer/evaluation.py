@@ -11,6 +11,8 @@ from torch import Tensor
 from transferkit.annotated import truth
 from transferkit.errors import ArgumentError, require
 from transferkit.scorer.ap_rules import ALL_RULES, VOC2010, APRule, Interpolation, Ranking, ranking_ap
+from transferkit.scorer.calibration import Calibration
+from transferkit.scorer.decisions import Decisions, decide
 from transferkit.scorer.image_scorer import BACKGROUND
 from transferkit.scorer.result import FEW, NO_INTERVAL, ClassificationResult, Interval, wilson
 
@@ -102,7 +104,8 @@ class Extremes:
 
     Attributes:
         hits: Images that show the class, highest score first; where there are few, the better half of them.
-        misses: Images that show it, lowest score first; none of ``hits``.
+        misses: Images that show it and are scored no higher than one that does not, lowest score first; none of
+            ``hits``.
         alarms: Images that do not, highest score first.
     """
 
@@ -136,8 +139,9 @@ def find_extremes(scores: Tensor, targets: Tensor, ignore: Tensor | None = None,
     considered = [n for n in order if ignore is None or not ignore[n]]
     positives = [n for n in considered if targets[n]]
     hits = positives[: min(count, (len(positives) + 1) // 2)]
-    misses = positives[len(hits) :][::-1][:count]
     alarms = [n for n in considered if not targets[n]][:count]
+    outranked = [n for n in positives[len(hits) :] if alarms and scores[n] <= scores[alarms[0]]]
+    misses = outranked[::-1][:count]
     return Extremes(tuple(hits), tuple(misses), tuple(alarms))
 
 
@@ -152,6 +156,7 @@ def evaluate(
     bootstrap: int = 0,
     level: float = 0.95,
     seed: int = 0,
+    calibration: Calibration | None = None,
 ) -> ClassificationResult:
     """Evaluate image scores under all interpolations and all treatments of difficult objects.
 
@@ -167,6 +172,7 @@ def evaluate(
         bootstrap: Number of resampled image sets for the intervals under ``rule``; 0 for no intervals.
         level: The share of intervals that should hold the true value.
         seed: Of the resampling.
+        calibration: Says yes or no and how probable each class is, which are counted too; of the same class names.
 
     Raises:
         ArgumentError: Shapes, names or ids that do not fit, targets other than 0 and 1, or a NaN score.
@@ -181,7 +187,9 @@ def evaluate(
     difficult = torch.zeros_like(targets) if difficult is None else truth("difficult", difficult)
     _check(scores, targets, difficult, class_names, image_ids)
     kept = [k for k, name in enumerate(class_names) if name != BACKGROUND]
+    whole, names = scores.detach().cpu(), tuple(class_names)
     scores, targets, difficult = (tensor.detach().cpu()[:, kept] for tensor in (scores, targets, difficult))
+    shown, ignored = rule.counted(targets, difficult)
     rules = dict.fromkeys((*ALL_RULES, rule))
     ap = {r: tuple(r.average_precision(scores, targets, difficult).tolist()) for r in rules}
     intervals = bootstrap_intervals(
@@ -199,6 +207,25 @@ def evaluate(
         level=level,
         scores=scores.double(),
         image_ids=tuple(image_ids or ()),
+        targets=shown,
+        decisions=None if calibration is None else _decided(calibration, whole, shown, ignored, names, level),
+    )
+
+
+def _decided(
+    calibration: Calibration,
+    scores: Tensor,
+    shown: Tensor,
+    ignored: Tensor,
+    names: tuple[str, ...],
+    level: float,
+) -> Decisions:
+    """Count what a calibration says of the classes that are evaluated, which are all but the first."""
+    same = names == calibration.class_names
+    require(same, "class_names", f"those of the calibration, {calibration.class_names}", names)
+    labels, probs = calibration.labels(scores)[:, 1:], calibration.probs(scores)[:, 1:]
+    return decide(
+        labels, probs, shown, ignored, class_names=names[1:], thresholds=calibration.thresholds, level=level
     )
 
 

@@ -10,20 +10,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import chain, compress
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from transferkit.display import as_json, markdown_table, summary_table
+from transferkit.display import as_csv, as_json, markdown_table, summary_table
 from transferkit.errors import ArgumentError, DataError, MissingFileError, did_you_mean, require
 from transferkit.files import as_file_name, faults_named, fits_a_file, write_text
 from transferkit.scorer.ap_rules import INTERPOLATIONS, APRule
 from transferkit.scorer.image_scorer import BACKGROUND
 
-FEW = 10  # positives below which a class has no figures of its own
+if TYPE_CHECKING:
+    from transferkit.scorer.decisions import Decisions
 
 
 def percent(value: float) -> str:
@@ -189,6 +191,17 @@ def _read_lines(file: Path, row_of: dict[str, int]) -> list[tuple[int, float]]:
 FEW = 10  # positives below which a class has no interval
 
 
+def marked(name: str, positives: int) -> str:
+    """Return the name of a class in a table, with a mark where its figures rest on few photos."""
+    return f"{name} *" if positives < FEW else name
+
+
+def few_positives(positives: Sequence[int]) -> list[str]:
+    """Return the line below a table that explains :func:`marked`; none where no class is marked."""
+    few = any(count < FEW for count in positives)
+    return [f"* fewer than {FEW} photos show the class: its figures may be luck"] if few else []
+
+
 @dataclass(frozen=True)
 class Interval:
     """An interval that should hold the true value, NaN where there are too few photos for one."""
@@ -236,6 +249,8 @@ class ClassificationResult:
         level: Of the intervals.
         scores: (N, C) float64, what was evaluated.
         image_ids: N names of the images, if they were given.
+        targets: (N, C) bool, the classes that each image shows under ``rule``.
+        decisions: Yes or no and probabilities against what the images show, if a calibration was given.
     """
 
     class_names: tuple[str, ...]
@@ -249,6 +264,8 @@ class ClassificationResult:
     level: float = 0.95
     scores: Tensor | None = field(default=None, repr=False, compare=False)
     image_ids: tuple[str, ...] = field(default=(), repr=False)
+    targets: Tensor | None = field(default=None, repr=False, compare=False)
+    decisions: Decisions | None = field(default=None, repr=False)
 
     def mean_ap(self, rule: APRule | None = None) -> float:
         """Return the mean AP over the classes that have one; NaN if none has.
@@ -276,7 +293,15 @@ class ClassificationResult:
         for c, name in enumerate(self.class_names):
             values = [percent(self.ap[rule][c]) for rule in rules]
             spread = [str(self.intervals[c])] if self.intervals else []
-            rows.append([name, str(self.positives[c]), str(self.difficult[c]), *values, *spread])
+            rows.append(
+                [
+                    marked(name, self.positives[c]),
+                    str(self.positives[c]),
+                    str(self.difficult[c]),
+                    *values,
+                    *spread,
+                ]
+            )
         means = [percent(self.mean_ap(rule)) for rule in rules]
         spread = [str(self.mean_interval)] if self.mean_interval else []
         rows.append(["mean", "", "", *means, *spread])
@@ -287,6 +312,7 @@ class ClassificationResult:
         lines = [f"AP in % over {self.num_images} images; difficult objects are {self.rule.difficult}"]
         if self.without_positives:
             lines.append(f"no positives, left out of the mean: {', '.join(self.without_positives)}")
+        lines += few_positives(self.positives)
         others: dict[str, list[str]] = {}
         for rule in self.ap:
             if rule not in self._shown_rules():
@@ -333,11 +359,34 @@ class ClassificationResult:
             "mean_ap_by_rule": {str(rule): number_or_none(self.mean_ap(rule)) for rule in self.ap},
             "without_positives": list(self.without_positives),
             "classes": classes,
+            **({"decisions": self.decisions.to_dict()} if self.decisions is not None else {}),
         }
 
     def to_json(self) -> str:
         """Return :meth:`to_dict` as JSON text."""
         return as_json(self.to_dict()) + "\n"
+
+    def scores_csv(self) -> str:
+        """Return a line of CSV for each image: its scores, the classes it shows, and what was decided, if anything.
+
+        Raises:
+            ArgumentError: The result does not know the names of the images.
+        """
+        if self.scores is None or self.targets is None or not self.image_ids:
+            raise ArgumentError("the table names the images: give evaluate(image_ids=...)")
+        names, found = self.class_names, self.decisions
+        header, columns = ["image", *names, "shown"], [self.scores.tolist(), self._named(self.targets)]
+        if found is not None:
+            header += ["said", *(f"{name} probability" for name in names)]
+            columns += [self._named(found.labels), found.probs.tolist()]
+        rows = (
+            [image, *chain.from_iterable(cells)] for image, *cells in zip(self.image_ids, *columns, strict=True)
+        )
+        return as_csv([header, *rows])
+
+    def _named(self, flags: Tensor) -> list[list[str]]:
+        """Return the classes of each image in one cell."""
+        return [[";".join(compress(self.class_names, row))] for row in flags.tolist()]
 
     def write_devkit(
         self,
