@@ -4,89 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from transferkit.annotated import truth
-from transferkit.display import text_table
+from transferkit.annotated import truth, whole_numbers
 from transferkit.errors import ArgumentError, CheckpointError, require
+from transferkit.scorer.decisions import Decisions, decide
 from transferkit.scorer.image_scorer import BACKGROUND
-from transferkit.scorer.result import FEW, marked, percent
+from transferkit.scorer.result import percent
 
 Criterion: TypeAlias = Literal["f1"] | float
 
 
-class Cut(NamedTuple):
-    """A place to cut a ranking, and what yes from there up says of the held-out photos.
-
-    Attributes:
-        value: Yes from this value up.
-        said: Number of photos at or above it.
-        right: Number of them that show the class.
-        expected: Sum of their probabilities: how many of them should show it.
-    """
-
-    value: float
-    said: int
-    right: int
-    expected: float
-
-
-def find_cuts(values: Tensor, probs: Tensor, targets: Tensor) -> tuple[Cut, ...]:
-    """Return the cuts just below each photo that shows the class, highest first; no other cut can be the best.
-
-    A cut lies halfway to the next lower value, so that rounding moves no photo across it.
-
-    Args:
-        values: (n,); a photo of value 0 or less is never told to show the class.
-        probs: (n,) in 0..1.
-        targets: (n,) bool.
-
-    Example:
-        >>> values = torch.tensor([1.0, 0.5, 0.25])
-        >>> [cut.value for cut in find_cuts(values, values, torch.tensor([True, False, True]))]
-        [0.75, 0.125]
-    """
-    values, order = values.double().sort(descending=True)
-    right, expected = targets[order].cumsum(0), probs[order].cumsum(0)
-    lower = torch.cat([values[1:].clamp(min=0), values.new_zeros(1)])
-    last = (values > lower).nonzero()[:, 0]  # the last photo of each tie
-    gained = right[last].diff(prepend=right.new_zeros(1)) > 0
-    last = last[gained]
-    middle = (values + lower)[last] / 2
-    middle = torch.where(middle > lower[last], middle, values[last])
-    columns = middle, last + 1, right[last], expected[last]
-    return tuple(Cut(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
-
-
-def best_cut(cuts: Sequence[Cut], positives: int, criterion: Criterion) -> Cut | None:
-    r"""Return the cut of the best F1, or the lowest one whose precision is at least the one asked for.
-
-    .. math:: F_1 = \frac{2 \, right}{said + positives}
-
-    The precision of a cut is the lower of what was counted and what the probabilities expect: counted alone, the
-    luckiest of many cuts would win and not hold on new photos.
-
-    Args:
-        cuts: From :func:`find_cuts`.
-        positives: Number of photos that show the class.
-        criterion: ``"f1"``, or a precision in 0..1.
-
-    Returns:
-        The cut; ``None`` where there is none.
-    """
-    if criterion == "f1":
-        return max(cuts, key=lambda cut: 2 * cut.right / (cut.said + positives), default=None)
-    precise = [cut for cut in cuts if min(cut.right, cut.expected) >= float(criterion) * cut.said]
-    return precise[-1] if precise else None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     r"""What a classifier's scores mean: a probability of presence, and a threshold, for each class.
 
@@ -94,20 +29,19 @@ class Calibration:
 
     .. math:: P = \frac{1}{1 + e^{-(a + b \log s)}}
 
-    Thresholds are chosen by the best F1, or by a precision asked for. A class with fewer than ten positives takes
-    the probability at which all classes together are best; one whose precision cannot be reached on the held-out
-    photos has the threshold infinity, and is never said.
+    Thresholds are chosen by F1 or by a precision; see :func:`f1_cut` and :func:`precision_cut`. The precision is that
+    of all classes together, so a single class may have less of it or more. Where it cannot be reached on the held-out
+    photos, all thresholds are infinite, and nothing is said.
 
     Attributes:
         class_names: K names, the background first.
-        photos: Number of photos it was fitted on.
-        positives: (K - 1) numbers of those that show each class.
+        scores: (N, K - 1) float64, of the held-out photos; kept to choose other thresholds.
+        targets: (N, K - 1) bool, what they show.
+        ignored: (N, K - 1) bool, what counts neither way.
         offsets: (K - 1) numbers a.
         slopes: (K - 1) numbers b, positive.
         floor: Least score whose logarithm is taken; a lower one counts as this.
-        cuts: (K - 1) the places where a threshold may lie, on the score.
-        shared_cuts: The same for all classes together, on the probability.
-        criterion: ``"f1"``, or a precision in 0..1.
+        criterion: ``"f1"``, or a precision between 0 and 1.
 
     References:
         Platt, Probabilistic outputs for support vector machines and comparisons to regularized likelihood methods,
@@ -115,54 +49,64 @@ class Calibration:
     """
 
     class_names: tuple[str, ...]
-    photos: int
-    positives: tuple[int, ...]
-    offsets: tuple[float, ...]
-    slopes: tuple[float, ...]
-    floor: float
-    cuts: tuple[tuple[Cut, ...], ...]
-    shared_cuts: tuple[Cut, ...]
+    scores: Tensor = field(repr=False)
+    targets: Tensor = field(repr=False)
+    ignored: Tensor = field(repr=False)
+    offsets: tuple[float, ...] = field(repr=False)
+    slopes: tuple[float, ...] = field(repr=False)
+    floor: float = field(repr=False)
     criterion: Criterion = "f1"
 
     def __post_init__(self) -> None:
-        _require_criterion(self.criterion)
+        number = isinstance(self.criterion, float) and 0 < self.criterion < 1
+        constraint = "'f1', or a precision between 0 and 1"
+        require(self.criterion == "f1" or number, "criterion", constraint, self.criterion)
+        whole = (_with_background(table) for table in (self.scores, self.targets, self.ignored))
+        _check(*whole, class_names=self.class_names)
         count = len(self.class_names) - 1
-        require(
-            count >= 1 and self.class_names[0] == BACKGROUND,
-            "class_names",
-            "background, then the classes",
-            self.class_names,
-        )
-        for name in ("positives", "offsets", "slopes", "cuts"):
-            require(
-                len(getattr(self, name)) == count, name, f"one for each of {count} classes", getattr(self, name)
-            )
-        require(all(map(math.isfinite, self.offsets)), "offsets", "finite", self.offsets)
-        require(all(0 < slope < math.inf for slope in self.slopes), "slopes", "positive", self.slopes)
-        require(0 < self.floor < math.inf, "floor", "positive", self.floor)
+        for name, values, least in (("offsets", self.offsets, -math.inf), ("slopes", self.slopes, 0)):
+            fits = len(values) == count and all(least < value < math.inf for value in values)
+            require(fits, name, f"{count} finite numbers above {least}", values)
+        require(0 < self.floor < math.inf, "floor", "positive and finite", self.floor)
 
     @cached_property
     def thresholds(self) -> tuple[float, ...]:
         """(K - 1) scores from which on a class is said to be there; infinity for never."""
-        return tuple(
-            self._shared_threshold(c) if n < FEW else cut.value if cut else math.inf
-            for c, (n, cut) in enumerate(zip(self.positives, self._chosen, strict=True))
-        )
+        probs, counted = self.probs(_with_background(self.scores))[:, 1:], ~self.ignored
+        if self.criterion == "f1":
+            cuts = [f1_cut(column[on]) for column, on in zip(probs.unbind(1), counted.unbind(1), strict=True)]
+        else:
+            cuts = [precision_cut(probs[counted], self.targets[counted], float(self.criterion))] * probs.shape[
+                1
+            ]
+        return tuple(self._score_at(c, cut) for c, cut in enumerate(cuts))
 
-    @cached_property
-    def _chosen(self) -> tuple[Cut | None, ...]:
-        pairs = zip(self.cuts, self.positives, strict=True)
-        return tuple(best_cut(cuts, positives, self.criterion) for cuts, positives in pairs)
-
-    def _shared_threshold(self, c: int) -> float:
-        """Return the score at which class ``c`` has the probability that is best for all classes together."""
-        cut = best_cut(self.shared_cuts, sum(self.positives), self.criterion)
-        if cut is None or cut.value >= 1:
+    def _score_at(self, c: int, prob: float) -> float:
+        """Return the score at which class ``c`` has a probability."""
+        if not 0 < prob < 1:
             return math.inf
-        log = (math.log(cut.value) - math.log1p(-cut.value) - self.offsets[c]) / self.slopes[c]
+        log = (math.log(prob) - math.log1p(-prob) - self.offsets[c]) / self.slopes[c]
         if log <= math.log(self.floor):
             return 0.0  # every score counts as the floor at least
         return math.exp(log) if log < 700 else math.inf
+
+    @cached_property
+    def decisions(self) -> Decisions:
+        """Precision, recall and reliability on the held-out photos themselves, a little better than on new ones."""
+        return self.decided(_with_background(self.scores), self.targets, self.ignored)
+
+    def decided(self, scores: Tensor, targets: Tensor, ignored: Tensor, level: float = 0.95) -> Decisions:
+        """Return how often yes or no is right.
+
+        Args:
+            scores: (N, K).
+            targets: (N, K - 1) bool, what the photos show.
+            ignored: (N, K - 1) bool, what counts neither way.
+            level: Of the intervals.
+        """
+        answers = self.labels(scores)[:, 1:], self.probs(scores)[:, 1:]
+        names, thresholds = self.class_names[1:], self.thresholds
+        return decide(*answers, targets, ignored, class_names=names, thresholds=thresholds, level=level)
 
     def probs(self, scores: Tensor) -> Tensor:
         """Return probabilities of presence.
@@ -207,33 +151,15 @@ class Calibration:
         """Return a copy with other thresholds.
 
         Args:
-            criterion: ``"f1"`` for the best F1, or a precision in 0..1 that is to be reached, such as 0.9.
+            criterion: ``"f1"`` for the best F1, or a precision between 0 and 1, such as 0.9.
         """
         return replace(self, criterion=criterion)
 
-    def table(self) -> list[list[str]]:
-        """Return header and rows as text: each class's threshold and what it says of the held-out photos."""
-        rows = [["class", "positives", "threshold", "said", "precision", "recall", "F1"]]
-        columns = zip(self.class_names[1:], self.positives, self.thresholds, self._chosen, strict=True)
-        for name, positives, threshold, cut in columns:
-            rates = ["-"] * 4
-            if positives >= FEW and cut:
-                shares = cut.right / cut.said, cut.right / positives, 2 * cut.right / (cut.said + positives)
-                rates = [str(cut.said), *map(percent, shares)]
-            rows.append([marked(name, positives), str(positives), f"{threshold:.3g}", *rates])
-        return rows
-
     def __str__(self) -> str:
-        asked = "the best F1" if self.criterion == "f1" else f"a precision of {percent(self.criterion)} %"
-        lines = text_table(self.table(), right=range(1, 7))
-        lines.append(
-            f"thresholds by {asked}, in % of the {self.photos} held-out photos that they were chosen on"
-        )
-        pairs = list(zip(self.class_names[1:], self.positives, self.thresholds, strict=True))
-        if min(self.positives) < FEW:
-            lines.append(f"* fewer than {FEW} positives: the threshold is that of all classes together")
-        if never := [name for name, _, threshold in pairs if threshold == math.inf]:
-            lines.append(f"never said, since no threshold reaches that: {', '.join(never)}")
+        asked = "best F1" if self.criterion == "f1" else f"a precision of {percent(float(self.criterion))} %"
+        lines = [str(self.decisions), f"thresholds chosen on these photos by {asked}"]
+        if self.criterion != "f1" and min(self.thresholds) == math.inf:
+            lines.append("no threshold reaches it on so few photos, so nothing is said; ask for less precision")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -241,34 +167,43 @@ class Calibration:
         return f"<pre>{escape(str(self))}</pre>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values."""
-        return {**asdict(self), "thresholds": self.thresholds}
+        """Return everything as plain values; targets are 1, 0, or -1 where ignored."""
+        targets = self.targets.long().masked_fill(self.ignored, -1)
+        tables = {"scores": self.scores.tolist(), "targets": targets.tolist()}
+        curves = {"offsets": list(self.offsets), "slopes": list(self.slopes), "floor": self.floor}
+        return {"class_names": list(self.class_names), "criterion": self.criterion, **curves, **tables}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """Return the calibration that :meth:`to_dict` described.
+        """Return the calibration that :meth:`to_dict` described; a score of ``None``, as JSON has it, is ``-inf``.
 
         Raises:
             CheckpointError: A value is missing, or is not what it must be.
         """
         try:
-            given = {field.name: values[field.name] for field in fields(cls)}
-            for name, kind in (("class_names", str), ("positives", int), ("offsets", float), ("slopes", float)):
-                given[name] = tuple(kind(value) for value in given[name])
-            given["cuts"] = tuple(_read_cuts(cuts) for cuts in given["cuts"])
-            given["shared_cuts"] = _read_cuts(given["shared_cuts"])
-            return cls(**given)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the calibration cannot be read: {error!r}; calibrate again") from error
+            rows = [[-math.inf if score is None else score for score in row] for row in values["scores"]]
+            scores, targets = (
+                torch.tensor(rows, dtype=torch.float64),
+                whole_numbers("targets", values["targets"]),
+            )
+            known = bool(((targets >= -1) & (targets <= 1)).all())
+            require(known, "targets", "1, 0, or -1 where ignored", values["targets"])
+            return cls(
+                class_names=tuple(values["class_names"]),
+                scores=scores,
+                targets=targets == 1,
+                ignored=targets == -1,
+                offsets=tuple(map(float, values["offsets"])),
+                slopes=tuple(map(float, values["slopes"])),
+                floor=float(values["floor"]),
+                criterion=values["criterion"],
+            )
+        except (LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the calibration cannot be read: {error!r:.300}; calibrate again") from error
 
 
-def _read_cuts(rows: Any) -> tuple[Cut, ...]:
-    return tuple(Cut(float(value), int(said), int(right), float(sum_)) for value, said, right, sum_ in rows)
-
-
-def _require_criterion(criterion: Any) -> None:
-    number = isinstance(criterion, (int, float)) and not isinstance(criterion, bool) and 0 < criterion <= 1
-    require(criterion == "f1" or number, "criterion", "'f1', or a precision above 0 and up to 1", criterion)
+def _with_background(table: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
 
 
 def _curve(scores: Tensor, offsets: Tensor, slopes: Tensor, floor: float) -> Tensor:
@@ -277,10 +212,78 @@ def _curve(scores: Tensor, offsets: Tensor, slopes: Tensor, floor: float) -> Ten
     return found.masked_fill(scores == -math.inf, 0.0)
 
 
-_PRIOR = (
-    1.0,
-    0.5,
-)  # standard deviations of a class's offset and slope about those of all classes, in units of log s
+# Where to cut: yes from this probability on.
+
+
+def f1_cut(probs: Tensor) -> float:
+    r"""Return the probability to cut at for the best F1 that the probabilities expect.
+
+    .. math:: F_1 = \frac{2 \sum_{n \le k} P_n}{k + \sum_n P_n} \quad\text{for yes to the first } k
+
+    What they expect holds better on new photos than what was counted, where the luckiest of all cuts wins: 62 against
+    58 to 60 % mean F1, over random splits of 500 VOC photos.
+
+    Args:
+        probs: (n,) of one class.
+
+    Returns:
+        Halfway between the last yes and the first no, so that rounding moves no photo across.
+
+    Example:
+        >>> round(f1_cut(torch.tensor([0.9, 0.8, 0.1, 0.1])), 3)
+        0.45
+    """
+    probs = probs.sort(descending=True).values
+    said = torch.arange(1, len(probs) + 1, device=probs.device)
+    expected = 2 * probs.cumsum(0) / (said + probs.sum())
+    return _halfway(probs, int(expected.argmax())) if len(probs) else math.inf
+
+
+_CAUTION = 0.5  # standard deviations
+
+
+def precision_cut(probs: Tensor, targets: Tensor, precision: float) -> float:
+    r"""Return the lowest probability to cut at for a precision.
+
+    The precision of a cut is Wilson's lower limit at :math:`z = 0.5`, since the counted one is that of a lucky cut:
+
+    .. math:: \frac{r + z^2/2 - z\sqrt{r(n - r)/n + z^2/4}}{n + z^2}
+
+    for r right of n yes. All classes are cut at one probability, as one class alone has too few photos. A precision
+    of 0.9 asked for became 0.90 on new photos, with 70, 150 or 300 held-out ones (20 random splits of 500 VOC photos,
+    standard deviation 0.03 to 0.04); cut class by class as counted, 0.80 to 0.87.
+
+    Args:
+        probs: (n,) of all photos and classes.
+        targets: (n,) bool.
+        precision: Between 0 and 1.
+
+    Returns:
+        Halfway between the last yes and the first no; infinity where no cut is as precise.
+
+    Example:
+        >>> probs, targets = torch.tensor([0.9, 0.8, 0.7, 0.2]), torch.tensor([True, True, True, False])
+        >>> round(precision_cut(probs, targets, 0.9), 3), precision_cut(probs, targets, 0.99)
+        (0.45, inf)
+    """
+    probs, order = probs.sort(descending=True)
+    right = targets[order].double().cumsum(0)
+    said, z = torch.arange(1, len(probs) + 1, dtype=right.dtype, device=probs.device), _CAUTION
+    low = (right + z * z / 2 - z * (right * (said - right) / said + z * z / 4).sqrt()) / (said + z * z)
+    ends = torch.cat([probs[1:] < probs[:-1], probs.new_ones(min(len(probs), 1), dtype=torch.bool)])
+    precise = ((low >= precision) & ends).nonzero()
+    return _halfway(probs, int(precise[-1])) if len(precise) else math.inf
+
+
+def _halfway(falling: Tensor, last: int) -> float:
+    following = falling[last + 1] if last + 1 < len(falling) else 0.0
+    return float((falling[last] + following) / 2)
+
+
+# Standard deviations of a class's offset and slope about those of all classes, per standard deviation of log s. On
+# new photos the curves were about as likely up to (0.7, 0.4); at (0.3, 0.2) thresholds were most often as precise as
+# asked.
+_PRIOR = (0.3, 0.2)
 
 
 def calibrate(
@@ -299,7 +302,7 @@ def calibrate(
         scores: (N, K) scores of 0 or more, or ``-inf`` where unscored.
         targets: (N, K) bool or 0 and 1: the photo shows the class.
         class_names: K names, the background first.
-        criterion: ``"f1"`` for the thresholds of the best F1, or a precision in 0..1 that is to be reached.
+        criterion: ``"f1"`` for the thresholds of the best F1, or a precision between 0 and 1.
         ignore: (N, K) bool or 0 and 1: photos that count neither way, such as those with only difficult objects.
 
     Raises:
@@ -314,30 +317,18 @@ def calibrate(
     """
     scores, targets = torch.as_tensor(scores).detach().double().cpu(), truth("targets", targets).cpu()
     ignored = torch.zeros_like(targets) if ignore is None else truth("ignore", ignore).cpu()
-    _check(scores, targets, ignored, class_names)
+    _check(scores, targets, ignored, class_names=class_names)
     scores, targets, counted = scores[:, 1:], targets[:, 1:], ~ignored[:, 1:]
     require(bool((targets & counted).any()), "targets", "true for some photo and class", "none")
     known = counted & scores.isfinite()
     positive = scores[known & (scores > 0)]
     floor = float(positive.min()) if len(positive) else 1.0
     offsets, slopes = _fit(scores.clamp(min=floor).log(), targets, known)
-    probs = _curve(scores, offsets, slopes, floor)
-    return Calibration(
-        class_names=tuple(class_names),
-        photos=len(scores),
-        positives=tuple((targets & counted).sum(dim=0).tolist()),
-        offsets=tuple(offsets.tolist()),
-        slopes=tuple(slopes.tolist()),
-        floor=floor,
-        cuts=tuple(
-            find_cuts(scores[on, c], probs[on, c], targets[on, c]) for c, on in enumerate(counted.unbind(dim=1))
-        ),
-        shared_cuts=find_cuts(probs[counted], probs[counted], targets[counted]),
-        criterion=criterion,
-    )
+    curves = tuple(offsets.tolist()), tuple(slopes.tolist())
+    return Calibration(tuple(class_names), scores, targets, ~counted, *curves, floor, criterion)
 
 
-def _check(scores: Tensor, targets: Tensor, ignored: Tensor, class_names: Sequence[str]) -> None:
+def _check(scores: Tensor, targets: Tensor, ignored: Tensor, *, class_names: Sequence[str]) -> None:
     problems = []
     if scores.ndim != 2 or len(scores) == 0 or scores.shape[1] < 2:
         problems.append(f"scores must be (N, K) with N >= 1 and K >= 2, got {tuple(scores.shape)}")

@@ -60,6 +60,11 @@ def reliability(probs: Tensor, targets: Tensor, bins: int = 10) -> Reliability:
     )
 
 
+_COLUMNS = {"threshold": "thresholds"} | {
+    name: name for name in ("photos", "positives", "said", "right", "precision", "recall", "f1")
+}  # of a class, by their names in files
+
+
 @dataclass(frozen=True)
 class Decisions:
     """Yes or no of N photos for C classes, against what they show; the background is not among the classes.
@@ -119,17 +124,19 @@ class Decisions:
     def table(self) -> list[list[str]]:
         """Return header, a row for each class and one for their mean as text, shares in percent."""
         spread = f"{self.level:.0%} interval"
-        rows = [["class", "positives", "said", "right", "precision", spread, "recall", spread, "F1"]]
+        rows = [
+            ["class", "positives", "threshold", "said", "right", "precision", spread, "recall", spread, "F1"]
+        ]
         columns = (self.positives, self.said, self.right, self.precision, self.recall, self.f1)
         for c, (positives, said, right, *shares) in enumerate(zip(*columns, strict=True)):
             precision, recall, f1 = map(percent, shares)
             spreads = [str(self.interval(c, of)) for of in ("precision", "recall")]
-            counts = map(str, (positives, said, right))
+            counts = [str(positives), f"{self.thresholds[c]:.3g}", str(said), str(right)]
             rows.append(
                 [marked(self.class_names[c], positives), *counts, precision, spreads[0], recall, spreads[1], f1]
             )
         means = [percent(_mean(shares)) for shares in (self.precision, self.recall, self.f1)]
-        return [*rows, ["mean", "", "", "", means[0], "", means[1], "", means[2]]]
+        return [*rows, ["mean", "", "", "", "", means[0], "", means[1], "", means[2]]]
 
     def notes(self) -> list[str]:
         """Return what the table does not say."""
@@ -160,9 +167,11 @@ class Decisions:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the photos' own values as plain values for JSON; NaN becomes ``None``."""
-        columns = ("thresholds", "photos", "positives", "said", "right", "precision", "recall", "f1")
         classes = [
-            {"name": name, **{column: number_or_none(getattr(self, column)[c]) for column in columns}}
+            {
+                "name": name,
+                **{key: number_or_none(getattr(self, column)[c]) for key, column in _COLUMNS.items()},
+            }
             for c, name in enumerate(self.class_names)
         ]
         bins = {name: list(map(number_or_none, values)) for name, values in vars(self.reliability).items()}
@@ -171,20 +180,12 @@ class Decisions:
 
     def to_csv(self) -> str:
         """Return a line of CSV for each class, shares in 0..1, with the limits of their intervals."""
-        header = ["class", "threshold", "photos", "positives", "said", "right"]
+        columns: dict[str, Sequence[Any]] = {"class": self.class_names}
+        columns |= {name: getattr(self, column) for name, column in _COLUMNS.items()}
         for of in ("precision", "recall"):
-            header += [of, f"{of} low", f"{of} high"]
-        rows: list[list[Any]] = [[*header, "F1"]]
-        counts = (self.class_names, self.thresholds, self.photos, self.positives, self.said, self.right)
-        for c, row in enumerate(zip(*counts, strict=True)):
-            intervals = (self.interval(c, of) for of in ("precision", "recall"))
-            shares = [
-                value
-                for share, each in zip((self.precision[c], self.recall[c]), intervals, strict=True)
-                for value in (share, each.low, each.high)
-            ]
-            rows.append([*row, *(round(share, 6) for share in (*shares, self.f1[c]))])
-        return as_csv(rows)
+            limits = [self.interval(c, of) for c in range(len(self.class_names))]
+            columns |= {f"{of} {end}": [getattr(limit, end) for limit in limits] for end in ("low", "high")}
+        return as_csv([list(columns), *zip(*columns.values(), strict=True)])
 
     def __str__(self) -> str:
         return "\n".join([summary_table(self.table()), *self.notes()])
@@ -208,7 +209,7 @@ def decide(
     thresholds: Sequence[float],
     level: float = 0.95,
 ) -> Decisions:
-    """Count how often yes or no is right; :func:`~transferkit.scorer.evaluate` calls this with a calibration.
+    """Count how often yes or no is right.
 
     Args:
         labels: (N, C) bool, the answers.

@@ -12,7 +12,7 @@ from transferkit.annotated import truth
 from transferkit.errors import ArgumentError, require
 from transferkit.scorer.ap_rules import ALL_RULES, VOC2010, APRule, Interpolation, Ranking, ranking_ap
 from transferkit.scorer.calibration import Calibration
-from transferkit.scorer.decisions import Decisions, decide
+from transferkit.scorer.decisions import Decisions
 from transferkit.scorer.image_scorer import BACKGROUND
 from transferkit.scorer.result import FEW, NO_INTERVAL, ClassificationResult, Interval, wilson
 
@@ -223,10 +223,7 @@ def _decided(
     """Count what a calibration says of the classes that are evaluated, which are all but the first."""
     same = names == calibration.class_names
     require(same, "class_names", f"those of the calibration, {calibration.class_names}", names)
-    labels, probs = calibration.labels(scores)[:, 1:], calibration.probs(scores)[:, 1:]
-    return decide(
-        labels, probs, shown, ignored, class_names=names[1:], thresholds=calibration.thresholds, level=level
-    )
+    return calibration.decided(scores, shown, ignored, level)
 
 
 def _check(
