@@ -146,9 +146,9 @@ def test_is_kept_as_plain_values():
     ("name", "value"),
     [
         ("scores", [[0.1]]),
-        ("scores", [[0.1, "a", 0.2]]),
-        ("targets", [[2, 0, 0]] * 20),
-        ("targets", [[0.5, 0, 0]] * 20),
+        ("scores", [[0, 0.1, "a", 0.2]]),
+        ("targets", [[0, 2, 0, 0]] * 20),
+        ("targets", [[0, 0.5, 0, 0]] * 20),
         ("slopes", [1.0, -1.0, 1.0]),
         ("offsets", [1.0]),
         ("floor", 0.0),

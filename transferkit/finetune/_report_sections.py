@@ -172,7 +172,7 @@ def summary(
     page.section("Summary")
     mean = located.mean()
     numbers = {f"mean AP, {result.rule}": _percent(result.mean_ap())}
-    if result.mean_interval:
+    if result.mean_interval and not math.isnan(result.mean_interval.low):
         low, high = result.mean_interval.low, result.mean_interval.high
         numbers[f"{result.level:.0%} interval of the mean"] = f"{100 * low:.1f} to {100 * high:.1f} %"
     numbers["pointing accuracy"] = _percent(mean.pointing)
@@ -223,13 +223,7 @@ def decisions(page: Page, found: Decisions | None) -> None:
     curve = found.reliability
     page.figure(
         plot_reliability(curve),
-        alt="Share of photos that show the class by probability: "
-        + ", ".join(
-            f"{100 * expected:.0f} % {100 * present:.0f} %"
-            for count, expected, present in zip(curve.counts, curve.expected, curve.present, strict=True)
-            if count
-        )
-        + ".",
+        alt=f"How often probabilities of presence come true; they are off by {_percent(curve.error)} on average.",
         caption="How often a class is there by the probability stated, over all photos and classes; above each point "
         "their number. On the dashed line the probabilities come true.",
     )

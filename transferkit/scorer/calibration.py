@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from html import escape
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -35,9 +34,9 @@ class Calibration:
 
     Attributes:
         class_names: K names, the background first.
-        scores: (N, K - 1) float64, of the held-out photos; kept to choose other thresholds.
-        targets: (N, K - 1) bool, what they show.
-        ignored: (N, K - 1) bool, what counts neither way.
+        scores: (N, K) float64, of the held-out photos; kept to choose other thresholds.
+        targets: (N, K) bool, what they show.
+        ignored: (N, K) bool, what counts neither way.
         offsets: (K - 1) numbers a.
         slopes: (K - 1) numbers b, positive.
         floor: Least score whose logarithm is taken; a lower one counts as this.
@@ -61,8 +60,7 @@ class Calibration:
         number = isinstance(self.criterion, float) and 0 < self.criterion < 1
         constraint = "'f1', or a precision between 0 and 1"
         require(self.criterion == "f1" or number, "criterion", constraint, self.criterion)
-        whole = (_with_background(table) for table in (self.scores, self.targets, self.ignored))
-        _check(*whole, class_names=self.class_names)
+        _check(self.scores, self.targets, self.ignored, self.class_names)
         count = len(self.class_names) - 1
         for name, values, least in (("offsets", self.offsets, -math.inf), ("slopes", self.slopes, 0)):
             fits = len(values) == count and all(least < value < math.inf for value in values)
@@ -72,13 +70,12 @@ class Calibration:
     @cached_property
     def thresholds(self) -> tuple[float, ...]:
         """(K - 1) scores from which on a class is said to be there; infinity for never."""
-        probs, counted = self.probs(_with_background(self.scores))[:, 1:], ~self.ignored
+        probs, counted = self.probs(self.scores)[:, 1:], ~self.ignored[:, 1:]
         if self.criterion == "f1":
             cuts = [f1_cut(column[on]) for column, on in zip(probs.unbind(1), counted.unbind(1), strict=True)]
         else:
-            cuts = [precision_cut(probs[counted], self.targets[counted], float(self.criterion))] * probs.shape[
-                1
-            ]
+            cut = precision_cut(probs[counted], self.targets[:, 1:][counted], float(self.criterion))
+            cuts = [cut] * probs.shape[1]
         return tuple(self._score_at(c, cut) for c, cut in enumerate(cuts))
 
     def _score_at(self, c: int, prob: float) -> float:
@@ -93,20 +90,22 @@ class Calibration:
     @cached_property
     def decisions(self) -> Decisions:
         """Precision, recall and reliability on the held-out photos themselves, a little better than on new ones."""
-        return self.decided(_with_background(self.scores), self.targets, self.ignored)
+        return self.decided(self.scores, self.targets, self.ignored)
 
     def decided(self, scores: Tensor, targets: Tensor, ignored: Tensor, level: float = 0.95) -> Decisions:
         """Return how often yes or no is right.
 
         Args:
             scores: (N, K).
-            targets: (N, K - 1) bool, what the photos show.
-            ignored: (N, K - 1) bool, what counts neither way.
+            targets: (N, K) bool, what the photos show.
+            ignored: (N, K) bool, what counts neither way.
             level: Of the intervals.
         """
-        answers = self.labels(scores)[:, 1:], self.probs(scores)[:, 1:]
+        tables = (self.labels(scores), self.probs(scores), targets, ignored)
         names, thresholds = self.class_names[1:], self.thresholds
-        return decide(*answers, targets, ignored, class_names=names, thresholds=thresholds, level=level)
+        return decide(
+            *(table[:, 1:] for table in tables), class_names=names, thresholds=thresholds, level=level
+        )
 
     def probs(self, scores: Tensor) -> Tensor:
         """Return probabilities of presence.
@@ -162,10 +161,6 @@ class Calibration:
             lines.append("no threshold reaches it on so few photos, so nothing is said; ask for less precision")
         return "\n".join(lines)
 
-    def _repr_html_(self) -> str:
-        """Return the table as a notebook shows it."""
-        return f"<pre>{escape(str(self))}</pre>"
-
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values; targets are 1, 0, or -1 where ignored."""
         targets = self.targets.long().masked_fill(self.ignored, -1)
@@ -200,10 +195,6 @@ class Calibration:
             )
         except (LookupError, TypeError, ValueError) as error:
             raise CheckpointError(f"the calibration cannot be read: {error!r:.300}; calibrate again") from error
-
-
-def _with_background(table: Tensor) -> Tensor:
-    return torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
 
 
 def _curve(scores: Tensor, offsets: Tensor, slopes: Tensor, floor: float) -> Tensor:
@@ -317,18 +308,17 @@ def calibrate(
     """
     scores, targets = torch.as_tensor(scores).detach().double().cpu(), truth("targets", targets).cpu()
     ignored = torch.zeros_like(targets) if ignore is None else truth("ignore", ignore).cpu()
-    _check(scores, targets, ignored, class_names=class_names)
-    scores, targets, counted = scores[:, 1:], targets[:, 1:], ~ignored[:, 1:]
-    require(bool((targets & counted).any()), "targets", "true for some photo and class", "none")
-    known = counted & scores.isfinite()
-    positive = scores[known & (scores > 0)]
+    _check(scores, targets, ignored, class_names)
+    known = (~ignored & scores.isfinite())[:, 1:]
+    require(bool(targets[:, 1:][known].any()), "targets", "true for some photo and class", "none")
+    positive = scores[:, 1:][known & (scores[:, 1:] > 0)]
     floor = float(positive.min()) if len(positive) else 1.0
-    offsets, slopes = _fit(scores.clamp(min=floor).log(), targets, known)
-    curves = tuple(offsets.tolist()), tuple(slopes.tolist())
-    return Calibration(tuple(class_names), scores, targets, ~counted, *curves, floor, criterion)
+    curves = _fit(scores[:, 1:].clamp(min=floor).log(), targets[:, 1:], known)
+    offsets, slopes = (tuple(values.tolist()) for values in curves)
+    return Calibration(tuple(class_names), scores, targets, ignored, offsets, slopes, floor, criterion)
 
 
-def _check(scores: Tensor, targets: Tensor, ignored: Tensor, *, class_names: Sequence[str]) -> None:
+def _check(scores: Tensor, targets: Tensor, ignored: Tensor, class_names: Sequence[str]) -> None:
     problems = []
     if scores.ndim != 2 or len(scores) == 0 or scores.shape[1] < 2:
         problems.append(f"scores must be (N, K) with N >= 1 and K >= 2, got {tuple(scores.shape)}")
@@ -363,15 +353,13 @@ def _newton(x: Tensor, y: Tensor, weights: Tensor, mean: Tensor, deviation: Tens
         \frac{(b - \mu_b)^2}{2\sigma_b^2}
     """
     found = mean.expand(x.shape[1], 2).clone()
-    for _ in range(100):
+    for _ in range(50):
         probs = torch.sigmoid(found[:, 0] + found[:, 1] * x)
         error, curvature = weights * (probs - y), weights * probs * (1 - probs)
         slope = torch.stack([error.sum(0), (error * x).sum(0)], dim=1) + (found - mean) / deviation**2
-        mixed = (curvature * x).sum(0)
-        hessian = torch.stack([curvature.sum(0), mixed, mixed, (curvature * x * x).sum(0)], dim=1).reshape(
-            -1, 2, 2
-        )
-        step = torch.linalg.solve(hessian + torch.diag(deviation**-2), slope)
+        second = [(curvature * x**power).sum(0) for power in (0, 1, 1, 2)]
+        hessian = torch.stack(second, dim=1).reshape(-1, 2, 2) + torch.diag(deviation**-2)
+        step = torch.linalg.solve(hessian, slope)
         found = found - step / step.norm(dim=1, keepdim=True).clamp(min=1)
         found[:, 1].clamp_(min=1e-3)
     return found

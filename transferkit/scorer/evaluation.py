@@ -12,7 +12,6 @@ from transferkit.annotated import truth
 from transferkit.errors import ArgumentError, require
 from transferkit.scorer.ap_rules import ALL_RULES, VOC2010, APRule, Interpolation, Ranking, ranking_ap
 from transferkit.scorer.calibration import Calibration
-from transferkit.scorer.decisions import Decisions
 from transferkit.scorer.image_scorer import BACKGROUND
 from transferkit.scorer.result import FEW, NO_INTERVAL, ClassificationResult, Interval, wilson
 
@@ -186,10 +185,13 @@ def evaluate(
     scores, targets = torch.as_tensor(scores), truth("targets", targets)
     difficult = torch.zeros_like(targets) if difficult is None else truth("difficult", difficult)
     _check(scores, targets, difficult, class_names, image_ids)
+    decisions = None
+    if calibration is not None:
+        names, own = tuple(class_names), calibration.class_names
+        require(names == own, "class_names", f"those of the calibration, {own}", names)
+        decisions = calibration.decided(scores.cpu(), *rule.counted(targets.cpu(), difficult.cpu()), level)
     kept = [k for k, name in enumerate(class_names) if name != BACKGROUND]
-    whole, names = scores.detach().cpu(), tuple(class_names)
     scores, targets, difficult = (tensor.detach().cpu()[:, kept] for tensor in (scores, targets, difficult))
-    shown, ignored = rule.counted(targets, difficult)
     rules = dict.fromkeys((*ALL_RULES, rule))
     ap = {r: tuple(r.average_precision(scores, targets, difficult).tolist()) for r in rules}
     intervals = bootstrap_intervals(
@@ -207,23 +209,9 @@ def evaluate(
         level=level,
         scores=scores.double(),
         image_ids=tuple(image_ids or ()),
-        targets=shown,
-        decisions=None if calibration is None else _decided(calibration, whole, shown, ignored, names, level),
+        targets=rule.counted(targets, difficult)[0],
+        decisions=decisions,
     )
-
-
-def _decided(
-    calibration: Calibration,
-    scores: Tensor,
-    shown: Tensor,
-    ignored: Tensor,
-    names: tuple[str, ...],
-    level: float,
-) -> Decisions:
-    """Count what a calibration says of the classes that are evaluated, which are all but the first."""
-    same = names == calibration.class_names
-    require(same, "class_names", f"those of the calibration, {calibration.class_names}", names)
-    return calibration.decided(scores, shown, ignored, level)
 
 
 def _check(
