@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from transferkit.annotated import truth
+from transferkit.annotated import shape_problems, truth
 from transferkit.errors import ArgumentError, did_you_mean, require
 
 
@@ -114,11 +114,7 @@ def _check(scores: Tensor, targets: Tensor, ignore: Tensor) -> None:
         problems.append(f"scores must be (N,) or (N, K) with N >= 1, got {tuple(scores.shape)}")
     elif scores.isnan().any():
         problems.append(f"scores must not be NaN, got {int(scores.isnan().sum())} NaN")
-    for name, mask in (("targets", targets), ("ignore", ignore)):
-        if mask.shape != scores.shape:
-            problems.append(
-                f"{name} must be of the scores' shape {tuple(scores.shape)}, got {tuple(mask.shape)}"
-            )
+    problems += shape_problems(scores, targets=targets, ignore=ignore)
     if problems:
         raise ArgumentError("; ".join(problems))
 

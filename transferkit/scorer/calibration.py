@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from transferkit.annotated import truth, whole_numbers
+from transferkit.annotated import shape_problems, truth, whole_numbers
 from transferkit.errors import ArgumentError, CheckpointError, require
 from transferkit.scorer.decisions import Decisions, decide
 from transferkit.scorer.image_scorer import BACKGROUND
@@ -101,11 +101,9 @@ class Calibration:
             ignored: (N, K) bool, what counts neither way.
             level: Of the intervals.
         """
-        tables = (self.labels(scores), self.probs(scores), targets, ignored)
-        names, thresholds = self.class_names[1:], self.thresholds
-        return decide(
-            *(table[:, 1:] for table in tables), class_names=names, thresholds=thresholds, level=level
-        )
+        labels, probs = self.labels(scores)[:, 1:], self.probs(scores)[:, 1:]
+        counted = ~ignored[:, 1:]
+        return decide(labels, probs, targets[:, 1:], counted, self.class_names[1:], self.thresholds, level)
 
     def probs(self, scores: Tensor) -> Tensor:
         """Return probabilities of presence.
@@ -177,21 +175,18 @@ class Calibration:
         """
         try:
             rows = [[-math.inf if score is None else score for score in row] for row in values["scores"]]
-            scores, targets = (
-                torch.tensor(rows, dtype=torch.float64),
-                whole_numbers("targets", values["targets"]),
-            )
+            targets = whole_numbers("targets", values["targets"])
             known = bool(((targets >= -1) & (targets <= 1)).all())
             require(known, "targets", "1, 0, or -1 where ignored", values["targets"])
+            curves = {name: tuple(map(float, values[name])) for name in ("offsets", "slopes")}
             return cls(
                 class_names=tuple(values["class_names"]),
-                scores=scores,
+                scores=torch.tensor(rows, dtype=torch.float64),
                 targets=targets == 1,
                 ignored=targets == -1,
-                offsets=tuple(map(float, values["offsets"])),
-                slopes=tuple(map(float, values["slopes"])),
                 floor=float(values["floor"]),
                 criterion=values["criterion"],
+                **curves,
             )
         except (LookupError, TypeError, ValueError) as error:
             raise CheckpointError(f"the calibration cannot be read: {error!r:.300}; calibrate again") from error
@@ -322,11 +317,7 @@ def _check(scores: Tensor, targets: Tensor, ignored: Tensor, class_names: Sequen
     problems = []
     if scores.ndim != 2 or len(scores) == 0 or scores.shape[1] < 2:
         problems.append(f"scores must be (N, K) with N >= 1 and K >= 2, got {tuple(scores.shape)}")
-    for name, mask in (("targets", targets), ("ignore", ignored)):
-        if mask.shape != scores.shape:
-            problems.append(
-                f"{name} must be of the scores' shape {tuple(scores.shape)}, got {tuple(mask.shape)}"
-            )
+    problems += shape_problems(scores, targets=targets, ignore=ignored)
     if len(class_names) != scores.shape[-1] or list(class_names)[:1] != [BACKGROUND]:
         problems.append(f"class_names must be one per column, the background first, got {list(class_names)}")
     wrong = scores.isnan() | (scores == math.inf) | ((scores < 0) & scores.isfinite())

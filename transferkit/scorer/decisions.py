@@ -196,8 +196,7 @@ def decide(
     labels: Tensor,
     probs: Tensor,
     targets: Tensor,
-    ignored: Tensor,
-    *,
+    counted: Tensor,
     class_names: Sequence[str],
     thresholds: Sequence[float],
     level: float = 0.95,
@@ -208,12 +207,11 @@ def decide(
         labels: (N, C) bool, the answers.
         probs: (N, C) in 0..1.
         targets: (N, C) bool, what the photos show.
-        ignored: (N, C) bool, what counts neither way.
+        counted: (N, C) bool, false where neither answer is right or wrong.
         class_names: C names, without the background.
         thresholds: C scores from which on the answer was yes.
         level: Of the intervals.
     """
-    counted = ~ignored
     shown, said = targets & counted, labels & counted
     counts = (mask.sum(dim=0).tolist() for mask in (counted, shown, said, shown & said))
     classes = tuple(ClassDecisions(*row) for row in zip(class_names, thresholds, *counts, strict=True))

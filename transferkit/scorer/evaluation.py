@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transferkit.annotated import truth
+from transferkit.annotated import shape_problems, truth
 from transferkit.errors import ArgumentError, require
 from transferkit.scorer.ap_rules import ALL_RULES, VOC2010, APRule, Interpolation, Ranking, ranking_ap
 from transferkit.scorer.calibration import Calibration
@@ -224,11 +224,7 @@ def _check(
     problems = []
     if scores.ndim != 2 or len(scores) == 0:
         problems.append(f"scores must be (N, K) with N >= 1, got {tuple(scores.shape)}")
-    for name, mask in (("targets", targets), ("difficult", difficult)):
-        if mask.shape != scores.shape:
-            problems.append(
-                f"{name} must be of the scores' shape {tuple(scores.shape)}, got {tuple(mask.shape)}"
-            )
+    problems += shape_problems(scores, targets=targets, difficult=difficult)
     problems += _wrong_names("class_names", class_names, scores.shape[-1])
     if image_ids is not None:
         problems += _wrong_names("image_ids", image_ids, len(scores))

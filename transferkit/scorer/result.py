@@ -228,9 +228,8 @@ def wilson(right: int, count: int, level: float = 0.95) -> Interval:
         return NO_INTERVAL
     z = NormalDist().inv_cdf((1 + level) / 2)
     middle, spread = right + z * z / 2, z * math.sqrt(right * (count - right) / count + z * z / 4)
-    return Interval(
-        max(0.0, (middle - spread) / (count + z * z)), min(1.0, (middle + spread) / (count + z * z))
-    )
+    low, high = ((middle + side) / (count + z * z) for side in (-spread, spread))
+    return Interval(max(0.0, low), min(1.0, high))
 
 
 @dataclass(frozen=True)
@@ -293,15 +292,8 @@ class ClassificationResult:
         for c, name in enumerate(self.class_names):
             values = [percent(self.ap[rule][c]) for rule in rules]
             spread = [str(self.intervals[c])] if self.intervals else []
-            rows.append(
-                [
-                    marked(name, self.positives[c]),
-                    str(self.positives[c]),
-                    str(self.difficult[c]),
-                    *values,
-                    *spread,
-                ]
-            )
+            counts = str(self.positives[c]), str(self.difficult[c])
+            rows.append([marked(name, self.positives[c]), *counts, *values, *spread])
         means = [percent(self.mean_ap(rule)) for rule in rules]
         spread = [str(self.mean_interval)] if self.mean_interval else []
         rows.append(["mean", "", "", *means, *spread])
@@ -379,10 +371,8 @@ class ClassificationResult:
         if found is not None:
             header += ["said", *(f"{name} probability" for name in names)]
             columns += [self._named(found.labels), found.probs.tolist()]
-        rows = (
-            [image, *chain.from_iterable(cells)] for image, *cells in zip(self.image_ids, *columns, strict=True)
-        )
-        return as_csv([header, *rows])
+        rows = zip(self.image_ids, *columns, strict=True)
+        return as_csv([header, *([image, *chain.from_iterable(cells)] for image, *cells in rows)])
 
     def _named(self, flags: Tensor) -> list[list[str]]:
         """Return the classes of each image in one cell."""

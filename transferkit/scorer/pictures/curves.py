@@ -180,16 +180,9 @@ def plot_reliability(curve: Reliability) -> Figure:
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="0.6", linestyle=_DASH, linewidth=0.8)
     bins = [row for row in zip(curve.expected, curve.present, curve.counts, strict=True) if row[2]]
-    axes.plot(
-        [100 * x for x, _, _ in bins],
-        [100 * y for _, y, _ in bins],
-        "o-",
-        color=color(0),
-        markersize=4,
-        linewidth=1.3,
-    )
-    for x, y, count in bins:
-        place = (100 * x, 100 * y)
+    x, y = ([100 * row[place] for row in bins] for place in (0, 1))
+    axes.plot(x, y, "o-", color=color(0), markersize=4, linewidth=1.3)
+    for place, (_, _, count) in zip(zip(x, y, strict=True), bins, strict=True):
         axes.annotate(str(count), place, (0, 6), textcoords="offset points", fontsize=SMALL_TEXT, ha="center")
     dress(axes, "probability stated (%)", "class is there (%)")
     axes.set(xlim=(0, 100), ylim=(0, 108), xticks=range(0, 101, 20), yticks=range(0, 101, 20))
