@@ -159,5 +159,3 @@ def ap_csv(result: ClassificationResult) -> str:
 
 def _cell(value: float) -> str:
     return "" if value != value else f"{value:.6f}"
-
-
