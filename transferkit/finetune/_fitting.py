@@ -301,7 +301,7 @@ def _temporary_folder() -> Iterator[str]:
 
 def choose(
     setup: Setup, prepared: Prepared, on: OnFeatures, presence: Presence, class_names: Sequence[str]
-) -> tuple[Protocol, Calibration]:
+) -> tuple[Protocol, Calibration | None]:
     """Choose the number of epochs and the exponent on held-out training photos, and calibrate the scores on them."""
     chosen = choose_on_held_out(
         on.rest,
@@ -317,8 +317,10 @@ def choose(
     )
     setup.log(str(chosen))
     held = presence.present[chosen.places], presence.difficult_only[chosen.places]
-    calibration = calibrate(chosen.scores, held[0], class_names=class_names, ignore=held[1])
-    setup.log(str(calibration))
+    calibration = None
+    if bool((held[0] & ~held[1]).any()):
+        calibration = calibrate(chosen.scores, held[0], class_names=class_names, ignore=held[1])
+        setup.log(str(calibration))
     return setup.protocol.decided(chosen.epochs, chosen.exponent), calibration
 
 

@@ -121,6 +121,7 @@ def evaluation(
         image_ids=ids_of(photos),
         rule=fitted.protocol.ap_rule,
         bootstrap=bootstrap,
+        calibration=fitted.calibration,
     )
 
 

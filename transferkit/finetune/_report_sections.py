@@ -269,7 +269,9 @@ def localization(page: Page, located: LocalizationResult) -> None:
     page.table(located.table(), caption="Rates in percent of the photos that show the class", total=True)
 
 
-def maps(page: Page, log: PatchLog, dataset: Any, photos: int, seed: int) -> None:
+def maps(
+    page: Page, log: PatchLog, dataset: Any, truth: Presence, class_names: Sequence[str], photos: int, seed: int
+) -> None:
     """Add photos with objects, drawn at random, and the maps of their classes."""
     page.section("Where classes are seen")
     page.text(
@@ -277,11 +279,11 @@ def maps(page: Page, log: PatchLog, dataset: Any, photos: int, seed: int) -> Non
         "colors of each map run from 0 to its own maximum, which is printed below it."
     )
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
-    certain = dataset.presence().present & ~dataset.presence().difficult_only
+    certain = truth.present & ~truth.difficult_only
     for n in [n for n in order if certain[n].any()][:photos]:
         item = dataset[n]
         classes = certain[n].nonzero()[:, 0].tolist()[:3]
-        names = {k: dataset.class_names[k] for k in classes}
+        names = {k: class_names[k] for k in classes}
         probs, boxes = log.patches(n)
         values = score_map(probs[:, classes], boxes, item.image.shape[-2:])
         page.figure(
@@ -297,7 +299,13 @@ def maps(page: Page, log: PatchLog, dataset: Any, photos: int, seed: int) -> Non
 
 
 def contact_sheets(
-    page: Page, rule: APRule, scores: Tensor, truth: Presence, dataset: Any, photos: int
+    page: Page,
+    rule: APRule,
+    scores: Tensor,
+    truth: Presence,
+    class_names: Sequence[str],
+    dataset: Any,
+    photos: int,
 ) -> None:
     """Add the best hits, worst misses and false alarms of each class."""
     page.section("Hits, misses and false alarms")
@@ -309,7 +317,7 @@ def contact_sheets(
     )
     positives = truth.present & ~truth.difficult_only
     ap = rule.average_precision(scores, truth.present, truth.difficult_only)
-    for k, name in enumerate(dataset.class_names):
+    for k, name in enumerate(class_names):
         if not positives[:, k].any():
             continue
         found = find_extremes(scores[:, k].cpu(), positives[:, k], truth.difficult_only[:, k], photos)

@@ -10,12 +10,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Subset
+
 from transferkit.annotated import Presence
 from transferkit.display import as_json, fit, markdown_table
 from transferkit.errors import ArgumentError, CheckpointError, listed
 from transferkit.files import require_writable, write_text
 from transferkit.finetune._fitted import Fitted, plain
 from transferkit.finetune._fitting import Setup
+from transferkit.scorer.calibration import Calibration
 from transferkit.scorer.result import percent
 from transferkit.transfer.account import versions
 
@@ -77,9 +80,9 @@ class Card:
 
     def thresholds(self, way: str) -> dict[str, float]:
         """Return the threshold of each class, for scores from ``"shared"`` or ``"exact"`` features; empty if none."""
-        return dict(
-            zip(self.class_names[1:], self.calibrations.get(way, {}).get("thresholds", ()), strict=False)
-        )
+        found = self.calibrations.get(way, {}).get("thresholds", ())
+        pairs = zip(self.class_names[1:], found, strict=False)
+        return {name: math.inf if threshold is None else threshold for name, threshold in pairs}
 
     def to_markdown(self) -> str:
         """Return the card as a page of Markdown."""
@@ -143,10 +146,12 @@ def card_of(fitted: Fitted, setup: Setup, results: Any, calibration: Any, licens
 
 def described(photos: Any, truth: Presence, class_names: tuple[str, ...]) -> dict[str, Any]:
     """Return what a card says of the photos that a classifier is fitted on."""
-    kind: Any = type(photos)
+    whole = photos.dataset if isinstance(photos, Subset) else photos
+    kind: Any = type(whole)
     says_nothing = kind.__repr__ in (object.__repr__, list.__repr__, tuple.__repr__)
+    name = kind.__name__ if says_nothing else fit(repr(whole), 200)
     return {
-        "fitted on": kind.__name__ if says_nothing else fit(repr(photos), 200),
+        "fitted on": name if whole is photos else f"a part of {name}",
         "photos": len(photos),
         "photos without boxes": 0 if truth.boxed is None else int((~truth.boxed).sum()),
         "photos of class": dict(zip(class_names[1:], truth.present.sum(dim=0).tolist()[1:], strict=True)),
@@ -162,12 +167,15 @@ def _by_way(argument: str, given: Any, way: str) -> dict[str, dict[str, Any]]:
             f"{argument} must be what was measured, or a dict of it by {' or '.join(map(repr, WAYS))}, the way that "
             f"features were computed; got {', '.join(odd)}"
         )
-    every = {name: json.loads(json.dumps(each.to_dict())) for name, each in by_way.items()}
-    # All the places where a threshold could have been are no part of a card.
-    return {
-        way: {name: part for name, part in values.items() if not name.endswith("cuts")}
-        for way, values in every.items()
-    }
+    return {name: json.loads(as_json(_plain(each))) for name, each in by_way.items()}
+
+
+def _plain(measured: Any) -> dict[str, Any]:
+    """Return a result; of a calibration its thresholds and what they say, not the scores that it holds."""
+    if not isinstance(measured, Calibration):
+        return dict(measured.to_dict())
+    said = measured.decisions.to_dict()
+    return {"criterion": measured.criterion, "thresholds": list(measured.thresholds), "held_out": said}
 
 
 def _of_classes(result: Mapping[str, Any]) -> dict[str, str]:
