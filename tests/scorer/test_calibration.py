@@ -123,6 +123,12 @@ def test_a_precision_asked_for_is_reached_on_new_photos(precision):
     assert precision - 0.015 < right / said < precision + 0.06
 
 
+def test_equal_scores_say_as_much_as_they_can():
+    scores, targets = torch.full((20, 2), 0.5), torch.arange(20)[:, None] < torch.tensor([0, 5])
+    calibration = calibrate(scores, targets, class_names=NAMES[:2])
+    assert calibration.probs(torch.tensor([[0.0, 0.51]]))[0, 1] == pytest.approx(0.25, abs=0.02)
+
+
 def test_a_precision_out_of_reach_says_nothing_and_says_so():
     scores, targets, _ = drawn(40)
     calibration = calibrate(scores, targets, class_names=NAMES).with_thresholds(0.999)

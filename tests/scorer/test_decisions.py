@@ -107,7 +107,9 @@ def test_tables_of_classes_and_photos_are_read_back(case):
         < float(classes[0]["precision high"])
     )
     assert classes[2]["precision"] == classes[2]["recall low"] == ""
-    assert result.to_dict()["decisions"]["classes"][0]["right"] == int(classes[0]["right"])
+    plain = result.to_dict()["decisions"]
+    assert plain["classes"][0]["right"] == int(classes[0]["right"])
+    assert plain["classes"][2]["f1"] is None
 
 
 def test_a_calibration_of_other_classes_is_refused(case):

@@ -329,7 +329,8 @@ def _check(scores: Tensor, targets: Tensor, ignored: Tensor, class_names: Sequen
 
 def _fit(logs: Tensor, targets: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Return (C,) offsets and slopes: one curve for all classes, then each class's own near it."""
-    center, spread = logs[known].mean(), logs[known].std(correction=0).clamp(min=1e-6)
+    center, spread = logs[known].mean(), logs[known].std(correction=0)
+    spread = torch.where(spread > 1e-6, spread, 1.0)  # of equal scores
     x, y, weights = (logs - center) / spread, targets.double(), known.double()
     start, free = x.new_tensor([0.0, 1.0]), x.new_tensor([30.0, 30.0])
     together = _newton(x.reshape(-1, 1), y.reshape(-1, 1), weights.reshape(-1, 1), start, free)[0]

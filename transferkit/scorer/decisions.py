@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from transferkit.display import as_csv, summary_table
+from transferkit.display import as_csv, as_json, summary_table
 from transferkit.scorer.result import FEW, Interval, few_positives, marked, percent, wilson
 
 
@@ -175,13 +176,15 @@ class Decisions:
         return sorted(rows, key=lambda row: -row[2] / row[3])[:count]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the photos' own values as plain values for JSON."""
-        return {
+        """Return everything but the photos' own values for JSON; NaN and infinities become ``None``."""
+        everything = {
             "level": self.level,
             "classes": [one.to_dict(self.level) for one in self.classes],
             "confused": self.confused.tolist(),
             "reliability": {**vars(self.reliability), "error": self.reliability.error},
         }
+        finite: dict[str, Any] = json.loads(as_json(everything))
+        return finite
 
     def to_csv(self) -> str:
         """Return a line of CSV for each class, shares in 0..1, with the limits of their intervals."""
