@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from torch.utils.data import ConcatDataset
 
 from tests.benchmarks.photo_folders import KINDS, write_coco, write_yolo
+from tests.checkpoints.mutated_files import mutated
 from transferkit.cli import main
 from transferkit.datasets import (
     ClassFolderDataset,
@@ -27,7 +29,7 @@ from transferkit.datasets import (
     open_photos,
     split,
 )
-from transferkit.errors import ArgumentError, DataError, MissingFileError
+from transferkit.errors import ArgumentError, DataError, MissingFileError, TransferKitError
 from transferkit.finetune.photos import class_names_of, truth_of
 
 WIDTH, HEIGHT = 32, 24
@@ -400,3 +402,24 @@ def test_a_folder_of_several_formats_is_refused_until_one_is_named(photos: Path)
         open_photos(photos, "pdf")
     with pytest.raises(MissingFileError, match="no file or folder"):
         open_photos(photos / "nowhere")
+
+
+def test_damaged_descriptions_are_read_or_refused(tmp_path: Path) -> None:
+    text = "path: .\ntrain: images\nval: ['images']\nnames:\n  0: cat\n  1: 'dog'\n"
+    files = [yolo(tmp_path / "yolo", "0 0.5 0.5 0.5 0.5\n1 0.25 0 1 0.5 0.5 1\n", text) / "data.yaml"]
+    files.append(tmp_path / "yolo/labels/a.txt")
+    for number, name in enumerate(("a", "b b")):
+        photo(tmp_path / f"table/{name}.png", seed=number)
+    files.append(tmp_path / "table/tags.csv")
+    files[2].write_text(TABLES["commas"].rpartition("c.png")[0])
+    dice, outcomes = random.Random(13), set()
+    for number in range(180):
+        file, format = files[number % 3], "table" if number % 3 == 2 else "yolo"
+        content = file.read_bytes()
+        file.write_bytes(mutated(content, content, dice))
+        try:
+            outcomes.add((format, len(open_photos(tmp_path / format, format).datasets) > 0))
+        except TransferKitError:
+            outcomes.add((format, False))
+        file.write_bytes(content)
+    assert len(outcomes) == 4
