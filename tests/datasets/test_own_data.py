@@ -232,7 +232,7 @@ def test_rows_are_a_table(photos: Path) -> None:
         (
             "file,labels\nx.png,cat\na.png,cat\nd.png\n",
             {},
-            r"(?s)row 2: no image x\.png.*row 4: 1 cells under 2",
+            r"(?s)row 'x\.png,cat': no image x\.png.*row 'd\.png': 1 cells under 2",
         ),
         ("file,color,size\na.png,red,2\n", {}, r"label_columns=\["),
         ("one,two\nx,y\n", {}, "say file_column"),

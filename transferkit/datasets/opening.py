@@ -85,9 +85,7 @@ def chosen_format(path: Path, format: str | None) -> tuple[str, list[str]]:
     found = formats_of(path)
     if format is None and len(found) > 1:
         shown = "".join(f"\n  - {name!r}: {listed(files, 3)}" for name, files in found.items())
-        raise DataError(
-            f"{path} may be read in several ways; say which one, format= (--format on a command line):{shown}"
-        )
+        raise DataError(f"{path} may be read in several ways; say which, format= (--format in a shell):{shown}")
     name = format or next(iter(found), "")
     if name not in found:
         what = f"nothing of format {name!r}" if name else "nothing that says what photos show"
@@ -209,9 +207,7 @@ def _one_each(folder: Path, files: list[str]) -> list[tuple[str, str]]:
 
 def _only(folder: Path, files: list[str]) -> str:
     if len(files) > 1:
-        raise DataError(
-            f"{folder} has {listed(files, 3)} for the same photos, or for one image set; name one of them"
-        )
+        raise DataError(f"{folder} has {listed(files, 3)} for one image set; name one of them")
     return files[0]
 
 

@@ -78,7 +78,7 @@ class ClassFolderDataset(TagDataset):
         found = {path: classes[path] for path in sets.get(image_set, {}) if path in classes}
         if not found:
             raise MissingFileError(
-                f"no photo in a folder of a class in {folder}; there are sets {', '.join(sets)}"
+                f"no photo in a folder of a class in {folder}, of the sets {', '.join(sets)}"
             )
         options.setdefault("class_names", sorted({*classes.values()} - {"background"}))
         super().__init__([Path(folder, path) for path in found], [[name] for name in found.values()], **options)
@@ -134,14 +134,14 @@ class TableDataset(TagDataset):
         chosen, columns = _columns(header, rows, files, file_column, label_columns)
         rule = BoxRule("error", options.get("bad_photos", "error"))
         tags: dict[Path, dict[str, None]] = {}
-        for place, row in enumerate(rows, start=2):
+        for row in rows:
             try:
                 if len(row) != len(header):
                     raise DataError(f"{len(row)} cells under {len(header)} columns")
                 names = _tags(row, header, columns, separators)
                 tags.setdefault(files.find(row[chosen]), {}).update(dict.fromkeys(names))
             except DataError as error:
-                rule.photo(f"row {place}: {error}")
+                rule.photo(f"row {','.join(row)!r:.60}: {error}")
         rule.raise_problems("the table cannot be used")
         super().__init__(list(tags), list(tags.values()), **options)
         self.unlisted = [path for path in files.paths if files.folder / path not in tags]
@@ -184,16 +184,13 @@ def _columns(
     width = range(len(header))
     photos = [sum(place < len(row) and files.has(row[place]) for row in rows[:50]) for place in width]
     chosen = [
-        place for place in width if header[place] == file or (file is None and photos[place] == max(photos))
+        place for place in width if (photos[place] == max(photos) if file is None else header[place] == file)
     ]
     others = [place for place in width if place not in chosen and (labels is None or header[place] in labels)]
     if labels is None:
         others = [place for place in others if _LABELS.fullmatch(header[place])] or others
-    flags = {
-        place: not _LABELS.fullmatch(header[place])
-        and {row[place].lower() for row in rows if len(row) > place} <= {*_FLAGS}
-        for place in others
-    }
+    cells = {place: {row[place].lower() for row in rows if place < len(row)} for place in others}
+    flags = {place: not _LABELS.fullmatch(header[place]) and cells[place] <= {*_FLAGS} for place in others}
     clear = labels is not None or all(flags.values()) or len(flags) == 1
     if len(chosen) != 1 or not any(photos) or not flags or not clear:
         raise DataError(

@@ -55,9 +55,7 @@ class YoloDataset(ImageListDataset):
         labels = {photo: _labels_of(photo) for photo in photos}
         self.without_labels = sum(file is None for file in labels.values())
         if self.without_labels == len(photos):
-            raise MissingFileError(
-                f"no photo has a file of labels, as {photos[0]} would have {photos[0].stem}.txt"
-            )
+            raise MissingFileError(f"no photo has its file of labels: {photos[0]} has no {photos[0].stem}.txt")
         rule, rows = BoxRule(bad_boxes, bad_photos), {}
         for photo, file in labels.items():
             try:
@@ -147,9 +145,8 @@ def _names(path: Path, described: dict[str, Any]) -> list[str]:
         names = [names.get(str(number), "") for number in range(len(names))]
     for file in ("classes.txt", "obj.names", "labels/classes.txt") if not described else ():
         if (path / file).is_file():
-            names = [
-                line for line in (path / file).read_text(encoding="utf-8-sig").splitlines() if line.strip()
-            ]
+            lines = (path / file).read_text(encoding="utf-8-sig").splitlines()
+            names = [line.strip() for line in lines if line.strip()]
     if not isinstance(names, list) or not all(names):
         raise DataError(f"{path} does not name its classes 0, 1 and so on; give class_names=[...]")
     return names
@@ -157,15 +154,13 @@ def _names(path: Path, described: dict[str, Any]) -> list[str]:
 
 def _photos(path: Path, described: dict[str, Any], image_set: str) -> list[Path]:
     """Return the photos of an image set, sorted."""
-    if not described:
-        files = by_set(file for file in files_below(path) if is_photo(file)).get(image_set, {})
-        if not files:
-            raise MissingFileError(f"no photo in image set {image_set!r} of {path}")
-        return [path / file for file in sorted(files)]
-    places, base, home = _places(described, "val" if image_set == "valid" else image_set)
-    photos = {photo for place in places for photo in _at(place, base, home)}
+    if described:
+        places, base, home = _places(described, image_set)
+        photos = {photo for place in places for photo in _at(place, base, home)}
+    else:
+        photos = {path / file for file in by_set(PhotoFiles(path).paths).get(image_set, {})}
     if not photos:
-        raise MissingFileError(f"no photo in image set {image_set!r} of {path}: {places}")
+        raise MissingFileError(f"no photo in image set {image_set!r} of {path}")
     return sorted(photos)
 
 
@@ -179,11 +174,8 @@ def image_sets_of(path: Path) -> list[str]:
     """Return the image sets that ``data.yaml`` names and that are there; ``"train"`` even if it is not."""
     described = description_of(path)
     sets = {name: _places(described, name) for name in ("train", "val", "test") if name in described}
-    return [
-        name
-        for name, (places, base, home) in sets.items()
-        if name == "train" or any(_found(place, base, home) for place in places)
-    ]
+    there = {name for name, (places, *homes) in sets.items() if any(_found(place, *homes) for place in places)}
+    return [name for name in sets if name in there or name == "train"]
 
 
 def _at(place: str, base: Path, home: Path) -> Iterator[Path]:
