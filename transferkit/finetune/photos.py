@@ -36,6 +36,7 @@ def as_photos(source: Any) -> Any:
         ArgumentError: ``source`` is none of these.
 
     Example:
+        >>> import torch
         >>> as_photos([torch.zeros(3, 40, 30, dtype=torch.uint8)]).ids
         ('0',)
     """
