@@ -83,6 +83,8 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         help="held out, if there is no test set (default 0.2)",
     )
     add("--bad_boxes", choices=["error", "cut", "skip", "keep"], default="error", help="that leave their photo")
+    add("--bad_photos", choices=["error", "skip"], default="error", help="that cannot be read")
+    add("--format", metavar="NAME", help="voc, coco, yolo, xml, table or classes, where several would fit")
     add = parser.add_argument_group("network and recipe").add_argument
     add("--model", metavar="NAME", help="by default the best that can be had as this machine is")
     add("--weights", metavar="FILE", type=Path, help="pretrained weights (default the model's own)")
@@ -138,7 +140,8 @@ def _sets_of(options: argparse.Namespace) -> tuple[Any, Any, str]:
     """Return the photos to train on, those to test on if any, and a title."""
     from transferkit.datasets import open_photos, split
 
-    found = open_photos(options.photos, bad_boxes=options.bad_boxes, progress=True)
+    how = {"bad_boxes": options.bad_boxes, "bad_photos": options.bad_photos, "progress": True}
+    found = open_photos(options.photos, options.format, **how)
     say(str(found))
     if found.test is not None:
         return found.train, found.test, options.photos.name

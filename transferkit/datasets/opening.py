@@ -59,7 +59,8 @@ def open_photos(path: Path | str, format: str | None = None, **options: Any) -> 
         path: A VOCdevkit; a folder of YOLO, COCO, photos with XML, photos with a CSV, or folders by class; or such a
             COCO, CSV or YAML file.
         format: As in :class:`PhotoFolder`, where several would fit.
-        options: For the data sets: ``bad_boxes``, ``bad_photos``, ``class_names`` and so on.
+        options: For the data sets: ``bad_boxes``, ``bad_photos``, ``class_names`` and so on; what has no meaning for
+            the format, such as ``bad_boxes`` for photos without boxes, is left out.
 
     Raises:
         MissingFileError: No such folder, or nothing in it says what its photos show.
@@ -76,7 +77,15 @@ def open_photos(path: Path | str, format: str | None = None, **options: Any) -> 
     """
     path = Path(path)
     name, files = chosen_format(path, format)
+    options = {key: value for key, value in options.items() if key not in _MEANINGLESS.get(name, ())}
     return PhotoFolder(path, name, _READERS[name](path if path.is_dir() else path.parent, files, options))
+
+
+_MEANINGLESS = {
+    "yolo": ("progress", "boxes_on"),
+    "table": ("progress", "boxes_on", "bad_boxes"),
+    "classes": ("progress", "boxes_on", "bad_boxes"),
+}
 
 
 def chosen_format(path: Path, format: str | None) -> tuple[str, list[str]]:
