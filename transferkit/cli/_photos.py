@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transferkit.cli._commands import Command, say
-from transferkit.errors import ArgumentError
+from transferkit.errors import ArgumentError, harmless
 
 if TYPE_CHECKING:
     from transferkit.finetune import Predictions, SceneClassifier
@@ -238,9 +238,9 @@ def _predict(options: argparse.Namespace) -> int:
             how |= {"boxes": options.jsonl is not None, "resume": not options.restart, "on_lot": draw}
             found = classifier.predict_to(path, photos, progress=True, **how)
             resumed = f", {found.resumed} of them by the job that was stopped" if found.resumed else ""
-            say(f"{path}: {found.photos} photos{resumed}")
+            say(f"{path}: {found.photos} photo{'s' * (found.photos != 1)}{resumed}")
     for name, problem in found.bad_photos.items():
-        print(f"skipped {name}: {problem}", file=sys.stderr)
+        print(harmless(f"skipped {name}: {problem}"), file=sys.stderr)
     return 1 if found.bad_photos else 0
 
 
