@@ -18,8 +18,7 @@ def read(path):  # (H, 3, W), upright, on white, and half too large: to cut off 
     photo = ImageOps.exif_transpose(Image.open(path))
     if photo.mode.startswith("I"):  # 16 bits
         photo = Image.fromarray((np.asarray(photo) / 257).clip(0, 255).round().astype(np.uint8))
-    if photo.has_transparency_data:
-        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo.convert("RGBA"))
+    photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo.convert("RGBA"))
     return np.asarray(photo.convert("RGB"), dtype=np.float32).transpose(0, 2, 1) + np.float32(0.5)
 
 
@@ -72,10 +71,8 @@ if __name__ == "__main__":
     network = onnxruntime.InferenceSession(sys.argv[1])
     facts = json.loads(network.get_modelmeta().custom_metadata_map["transferkit"])
     for name in sys.argv[2:]:
-        pairs = zip(
-            score(network, facts, name)[1:], facts["class_names"][1:], strict=True
-        )  # without background
-        for value, kind in sorted(pairs, reverse=True):
-            threshold = facts["thresholds"].get(kind, math.nan)
-            said = "yes" if value >= threshold else "no" if value < threshold else ""
+        values = score(network, facts, name)
+        for value, kind in sorted(zip(values[1:], facts["class_names"][1:], strict=True), reverse=True):
+            least = facts["thresholds"].get(kind, math.nan)
+            said = "yes" if value >= least else "no" if value < least else ""
             print(name, kind, f"{value:.6g}", said, sep="\t")

@@ -124,7 +124,10 @@ def test_maps_are_written(pets: Path, folder: Path, tmp_path: Path) -> None:
         ("predict {pets} {new} --precision 0.9 --csv a.csv --jsonl b.jsonl", "give --csv or --jsonl, not both"),
         ("predict {new}/30.png {new}", "cannot be read as a saved classifier"),
         ("predict {pets} {new}/nowhere", "no file or folder"),
-        ("fit {new} --out a.tk --protocol mine", "--protocol must be one of neon2016, oquab2014, recommended, got "),
+        (
+            "fit {new} --out a.tk --protocol mine",
+            "--protocol must be one of neon2016, oquab2014, recommended, got ",
+        ),
         ("fit {new} --out a.tk --model alexnet-small", "holds nothing that says what photos show"),
     ],
 )

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from transferkit import heads, labeling, optimization, sampler, scorer
 from transferkit.checkpoints import Checkpoint
-from transferkit.errors import ArgumentError, CheckpointError, DownloadError, TransferKitError, listed
+from transferkit.errors import ArgumentError, CheckpointError, TransferKitError, listed
 from transferkit.features._photos import digest_of, digest_of_tensor
 from transferkit.files import write_atomically
 from transferkit.finetune._fitting import Setup, put_head_on
-from transferkit.finetune.networks import NETWORKS, Network
+from transferkit.finetune.networks import Network
 from transferkit.finetune.protocol import Optimization, Protocol
 from transferkit.finetune.run import Run, read_saved
 from transferkit.layers import layers_of
@@ -122,12 +122,11 @@ def digest_of_fitted(fitted: Fitted) -> str:
 
 def state_of(fitted: Fitted, setup: Setup, whole: bool | None) -> dict[str, Any]:
     """Return a fitted classifier as plain values and tensors, without those that its pretrained weights hold."""
-    features = setup.features
-    layers = _left_out(fitted, setup, whole)
-    left_out = _tensors_of(fitted.model, layers)
+    features, left_out = setup.features, _left_out(fitted, setup, whole)
+    without = _tensors_of(fitted.model, fitted.frozen) if left_out else ()
     return {
         "network": setup.network_name,
-        "named": setup.network in NETWORKS if isinstance(setup.network, str) else False,
+        "named": setup.is_named,
         "protocol": plain(fitted.protocol),
         "class_names": list(fitted.class_names),
         "preprocessing": fitted.preprocessing.to_dict(),
@@ -139,64 +138,48 @@ def state_of(fitted: Fitted, setup: Setup, whole: bool | None) -> dict[str, Any]
         "seed": setup.seed,  # a recipe may test on a random part of the patches
         "frozen": list(fitted.frozen),
         "calibration": None if fitted.calibration is None else fitted.calibration.to_dict(),
-        "left_out": {"layers": layers, "digest": _digest(left_out)} if layers else None,
-        "model": {name: value for name, value in fitted.model.state_dict().items() if name not in left_out},
+        "left_out": left_out,
+        "model": {name: value for name, value in fitted.model.state_dict().items() if name not in without},
     }
 
 
-def _left_out(fitted: Fitted, setup: Setup, whole: bool | None) -> list[str]:
-    """Return the frozen layers that are bit for bit those of the pretrained weights; none if all are to be saved."""
-    start = setup.start
-    if whole is None:
-        own = isinstance(setup.network, str) and setup.network in NETWORKS and start.weights is None
-        may = bool(own and fitted.frozen and not start.from_scratch)
-    else:
-        may = not whole
-    if not may:
-        return []
+def _left_out(fitted: Fitted, setup: Setup, whole: bool | None) -> str | None:
+    """Return the digest of the frozen layers if pretrained weights have the same, so that a file can do without."""
+    if whole or (whole is None and (not setup.is_named or setup.start.weights is not None)):
+        return None
+    own = _digest(_tensors_of(fitted.model, fitted.frozen))
+    problem = "no layer is frozen" if setup.start.from_scratch or not fitted.frozen else ""
     try:
-        pretrained = _with_weights(_built(fitted, setup), setup, fitted.frozen)
-    except TransferKitError:
-        if whole is None:  # they can no longer be had here, so perhaps nowhere else
-            return []
-        raise
-    theirs = {layer.name: layer.tensors for layer in layers_of(pretrained)}
-    same = [
-        layer.name
-        for layer in layers_of(fitted.model)
-        if layer.name in fitted.frozen
-        and all(torch.equal(value, theirs[layer.name][short]) for short, value in layer.tensors.items())
-    ]
-    if whole is False and not same:
+        if not problem and own != _digest(_pretrained(_built(setup, fitted.class_names), setup, fitted.frozen)):
+            problem = "these differ"
+    except TransferKitError as error:
+        problem = str(error)
+    if problem and whole is False:
         raise ArgumentError(
-            f"whole=False leaves out frozen layers that are as in the pretrained weights; of {len(fitted.frozen)} "
-            "frozen layers none is; save all with whole=True"
+            f"whole=False leaves out frozen layers that are as in the pretrained weights: {problem}; save all with "
+            "whole=True"
         )
-    return same
+    return None if problem else own
 
 
-def _built(fitted: Fitted, setup: Setup) -> Network:
+def _built(setup: Setup, class_names: tuple[str, ...]) -> Network:
     """Build the network with the recipe's head, both with initial weights."""
     with torch.random.fork_rng():  # which are replaced, and draw random numbers
         network = setup.build()
-        put_head_on(network, setup, len(fitted.class_names))
+        put_head_on(network, setup, len(class_names))
     return network
 
 
-def _with_weights(network: Network, setup: Setup, layers: Collection[str]) -> nn.Module:
-    """Put the pretrained weights of some layers on a network; return its module."""
+def _pretrained(network: Network, setup: Setup, layers: Collection[str]) -> dict[str, Tensor]:
+    """Put the pretrained weights of some layers on a network; return their tensors."""
     source: Checkpoint = network.checkpoint(setup.start.weights)
-    WeightTransfer(source, select=lambda index, layer: layer.name in layers).apply(network.model)
-    return network.model
+    WeightTransfer(source, select=by_name(*layers)).apply(network.model)
+    return _tensors_of(network.model, layers)
 
 
 def _tensors_of(model: nn.Module, layers: Collection[str]) -> dict[str, Tensor]:
-    return {
-        layer.key(short): tensor
-        for layer in layers_of(model)
-        if layer.name in layers
-        for short, tensor in layer.tensors.items()
-    }
+    chosen = [layer for layer in layers_of(model) if layer.name in layers]
+    return {layer.key(short): tensor for layer in chosen for short, tensor in layer.tensors.items()}
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -204,39 +187,37 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def fitted_from(state: Mapping[str, Any], setup: Setup, path: str | os.PathLike[str]) -> Fitted:
-    """Build the network and put the saved head and weights on it, with a backbone from its pretrained weights."""
-    preprocessing = Preprocessing.from_dict(state["preprocessing"])
+    """Build the network and put the saved tensors on it, and those that are left out from the pretrained weights."""
     names, frozen = tuple(state["class_names"]), tuple(state["frozen"])
+    network = _built(setup, names)
+    model, backbone = network.model, _backbone(network, setup, state, path) if state["left_out"] else {}
+    WeightTransfer(Checkpoint.from_state_dict({**backbone, **state["model"]})).apply(model)
+    if frozen:
+        freeze(model, by_name(*frozen))
+    preprocessing = Preprocessing.from_dict(state["preprocessing"])
     known = state.get("calibration")
     calibration = None if known is None else Calibration.from_dict(known)
-    fitted = Fitted(nn.Module(), preprocessing, setup.protocol, names, frozen, None, calibration, state["card"])
-    network = _built(fitted, setup)
-    given = _backbone(network, setup, state["left_out"], path) if state["left_out"] else {}
-    WeightTransfer(Checkpoint.from_state_dict({**given, **state["model"]})).apply(network.model)
-    if frozen:
-        freeze(network.model, by_name(*frozen))
-    return dataclasses.replace(fitted, model=network.model.eval())
+    return Fitted(model.eval(), preprocessing, setup.protocol, names, frozen, None, calibration, state["card"])
 
 
 def _backbone(
-    network: Network, setup: Setup, left_out: Mapping[str, Any], path: str | os.PathLike[str]
+    network: Network, setup: Setup, state: Mapping[str, Any], path: str | os.PathLike[str]
 ) -> dict[str, Tensor]:
     """Return the tensors that a file leaves out, from the pretrained weights; refuse others than it was fitted on."""
     advice = (
-        "give the file of those that it was fitted with: SceneClassifier.load(path, weights=...); or save it again "
+        "give the file of those that it was fitted on: SceneClassifier.load(path, weights=...); or save it again "
         "where it was fitted: classifier.save(path, whole=True)"
     )
     try:
-        found = _tensors_of(_with_weights(network, setup, left_out["layers"]), left_out["layers"])
-    except (ArgumentError, DownloadError) as error:
+        found = _pretrained(network, setup, state["frozen"])
+    except TransferKitError as error:
         raise CheckpointError(
             f"{path} holds no backbone, and its weights cannot be had: {error}; {advice}"
         ) from error
-    if _digest(found) != left_out["digest"]:
+    if (digest := _digest(found)) != state["left_out"]:
+        source = setup.start.weights or f"the weights that {setup.network_name} has here"
         raise CheckpointError(
-            f"{path} was fitted on a backbone with digest {left_out['digest']}; "
-            f"{setup.start.weights or f'the weights that {setup.network_name} has here'} give one with digest "
-            f"{_digest(found)}; {advice}"
+            f"{path} wants a backbone with digest {state['left_out']}, {source} give one with {digest}; {advice}"
         )
     return found
 

@@ -23,7 +23,7 @@ from transferkit.errors import ArgumentError, OutputError, UncachableError
 from transferkit.features import FeatureCache, PatchFeatures, UnsplittableError
 from transferkit.files import require_writable
 from transferkit.finetune.choosing import choose_on_held_out
-from transferkit.finetune.networks import Network, build_network
+from transferkit.finetune.networks import NETWORKS, Network, build_network
 from transferkit.finetune.on_features import fit_on_features, frozen_features
 from transferkit.finetune.optimizer import trains_transferred, transferred_parameters
 from transferkit.finetune.photos import truth_of
@@ -72,6 +72,11 @@ class Setup:
     def network_name(self) -> str:
         """Return the name of the network, or the class name of a module."""
         return self.network if isinstance(self.network, str) else type(self.network).__qualname__
+
+    @property
+    def is_named(self) -> bool:
+        """Return whether the name alone says what the network and its pretrained weights are."""
+        return isinstance(self.network, str) and self.network in NETWORKS
 
     def build(self) -> Network:
         """Return the network, or a copy of the user's module."""

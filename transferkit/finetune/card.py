@@ -7,23 +7,19 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Subset
 
 from transferkit.annotated import Presence
 from transferkit.display import as_json, fit, markdown_table
-from transferkit.errors import ArgumentError, CheckpointError, listed
-from transferkit.files import require_writable, write_text
+from transferkit.errors import CheckpointError, listed, require
+from transferkit.files import write_text
 from transferkit.finetune._fitted import Fitted, plain
 from transferkit.finetune._fitting import Setup
 from transferkit.scorer.calibration import Calibration
 from transferkit.scorer.result import percent
 from transferkit.transfer.account import versions
-
-WAYS = ("shared", "exact")
-NOT_STATED = "not stated"
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Card:
         >>> Card.from_dict(card.to_dict()) == card
         True
         >>> print(card.to_markdown().splitlines()[0])
-        # Classifier of 1 class: cat
+        # Classifier of cat
     """
 
     network: str
@@ -59,7 +55,7 @@ class Card:
     data: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     calibrations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    license: str = NOT_STATED
+    license: str = "not stated"
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,45 +82,33 @@ class Card:
 
     def to_markdown(self) -> str:
         """Return the card as a page of Markdown."""
-        classes = self.class_names[1:]
         facts = {"network": self.network, "features": self.features, "license": self.license, **self.data}
-        counts = facts.pop("photos of class", {})
-        rows = [["", "fitted on photos", *(f"AP, {way}" for way in self.results)]]
-        rows[0] += [f"threshold, {way}" for way in self.calibrations]
-        columns = [{name: str(count) for name, count in counts.items()}]
-        columns += [_of_classes(result) for result in self.results.values()]
-        columns += [{name: f"{x:.4g}" for name, x in self.thresholds(way).items()} for way in self.calibrations]
-        rows += [[name, *(column.get(name, "-") for column in columns)] for name in classes]
-        means = [
-            _with_interval(each.get("mean_ap"), each.get("mean_interval")) for each in self.results.values()
-        ]
-        rows.append(["mean", "", *means, *[""] * len(self.calibrations)])
-        notes = [
-            f"- AP in %, {way} features: {result.get('num_images')} photos, {result.get('rule')}; in brackets the "
-            f"{result.get('level', 0.95):.0%} interval, where it was asked for"
+        columns: list[tuple[str, Any]] = [("photos fitted on", facts.pop("photos of class", {}))]
+        columns += [(f"AP in %, {way} features", _ap_of(result)) for way, result in self.results.items()]
+        for way in self.calibrations:
+            found = self.thresholds(way).items()
+            columns.append((f"threshold, {way} features", {name: f"{value:.4g}" for name, value in found}))
+        rows = [["", *(title for title, _ in columns)]]
+        names = (*self.class_names[1:], None)
+        rows += [[name or "mean", *(str(column.get(name, "")) for _, column in columns)] for name in names]
+        tests = [
+            f"- {way} features: tested on {result['num_images']} photos by {result['rule']}; in brackets the "
+            f"{result['level']:.0%} interval, where there is one"
             for way, result in self.results.items()
         ]
-        return "\n\n".join(
-            [
-                f"# Classifier of {len(classes)} class{'es' * (len(classes) != 1)}: {listed(classes)}",
-                _pairs(facts),
-                "## Classes",
-                markdown_table(rows),
-                *(["\n".join(notes)] if notes else ["- not tested"]),
-                "## Recipe",
-                f"```text\n{self.recipe}\n```",
-                "## Versions",
-                _pairs(self.versions),
-            ]
-        )
+        parts = [
+            f"# Classifier of {listed(self.class_names[1:])}",
+            _pairs(facts),
+            "## Classes",
+            markdown_table(rows),
+        ]
+        parts += ["\n".join(tests or ["- not tested"]), "## Recipe", f"```text\n{self.recipe}\n```"]
+        return "\n\n".join([*parts, "## Versions", _pairs(self.versions)]) + "\n"
 
-    def write(self, saved: str | os.PathLike[str]) -> tuple[Path, Path]:
+    def write(self, saved: str | os.PathLike[str]) -> None:
         """Write the card beside a saved classifier: ``pets.tk.md`` and ``pets.tk.json`` beside ``pets.tk``."""
-        text = as_json(self.to_dict())
-        return (
-            write_text(require_writable(f"{os.fspath(saved)}.md"), self.to_markdown() + "\n"),
-            write_text(require_writable(f"{os.fspath(saved)}.json"), text + "\n"),
-        )
+        write_text(f"{os.fspath(saved)}.md", self.to_markdown())
+        write_text(f"{os.fspath(saved)}.json", as_json(self.to_dict()) + "\n")
 
 
 def card_of(fitted: Fitted, setup: Setup, results: Any, calibration: Any, license: str | None) -> Card:
@@ -161,12 +145,8 @@ def described(photos: Any, truth: Presence, class_names: tuple[str, ...]) -> dic
 def _by_way(argument: str, given: Any, way: str) -> dict[str, dict[str, Any]]:
     """Return the plain values of what was measured, by the way that features were computed; alone it is ``way``'s."""
     by_way = given if isinstance(given, Mapping) else {} if given is None else {way: given}
-    odd = [repr(name) for name, each in by_way.items() if name not in WAYS or not hasattr(each, "to_dict")]
-    if odd:
-        raise ArgumentError(
-            f"{argument} must be what was measured, or a dict of it by {' or '.join(map(repr, WAYS))}, the way that "
-            f"features were computed; got {', '.join(odd)}"
-        )
+    fits = all(name in ("shared", "exact") and hasattr(each, "to_dict") for name, each in by_way.items())
+    require(fits, argument, "what was measured, or a dict of it by 'shared' and 'exact'", given)
     return {name: json.loads(as_json(_plain(each))) for name, each in by_way.items()}
 
 
@@ -178,18 +158,16 @@ def _plain(measured: Any) -> dict[str, Any]:
     return {"criterion": measured.criterion, "thresholds": list(measured.thresholds), "held_out": said}
 
 
-def _of_classes(result: Mapping[str, Any]) -> dict[str, str]:
-    entries = result.get("classes", [])
-    return {
-        each["name"]: _with_interval(each["ap"].get(result["rule"]), each.get("interval")) for each in entries
-    }
+def _ap_of(result: Mapping[str, Any]) -> dict[str | None, str]:
+    """Return the AP of each class in percent, and for ``None`` the mean, with intervals where there are some."""
+    known = [(each["name"], each["ap"][result["rule"]], each.get("interval")) for each in result["classes"]]
+    known.append((None, result["mean_ap"], result["mean_interval"]))
+    return {name: percent(value) + _range(interval) for name, value, interval in known if value is not None}
 
 
-def _with_interval(value: float | None, interval: list[float | None] | None) -> str:
-    if value is None:
-        return "-"
-    low, high = (math.nan if bound is None else bound for bound in interval or (None, None))
-    return percent(value) + ("" if math.isnan(low) else f" ({percent(low)} to {percent(high)})")
+def _range(interval: list[float | None] | None) -> str:
+    low, high = interval or (None, None)
+    return "" if low is None or high is None else f" ({percent(low)} to {percent(high)})"
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

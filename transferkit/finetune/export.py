@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from transferkit.finetune.card import Card
 from transferkit.preprocessing import _gain_and_offset
 from transferkit.sampler import AllPatches
 
-Network = Callable[[Tensor], Tensor]
+Exported = tuple[bytes, Callable[[Tensor], Tensor]]  # the file's content, and the network as read back from it
 
 _TOLERANCE = 1e-4  # between probabilities of the exported and the live network
 
@@ -44,17 +47,17 @@ class _PixelsToProbs(nn.Module):
 
 def export_network(fitted: Fitted, card: Card, path: str | os.PathLike[str]) -> Path:
     """Write the network that scores patches; refuse one that computes anything else than the classifier does."""
-    path = Path(path)
+    path, size, kind = Path(path), fitted.protocol.patch_size, type(fitted.model).__name__
     require(path.suffix in _FORMATS, "path", f"a file that ends in {' or '.join(_FORMATS)}", str(path))
-    module, size = _PixelsToProbs(fitted), fitted.protocol.patch_size
-    # Two: torch takes a batch of one for a constant.
+    module = _PixelsToProbs(fitted)
+    # Two patches: torch would take a batch of one for a constant.
     pixels = torch.randint(256, (2, 3, size, size), generator=torch.Generator().manual_seed(0)).float()
+    how = {"args": (pixels,), "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
     facts = {"transferkit": json.dumps(scoring_facts(fitted, card)), "card": json.dumps(card.to_dict())}
-    kind = type(fitted.model).__name__
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's exporters warn about their own parts
         try:
-            content, exported = _FORMATS[path.suffix](module, pixels, facts)
+            content, exported = _FORMATS[path.suffix](module, how, facts)
         except MissingExtraError:
             raise
         except Exception as error:  # whatever torch cannot trace
@@ -63,7 +66,7 @@ def export_network(fitted: Fitted, card: Card, path: str | os.PathLike[str]) -> 
                 "https://docs.pytorch.org/docs/stable/export.html"
             ) from error
         for batch in (pixels, pixels.flip(3)[:1]):
-            wanted = fitted.protocol.objective.probs(logits_of(module.network(fitted.preprocessing(batch))))
+            wanted = module.objective.probs(logits_of(module.network(fitted.preprocessing(batch))))
             difference = float((exported(batch) - wanted).abs().max())
             if not difference <= _TOLERANCE:  # also for NaN
                 raise ArgumentError(
@@ -75,55 +78,39 @@ def export_network(fitted: Fitted, card: Card, path: str | os.PathLike[str]) -> 
 
 def scoring_facts(fitted: Fitted, card: Card) -> dict[str, Any]:
     """Return all that a program needs to score a photo with the network, as plain values."""
-    protocol, grid = fitted.protocol, fitted.protocol.grid
+    protocol, grid = fitted.protocol, asdict(fitted.protocol.grid)
+    grid["scales"] = [str(scale) for scale in grid["scales"]]  # 1.3 and 13/10 are exact as they are written
+    grid["min_overlap"] = None if grid["min_overlap"] is None else str(grid["min_overlap"])
+    same = ("patch_size", "whole_pixels", "antialias", "exponent", "reduction")
     return {
-        "grid": {
-            "scales": [
-                str(scale) for scale in grid.scales
-            ],  # 1.3 and 13/10: both are exact as they are written
-            "density": grid.density,
-            "target": grid.target,
-            "min_scales": grid.min_scales,
-            "min_overlap": None if grid.min_overlap is None else str(grid.min_overlap),
-            "reach": grid.reach,
-        },
+        "grid": grid,
+        **{name: getattr(protocol, name) for name in same},
         "patches": None if isinstance(protocol.test_balance, AllPatches) else protocol.patches_per_image,
-        "patch_size": protocol.patch_size,
-        "whole_pixels": protocol.whole_pixels,
-        "antialias": protocol.antialias,
-        "exponent": protocol.exponent,
-        "reduction": protocol.reduction,
         "class_names": list(fitted.class_names),
         "thresholds": card.thresholds("exact"),
     }
 
 
-def _onnx(module: nn.Module, pixels: Tensor, facts: dict[str, str]) -> tuple[bytes, Network]:
+def _onnx(module: nn.Module, how: dict[str, Any], facts: dict[str, str]) -> Exported:
     try:
-        import onnx
-        import onnxruntime
-        import onnxscript
+        _, _, runtime = map(importlib.import_module, ("onnx", "onnxscript", "onnxruntime"))
     except ImportError as error:
         raise MissingExtraError(
-            f"ONNX needs onnx, onnxscript and onnxruntime, which checks what was written ({error}): "
-            "pip install transferkit[onnx]; a .pt2 file needs none of them"
+            f"ONNX needs three packages ({error}): pip install transferkit[onnx]; a .pt2 file needs none of them"
         ) from error
-    del onnx, onnxscript  # torch uses them
-    shapes = ({0: torch.export.Dim("batch")},)
-    names: dict[str, Any] = {"input_names": ["pixels"], "output_names": ["probs"]}
-    program: Any = torch.onnx.export(
-        module, (pixels,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
-    )
+    # It tells of each package that torch knows and nobody asked for.
+    logging.getLogger("torch.onnx._internal.exporter._registration").disabled = True
+    names: dict[str, Any] = {"input_names": ["pixels"], "output_names": ["probs"], "verbose": False}
+    program: Any = torch.onnx.export(module, dynamo=True, **how, **names)
     program.model.metadata_props.update(facts)
     content: bytes = program.model_proto.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return content, lambda batch: torch.from_numpy(session.run(None, {"pixels": batch.numpy()})[0])
 
 
-def _exported_program(module: nn.Module, pixels: Tensor, facts: dict[str, str]) -> tuple[bytes, Network]:
-    program = torch.export.export(module, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+def _exported_program(module: nn.Module, how: dict[str, Any], facts: dict[str, str]) -> Exported:
     file = io.BytesIO()
-    torch.export.save(program, file, extra_files=dict(facts))
+    torch.export.save(torch.export.export(module, **how), file, extra_files=dict(facts))
     file.seek(0)
     return file.getvalue(), torch.export.load(file).module()
 

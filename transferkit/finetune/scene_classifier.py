@@ -466,9 +466,8 @@ class SceneClassifier:
     ) -> Path:
         """Write weights, preprocessing, recipe, class names and card to one file, which holds no code.
 
-        Frozen layers that are as in the pretrained weights of a network in :data:`NETWORKS` are left out;
-        :meth:`load` takes them from there, and compares digests. A network of your own or of ``module:factory`` is
-        only named.
+        Frozen layers that are as in the pretrained weights of a network in :data:`NETWORKS` are left out, and
+        :meth:`load` takes them from there. A network of your own or of ``module:factory`` is only named.
 
         Args:
             path: File to write.
@@ -486,7 +485,7 @@ class SceneClassifier:
             ArgumentError: The recipe holds a function or a class of your own, or ``whole=False`` leaves nothing out.
         """
         state = results.state_of(self._require_fitted(), self._setup(), whole)
-        state["card"] = (card or self.card()).to_dict()
+        state["card"] = self._own(card).to_dict()
         saved = results.write_classifier(require_writable(path), state)
         if card is not None:
             card.write(saved)
@@ -532,7 +531,7 @@ class SceneClassifier:
             ArgumentError: Another suffix; or torch cannot export the network, or does and its probabilities differ by
                 more than 0.0001. Nothing is written.
         """
-        return export_network(self._require_fitted(), card or self.card(), path)
+        return export_network(self._require_fitted(), self._own(card), path)
 
     @classmethod
     def load(
@@ -607,6 +606,11 @@ class SceneClassifier:
                 )
             calibration = calibration.with_thresholds(precision)
         return scoring.Wanted(calibration=calibration, **wanted)
+
+    def _own(self, card: Card | None) -> Card:
+        found = card or self.card()
+        require(found.class_names == self.class_names, "card", "this classifier's own", found.class_names)
+        return found
 
     def _require_fitted(self) -> results.Fitted:
         if self._fitted is None:
