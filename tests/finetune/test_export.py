@@ -267,7 +267,7 @@ class Drifting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x).mean(dim=(2, 3))
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_compiling():
             x = x + 1 if self.traceable else x[: int(x.sum())]
         return self.fc(x)
 

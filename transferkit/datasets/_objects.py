@@ -248,7 +248,8 @@ def truth_of(photos: Any, num_classes: int) -> Presence:
         several = {id(data): data for data, _ in tellers}  # each is asked once, not once a photo
         known = {key: data.presence() for key, data in several.items()}
         rows = [(known[id(data)], place) for data, place in tellers]
-        boxed = [presence.boxed is None or bool(presence.boxed[place]) for presence, place in rows]
+        flags = [getattr(presence, "boxed", None) for presence, _ in rows]  # a user's may not have it
+        boxed = [flag is None or bool(flag[place]) for flag, (_, place) in zip(flags, rows, strict=True)]
         return Presence(
             torch.stack([presence.present[place] for presence, place in rows]),
             torch.stack([presence.difficult_only[place] for presence, place in rows]),

@@ -47,9 +47,8 @@ def _warn(words: str) -> None:
 
 def _positive(photos: Any, place: int, protocol: Protocol) -> bool:
     """Tell whether the rule finds an object in any patch of a photo."""
-    size, (boxes, classes, *flags) = _size(photos, place), _objects(photos, place)
+    patches, (boxes, classes, *flags) = _patches(photos, place, protocol), _objects(photos, place)
     difficult, truncated = (*flags, None, None)[:2]
-    patches = protocol.grid(size)
     labels = label_patches(
         patches, boxes, classes, rule=protocol.rule, difficult=difficult, truncated=truncated
     ).labels
@@ -66,10 +65,13 @@ def _cause(photos: Any, places: list[int]) -> str:
     )
 
 
-def _size(photos: Any, place: int) -> tuple[int, int]:
+def _patches(photos: Any, place: int, protocol: Protocol) -> Tensor:
     told = teller_of(photos, place, "image_size")
-    height, width = told[0].image_size(told[1]) if told else photos[place].image.shape[-2:]
-    return int(height), int(width)
+    if told:
+        return protocol.grid(told[0].image_size(told[1]))
+    item = photos[place]
+    known: Tensor | None = getattr(item, "patches", None)  # of a cache of features
+    return protocol.grid(tuple(item.image.shape[-2:])) if known is None else known
 
 
 def _objects(photos: Any, place: int) -> tuple[Tensor, ...]:

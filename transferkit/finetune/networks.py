@@ -35,14 +35,14 @@ class Network:
         preprocessing: Preprocessing that the network expects, and where that was found.
         fetch_weights: Returns the file of its pretrained weights, which is downloaded if necessary; ``None`` if the
             model already holds its weights.
-        kept: Tells whether that file is on this machine.
+        kept: Tells whether that file is on this machine; ``None`` if it always is.
     """
 
     name: str
     model: nn.Module
     preprocessing: FoundPreprocessing
     fetch_weights: Callable[[], Path] | None = None
-    kept: Callable[[], bool] = lambda: True
+    kept: Callable[[], bool] | None = None
 
     def checkpoint(self, path: str | os.PathLike[str] | None = None) -> Checkpoint:
         """Return pretrained weights.
@@ -145,7 +145,7 @@ def network_at_hand(weights: str | os.PathLike[str] | None = None) -> tuple[str,
                 before_head = ~by_name(find_head(network.model).name)
                 WeightTransfer(source, select=before_head).plan(network.model).check()
                 return name, f"{weights} fits it"
-            if network.fetch_weights is None or network.kept():
+            if network.kept is None or network.kept():
                 return name, "its weights are on this machine"
             lacking.append(f"{name}: its weights are not on this machine; --model {name} downloads them")
         except (MissingExtraError, TransferError) as error:

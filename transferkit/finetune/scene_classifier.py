@@ -277,12 +277,20 @@ class SceneClassifier:
         self._fitted = results.fitted_by(run, setup.protocol, names, steps.calibration_in(saved["settings"]))
         return self
 
-    def test(self, photos: Any, *, bootstrap: int = 0, progress: Progress = False) -> ClassificationResult:
+    def test(
+        self,
+        photos: Any,
+        *,
+        bootstrap: int = 0,
+        features: Literal["fitted", "exact"] = "fitted",
+        progress: Progress = False,
+    ) -> ClassificationResult:
         """Score annotated photos and evaluate the scores by the recipe's average precision.
 
         Args:
             photos: As for :meth:`fit`.
             bootstrap: Number of bootstrap samples for confidence intervals; 0 for none.
+            features: As for :meth:`predict`.
             progress: See :func:`transferkit.progress.track`.
 
         Returns:
@@ -292,8 +300,7 @@ class SceneClassifier:
             StateError: The classifier is not fitted.
             ArgumentError: The classifier and the data set have different class names.
         """
-        fitted = self._require_fitted()
-        setup = self._setup(fitted.protocol, None, progress)
+        fitted, setup = self._require_fitted(), self._setup_to_score(features, progress)
         scorer = scoring.score(fitted, setup, photos, keep_patches=False, keep_boxes=False)
         return self.evaluate(photos, scorer, bootstrap=bootstrap)
 
@@ -590,12 +597,13 @@ class SceneClassifier:
         return classifier
 
     def _scoring(self, features: Literal["fitted", "exact"], progress: Progress) -> scoring.Scoring:
+        return scoring.Scoring.of(self._require_fitted(), self._setup_to_score(features, progress))
+
+    def _setup_to_score(self, features: Literal["fitted", "exact"], progress: Progress) -> steps.Setup:
         require(features in ("fitted", "exact"), "features", "'fitted' or 'exact'", features)
-        fitted = self._require_fitted()
-        setup = self._setup(fitted.protocol, None, progress)
-        if features == "exact":
-            setup = replace(setup, features=replace(setup.features, method="exact"))
-        return scoring.Scoring.of(fitted, setup)
+        setup = self._setup(self._require_fitted().protocol, None, progress)
+        exact = replace(setup.features, method="exact", cache=False)
+        return replace(setup, features=exact) if features == "exact" else setup
 
     def _wanted(self, precision: float | None, **wanted: Any) -> scoring.Wanted:
         calibration = self._require_fitted().calibration

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -80,11 +80,9 @@ def fill_scorer(
             f"scorer must have across_ranks() where several ranks share the images, got {type(scorer).__name__}; "
             "ImageScorer and PatchLog have it"
         )
-    with torch.inference_mode():
-        for probs, image_index, boxes in scored(
-            model, sampler, preprocessing, objective=objective, loop=loop, progress=progress
-        ):
-            scorer.add_batch(probs, image_index, boxes)
+    how: dict[str, Any] = {"objective": objective, "loop": loop, "progress": progress}
+    for probs, image_index, boxes in scored(model, sampler, preprocessing, **how):
+        scorer.add_batch(probs, image_index, boxes)
     whole: AnyScorer = scorer.across_ranks() if hasattr(scorer, "across_ranks") else scorer
     return whole
 
@@ -128,12 +126,12 @@ def scored(
 JOINED = 64  # minibatches
 
 
-def joined(minibatches: Iterable[Scored]) -> Iterator[Scored]:
-    """Concatenate each ``JOINED`` minibatches, since a scorer reads back from the device on every call."""
+def joined(minibatches: Iterable[Scored], count: int | None = None) -> Iterator[Scored]:
+    """Concatenate each ``count`` minibatches (``JOINED``), since a scorer reads back from the device on every call."""
     waiting: list[Scored] = []
     for minibatch in minibatches:
         waiting.append(minibatch)
-        if len(waiting) == JOINED:
+        if len(waiting) == (count or JOINED):
             yield _join(waiting)
             waiting = []
     if waiting:
