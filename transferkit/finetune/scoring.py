@@ -127,7 +127,7 @@ JOINED = 64  # minibatches
 
 
 def joined(minibatches: Iterable[Scored], count: int | None = None) -> Iterator[Scored]:
-    """Concatenate each ``count`` minibatches (``JOINED``), since a scorer reads back from the device on every call."""
+    """Concatenate each ``count`` minibatches, since a scorer reads back from the device on every call."""
     waiting: list[Scored] = []
     for minibatch in minibatches:
         waiting.append(minibatch)
