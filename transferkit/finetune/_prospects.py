@@ -1,8 +1,8 @@
-"""What a fit cannot learn from its photos, told before it begins."""
+"""What a fit cannot learn from its photos, with the cause, to be told before it begins."""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,32 +17,22 @@ from transferkit.sampler._source import teller_of
 _LOOKED_AT = 200  # photos with boxes; their labels take a second
 
 
-def warn_of_prospects(
+def prospects(
     photos: Any, truth: Presence, class_names: tuple[str, ...], protocol: Protocol, minibatches: int
-) -> None:
-    """Warn of what no training on these photos can bring, with the cause."""
-    without = [
-        name for name, shown in zip(class_names, truth.present.any(dim=0).tolist(), strict=True) if not shown
-    ]
-    if without := [name for name in without if name != class_names[0]]:
-        _warn(
-            f"no photo shows {listed(without)}: scores of such a class mean nothing; leave it out of class_names"
-        )
+) -> Iterator[str]:
+    """Yield what no training on these photos can bring."""
+    shown = zip(class_names[1:], truth.present.any(dim=0).tolist()[1:], strict=True)
+    if without := [name for name, is_shown in shown if not is_shown]:
+        yield f"no photo shows {listed(without)}: scores of such a class mean nothing; leave it out of class_names"
     if not minibatches:
-        _warn(
-            "an epoch has no minibatch, so nothing is trained; the photos may be smaller than the least patch"
-        )
+        yield "an epoch has no minibatch, so nothing is trained; the photos may be smaller than the least patch"
     boxed = torch.ones(len(photos), dtype=torch.bool) if truth.boxed is None else truth.boxed
     with_objects = (boxed & truth.present.any(dim=1)).nonzero()[:_LOOKED_AT, 0].tolist()
     if with_objects and not any(_positive(photos, place, protocol) for place in with_objects):
-        _warn(
+        yield (
             f"no patch of the first {len(with_objects)} photos with boxes shows an object by {protocol.rule}, so no "
             f"patch teaches a class; {_cause(photos, with_objects)}"
         )
-
-
-def _warn(words: str) -> None:
-    warnings.warn(words, stacklevel=4)
 
 
 def _positive(photos: Any, place: int, protocol: Protocol) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,7 +23,7 @@ from transferkit.files import require_writable
 from transferkit.finetune import _fitted as results
 from transferkit.finetune import _fitting as steps
 from transferkit.finetune import _predicting as scoring
-from transferkit.finetune._prospects import warn_of_prospects
+from transferkit.finetune._prospects import prospects
 from transferkit.finetune.card import Card, card_of, described
 from transferkit.finetune.export import export_network
 from transferkit.finetune.networks import require_network
@@ -71,7 +72,7 @@ class SceneClassifier:
         >>> from transferkit.sampler import AnnotatedImage
         >>> image, box = torch.zeros(3, 64, 64, dtype=torch.uint8), torch.tensor([[8.0, 8, 40, 40]])
         >>> flag = torch.tensor([False])
-        >>> photos = [AnnotatedImage(image, box, torch.tensor([1]), flag, flag, name) for name in ("a", "b")]
+        >>> photos = [AnnotatedImage(image, box, torch.tensor([k]), flag, flag, f"{k}.jpg") for k in (1, 2)]
         >>> recipe = replace(DEMO, epochs=1)
         >>> classifier = SceneClassifier(
         ...     "alexnet-small", recipe, class_names=["cat", "dog"], from_scratch=True, device="cpu"
@@ -182,7 +183,8 @@ class SceneClassifier:
             validation: Photos to test during training; the result goes only to the history.
             test_every: Epochs between two such tests.
             settings: Plain values that are stored with the run.
-            log: Called with lines about the progress of the fit, such as ``print``.
+            log: Called with lines about the progress of the fit, such as ``print``; also with the warnings of what
+                cannot be learned from these photos, which are Python's own where there is no log.
             progress: See :func:`transferkit.progress.track`.
 
         Returns:
@@ -213,7 +215,8 @@ class SceneClassifier:
             calibration = steps.calibration_in(saved["settings"]) if saved else None
             truth = steps.truth_to_fit(photos, names, self.protocol)
             patches = setup.stream(photos, "train")
-            warn_of_prospects(photos, truth, names, setup.protocol, len(patches))
+            for problem in prospects(photos, truth, names, setup.protocol, len(patches)):
+                setup.log(f"warning: {problem}") if log else warnings.warn(problem, stacklevel=2)
             settings = {**(settings or {}), "fitted_on": described(photos, truth, names)}
             prepared = steps.prepare(setup, len(names), saved)
             run = steps.new_run(setup, prepared, len(patches), names, settings)
