@@ -236,7 +236,11 @@ def _predict(options: argparse.Namespace) -> int:
                 draw(found)
         else:
             how |= {"boxes": options.jsonl is not None, "resume": not options.restart, "on_lot": draw}
-            found = classifier.predict_to(path, photos, progress=True, **how)
+            try:
+                found = classifier.predict_to(path, photos, progress=True, **how)
+            except KeyboardInterrupt:
+                print("\nstopped; the same command goes on where it was", file=sys.stderr)
+                raise
             resumed = f", {found.resumed} of them by the job that was stopped" if found.resumed else ""
             say(f"{path}: {found.photos} photo{'s' * (found.photos != 1)}{resumed}")
     for name, problem in found.bad_photos.items():
