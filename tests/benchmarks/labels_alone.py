@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def measured(on: OnBackbone, known: str, number: int, seed: int) -> dict[str, An
         if KNOWN[known]:
             parts = hold_out(on.truth.present[train][:, 1:], KNOWN[known], seed)
             photos.boxed[train[parts.held]] = True
-    classifier = on.classifier(RECOMMENDED, seed)
+    scales = tuple(on.options.pyramid_scales)
+    classifier = on.classifier(replace(RECOMMENDED, pyramid_scales=scales), seed)
     cache = classifier.cache(photos)
     cache.fill()
     began = time.perf_counter()
@@ -121,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--splits", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--pyramid_scales", type=float, nargs="+", default=RECOMMENDED.pyramid_scales)
     parser.add_argument("--known", nargs="+", default=list(KNOWN), choices=KNOWN)
     options = parser.parse_args()
     sets = on_backbones(options, PartlyBoxed)
