@@ -14,11 +14,7 @@ The demo ends, after one and a half to four minutes on two cores, with
 
     mAP: from scratch 34.5%, pretrained 68.2%
 
-or, where a processor rounds otherwise, near that (34.7 and 65.1 on another).
-
-Real photos, 300 for training and 150 for test, with AlexNet's five convolutions, 64 patches each and 3 epochs reach
-an mAP of 36.1 where the same from scratch reaches 12.5. docs/pascal_voc.md has the command, and what a run leaves;
-docs/experiments.md has what --protocol recommended reaches.
+or near that, as the processor rounds. docs/pascal_voc.md has what a run leaves, and figures on real photos.
 """
 
 from __future__ import annotations
@@ -105,11 +101,14 @@ def run(args: argparse.Namespace, compared_with: Mapping[str, Run] | None = None
     stopwatch.lap("train")
 
     # Test: score every photo for every class by the sum over its patches of probability^exponent, and rank them.
-    # A report shows where in the photos the classes are seen, for which it needs every patch's probabilities.
     patches = classifier.score(test_set, keep_patches=args.report, progress=finetune.is_first())
     result = classifier.evaluate(test_set, patches, bootstrap=1000 if args.report else 0)
     stopwatch.lap("test")
     print(result)
+
+    if args.predict:  # new photos, scored as in the test
+        found = classifier.predict_to(args.results / "predictions.csv", args.predict, precision=args.threshold)
+        say(f"{found.path}: {found.photos} photos, {len(found.bad_photos)} skipped")
 
     # Results: of several processes, the first writes them.
     if finetune.is_first():
@@ -117,7 +116,8 @@ def run(args: argparse.Namespace, compared_with: Mapping[str, Run] | None = None
             args.results, classifier.run, result, seconds=stopwatch.laps, image_set=args.test_set
         )
         if isinstance(patches, PatchLog):
-            photos = "digits in scenes" if args.protocol == "demo" else f"VOC{args.year}"
+            folder = args.data_dir.resolve().name if args.data_dir else f"VOC{args.year}"
+            photos = "digits in scenes" if args.protocol == "demo" else folder
             title = f"{args.model}, {protocol.name}, {photos} {args.test_set}"
             seen = finetune.look_at_patches(classifier.sampler(train_set), train_set) if train_set else None
             more = {"seconds": stopwatch.laps, "compared_with": compared_with, "patches": seen}
@@ -221,6 +221,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--max_test_imgs", type=positive, metavar="N", help="test on the first N photos")
     add("--bad_boxes", choices=["error", "cut", "skip", "keep"], default="error", help="that leave their photo")
     add("--boxes_on", choices=["recorded", "stored", "shown"], default="recorded", help="which way up photos are")
+    add("--predict", type=Path, metavar="DIR", help="photos to predict, into predictions.csv in --results")
+    add("--threshold", type=float, metavar="SHARE", help="precision of those labels (default where F1 is best)")
     add("--demo", action="store_true", help="use handwritten digits in scenes; needs no file")
 
     add = parser.add_argument_group("recipe").add_argument

@@ -26,7 +26,17 @@ FLOORS: list[set[str]] = [
     {"errors"},
 ]
 MOVED = {"protocols"}  # old places of names, which import nothing
-OPTIONAL = ("tqdm", "matplotlib", "safetensors", "pandas", "torchvision", "timm")
+OPTIONAL = (
+    "tqdm",
+    "matplotlib",
+    "safetensors",
+    "pandas",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+)
 
 
 def floor(part: str) -> int:
@@ -109,7 +119,7 @@ def test_the_front_page_fits_on_a_screen_and_every_name_on_it_exists() -> None:
     assert [name for name in transferkit.__all__ if not hasattr(transferkit, name)] == []
 
 
-@pytest.mark.parametrize("extra", ["tqdm", "matplotlib", "safetensors"])
+@pytest.mark.parametrize("extra", ["tqdm", "matplotlib", "safetensors", "onnx", "onnxruntime"])
 def test_the_package_imports_without_its_extras(extra: str) -> None:
     code = f"import sys; sys.modules[{extra!r}] = None; import {PACKAGE}"
     subprocess.run([sys.executable, "-c", code], check=True)

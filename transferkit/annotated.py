@@ -103,6 +103,16 @@ def presence_of(
     return Presence(present, present & ~certain, None if boxed is None else torch.tensor(boxed))
 
 
+def shape_problems(scores: Tensor, **masks: Tensor) -> list[str]:
+    """Return a line for each of ``masks`` that has not the scores' shape."""
+    shape = tuple(scores.shape)
+    return [
+        f"{name} must be of the scores' shape {shape}, got {tuple(mask.shape)}"
+        for name, mask in masks.items()
+        if mask.shape != shape
+    ]
+
+
 def truth(argument: str, values: object) -> Tensor:
     """Return true and false for 0 and 1 of any dtype.
 

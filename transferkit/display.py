@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -96,6 +98,19 @@ def _sizes(sizes: list[int], width: int | None, shrink: Sequence[int] | None) ->
     while sum(sizes) > room and max(sizes) > _LEAST:
         sizes[sizes.index(max(sizes))] -= 1
     return sizes
+
+
+def as_csv(rows: Sequence[Sequence[Any]]) -> str:
+    r"""Return rows as CSV text; a NaN is left empty.
+
+    Example:
+        >>> as_csv([["class", "AP"], ["cat", 0.5], ["dog", float("nan")]])
+        'class,AP\ncat,0.5\ndog,\n'
+    """
+    text = io.StringIO()
+    full = [["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row] for row in rows]
+    csv.writer(text, lineterminator="\n").writerows(full)
+    return text.getvalue()
 
 
 def as_json(value: object) -> str:

@@ -69,7 +69,13 @@ class UncachableError(TransferKitError, ValueError):
 
 
 class DataError(TransferKitError, ValueError):
-    """A data set is incomplete or contradicts itself; the message names the file."""
+    """A data set is incomplete or contradicts itself; the message names the file.
+
+    Attributes:
+        problems: All of them, where the message lists the first.
+    """
+
+    problems: tuple[str, ...] = ()
 
 
 class MissingFileError(DataError, FileNotFoundError):
@@ -183,4 +189,6 @@ def raise_problems(problems: Sequence[str], heading: str, advice: str = "") -> N
         shown = "".join(f"\n  - {problem}" for problem in problems[:_SHOWN])
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         advice = f"\n{advice}" if advice else ""
-        raise DataError(f"{heading}: {len(problems)} problem{'s' * (len(problems) > 1)}{shown}{more}{advice}")
+        error = DataError(f"{heading}: {len(problems)} problem{'s' * (len(problems) > 1)}{shown}{more}{advice}")
+        error.problems = tuple(problems)
+        raise error

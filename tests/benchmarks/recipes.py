@@ -224,11 +224,11 @@ def every_comparison(options: argparse.Namespace) -> Iterator[Table]:
             yield compared(options, on, number)
 
 
-def on_backbones(options: argparse.Namespace) -> Iterator[OnBackbone]:
+def on_backbones(options: argparse.Namespace, kind: type[EveryPhoto] = EveryPhoto) -> Iterator[OnBackbone]:
     """Yield each backbone of the command line, with the process made ready for it."""
     use_huge_pages()
     torch.set_num_threads(options.threads)
-    photos = EveryPhoto(options.data_dir, options.photos)
+    photos = kind(options.data_dir, options.photos)
     for backbone in options.backbones:
         yield OnBackbone(options, photos, backbone)
 

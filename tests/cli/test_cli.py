@@ -216,7 +216,7 @@ def test_bash_completes_commands_options_and_files(tmp_path: Path, capsys: Captu
         return answer.stdout.split()
 
     script = capsys.readouterr().out
-    assert complete("transferkit", "") == ["inspect", "diff", "plan", "completion"]
+    assert complete("transferkit", "") == ["inspect", "diff", "plan", "check", "fit", "predict", "completion"]
     assert complete("transferkit", "pl") == ["plan"]
     assert complete("transferkit", "inspect", "wei") == ["weights.pt"]
     assert complete("transferkit", "diff", "a", "b", "--va") == ["--values"]

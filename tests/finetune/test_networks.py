@@ -100,7 +100,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch) -> None:
     [
         (
             "alexnt",
-            "network must be one of alexnet, .* or module:factory, got 'alexnt'; did you mean 'alexnet'",
+            "network must be one of .*alexnet, .* or module:factory, got 'alexnt'; did you mean 'alexnet'",
         ),
         ("transferkit.alexnet:AlexNt", "module 'transferkit.alexnet' has no 'AlexNt'; did you mean 'AlexNet'"),
         ("torch.nn:Linear", "torch.nn:Linear cannot be built: TypeError"),

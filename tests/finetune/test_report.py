@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib", reason="reports need matplotlib (extra: plots)
 from tests.finetune.tiny import tiny_run
 from transferkit.finetune import EpochRecord, RunReport, TrainingPatches, build_report
 from transferkit.finetune.report import locate
-from transferkit.scorer import PatchLog, evaluate
+from transferkit.scorer import PatchLog, calibrate, evaluate
 
 from .chromium import look
 from .test_page import Outline
@@ -162,6 +162,19 @@ def test_another_run_of_the_same_name_hides_none(report):
     made = RunReport.of(run, report.result, report.log, Scenes(), title="A run", compared_with=named)
     losses = {name: records[0]["loss"] for name, records in made.histories.items()}
     assert losses == {"from scratch": 2.5, "this run": 0.5}
+
+
+def test_decisions_have_a_section_and_a_perfect_ranking_no_misses(report):
+    truth, scores = Scenes().presence(), report.log.compute()
+    calibration = calibrate(scores, truth.present, class_names=NAMES, ignore=truth.difficult_only)
+    result = evaluate(scores, truth.present, truth.difficult_only, class_names=NAMES, calibration=calibration)
+    outline = Outline(build_report(dataclasses.replace(report, result=result)).to_html())
+    assert [heading["id"] for heading in outline.all("h2")] == [*SECTIONS[:2], "yes-or-no", *SECTIONS[2:]]
+    assert "square *" in outline.words  # six photos show one
+    alternative = " ".join(image["alt"] for image in outline.all("img"))
+    assert "How often probabilities of presence come true" in alternative
+    assert "best hits of square" in alternative
+    assert "worst misses" not in alternative
 
 
 def test_what_is_left_empty_has_no_section(report):

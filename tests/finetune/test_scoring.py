@@ -13,7 +13,7 @@ from torch import Tensor
 
 from transferkit.errors import ArgumentError
 from transferkit.finetune import EpochRecord, score_images, write_results
-from transferkit.scorer import ImageScorer, Scorer, evaluate
+from transferkit.scorer import ImageScorer, Scorer, calibrate, evaluate
 
 from .tiny import IDENTITY, tiny_model, tiny_run
 
@@ -87,3 +87,18 @@ def test_metrics_of_a_test_without_positives_are_json(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refused)
     assert written == returned and written["mean_ap"] is None
     assert written["history"][0]["loss"] is None and written["seconds"] == {"train": None}
+
+
+def test_decisions_and_scores_are_written_where_there_are_any(tmp_path: Path) -> None:
+    names, run = ["background", "cat", "dog"], tiny_run()
+    targets = torch.tensor([[0, 1, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]])
+    scores = targets + torch.rand(4, 3)
+    plain = evaluate(scores, targets, class_names=names)
+    write_results(tmp_path / "plain", run, plain, seconds={})
+    assert not list((tmp_path / "plain").glob("[ds]*.csv"))
+    calibration = calibrate(scores, targets, class_names=names)
+    result = evaluate(scores, targets, class_names=names, image_ids="abcd", calibration=calibration)
+    written = write_results(tmp_path, run, result, seconds={})
+    assert (tmp_path / "scores.csv").read_text() == result.scores_csv()
+    assert (tmp_path / "decisions.csv").read_text() == result.decisions.to_csv()
+    assert written["result"]["decisions"]["classes"][0]["positives"] == 2

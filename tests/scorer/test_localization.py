@@ -108,7 +108,7 @@ def test_prints_and_stores():
         "whole",
         "image",
     ]
-    assert str(result).splitlines()[4].split()[:4] == ["zebra", "1", "100.00", "100.00"]
+    assert str(result).splitlines()[4].split()[:5] == ["zebra", "*", "1", "100.00", "100.00"]
     assert result.to_markdown().count("\n") == 6
     assert result.to_dict()["classes"][0]["pointing"] is None
     assert result.to_dict()["mean"]["chance"] == 1

@@ -211,6 +211,7 @@ def test_extremes_are_the_ends_of_the_ranking():
     ignore = torch.tensor([False, False, False, False, False, True])
     found = find_extremes(scores, targets, ignore, count=2)
     assert (found.hits, found.misses, found.alarms) == ((0, 3), (1,), (2, 4))
+    assert find_extremes(scores, scores > 0.5).misses == ()  # no photo without the class outranks one with it
     with pytest.raises(ArgumentError, match="targets must be of the scores' shape"):
         find_extremes(scores, targets[1:])
 

@@ -1,7 +1,7 @@
-"""The command line: look into a checkpoint, compare two of them, plan a transfer.
+"""The command line: look into checkpoints, plan a transfer, fit a classifier of photos and predict with it.
 
-Exit status: 0, success (``diff``: nothing differs); 1, ``diff`` found a difference, or ``plan`` a reason to refuse;
-2, the command failed.
+Exit status: 0, success (``diff``: nothing differs); 1, ``diff`` found a difference, ``plan`` a reason to refuse, or
+``check`` a problem; 2, the command failed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 import transferkit
-from transferkit.cli._commands import DIFF, INSPECT, PLAN, complain, script
+from transferkit.cli._commands import CHECK, DIFF, INSPECT, PLAN, complain, script
+from transferkit.cli._photos import FIT, PREDICT
 from transferkit.errors import TransferKitError
 
 OK, FAILED, INTERRUPTED = 0, 2, 130
@@ -23,9 +24,12 @@ examples:
   transferkit inspect alexnet.pth                  what is in a file
   transferkit diff before.pt after.pt --values     what differs between two
   transferkit plan alexnet.pth mynet:build         what a transfer onto a model would do
+  transferkit check photos/                        what a folder of photos holds, and what is wrong
+  transferkit fit photos/ --out pets.tk            a classifier of one's own photos
+  transferkit predict pets.tk new/ --csv out.csv   what is in new ones
   transferkit COMMAND --help                       more of them
 
-exit status: 0 all is well, 1 the files differ or the transfer would be refused, 2 it could not be done
+exit status: 0 all is well, 1 files differ, a transfer would be refused or photos are wrong, 2 it could not be done
 
 shell completion: eval "$(transferkit completion)" in ~/.bashrc, or in ~/.zshrc after bashcompinit"""
 
@@ -56,14 +60,14 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line, with a subparser for each command."""
     parser = argparse.ArgumentParser(
         "transferkit",
-        description="Look into checkpoints of any format, compare them, and plan a transfer. No code in a file runs.",
+        description="Look into checkpoints, plan transfers, and classify photos. No code in a file runs.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"transferkit {transferkit.__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for command in (INSPECT, DIFF, PLAN):
+    for command in (INSPECT, DIFF, PLAN, CHECK, FIT, PREDICT):
         added = commands.add_parser(
             command.name,
             help=command.purpose,

@@ -293,3 +293,39 @@ def _mapping(options: argparse.Namespace) -> MappingRule:
 
 
 PLAN = Command("plan", _PURPOSE, _EXAMPLES, _add_arguments, _plan)
+
+
+# transferkit check
+
+
+_CHECK_PURPOSE = "show what a folder of photos holds, and what is wrong with it"
+_CHECK_EXAMPLES = """\
+examples:
+  transferkit check photos/                          format, classes, boxes, and all mistakes at once
+  transferkit check export/ --format coco            where a folder may be read in several ways
+  transferkit check photos/ --json | jq .problems    for a program
+
+The folder is a VOCdevkit, photos with XML, YOLO, COCO, photos in folders by class, or photos with a CSV of labels.
+Every photo is decoded; photos that two image sets share are problems, and nearly equal ones are listed.
+
+exit status: 0 nothing is wrong, 1 something is, 2 it is no such folder"""
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``transferkit check``."""
+    parser.add_argument("path", metavar="DIR", help="a folder of photos, or a file that describes some")
+    formats = ["voc", "coco", "yolo", "xml", "table", "classes"]
+    parser.add_argument("--format", choices=formats, help="how to read it, where several ways fit")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Print what was found and return the exit status."""
+    from transferkit.datasets import check
+
+    found = check(options.path, options.format, progress=True)
+    say(as_json(found.to_dict()) if options.json else str(found))
+    return 1 if found.problems else 0
+
+
+CHECK = Command("check", _CHECK_PURPOSE, _CHECK_EXAMPLES, _add_check, _check)

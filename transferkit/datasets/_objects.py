@@ -1,4 +1,4 @@
-"""What every data set demands of its objects: boxes by one rule, class names, flags, and ids that differ."""
+"""What every data set demands of its objects: boxes by one rule, class names, ids that differ; and which it shows."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
 from typing import Any, Literal
 
+import torch
+
+from transferkit.annotated import Presence, presence_of, truth, whole_numbers
 from transferkit.errors import DataError, listed, raise_problems, require
+from transferkit.sampler._source import tellers_of
 
 Box = tuple[float, float, float, float]
 BadBoxes = Literal["error", "cut", "skip", "keep"]
+BadPhotos = Literal["error", "skip"]
 BoxesOn = Literal["recorded", "stored", "shown"]
 
 SLACK = 1.0  # pixels that a box may reach out of its image: tools round, or count from 0
@@ -30,12 +35,15 @@ class BoxRule:
         bad_boxes: The option.
         counts: How many boxes were ``cut``, ``skipped`` and ``kept``, and how many ``sizes`` of photos were wrong.
         problems: What was found and cannot be used.
+        left_out: What is wrong with photos that are left out, of which ``bad_photos`` is ``"skip"``.
     """
 
-    def __init__(self, bad_boxes: BadBoxes) -> None:
+    def __init__(self, bad_boxes: BadBoxes, bad_photos: BadPhotos | None = "error") -> None:
         options = ("error", "cut", "skip", "keep")
         require(bad_boxes in options, "bad_boxes", f"one of {', '.join(options)}", bad_boxes)
-        self.bad_boxes = bad_boxes
+        require(bad_photos in ("error", "skip", None), "bad_photos", "'error' or 'skip'", bad_photos)
+        self.bad_boxes, self.bad_photos = bad_boxes, bad_photos
+        self.left_out: list[str] = []
         self.counts = dict.fromkeys(("cut", "skipped", "kept", "sizes"), 0)
         self.problems: list[str] = []
         self._faults: set[str] = set()  # "usable", "unusable", "size"
@@ -88,6 +96,14 @@ class BoxRule:
             self.problems.append(problem)
         return self.bad_boxes in ("cut", "keep")
 
+    def photo(self, problem: str) -> None:
+        """Note a photo that cannot be used, or what is said of it."""
+        if self.bad_photos == "skip":
+            self.left_out.append(problem)
+        else:
+            self._faults.add("photo")
+            self.problems.append(problem)
+
     def raise_problems(self, heading: str, others: Sequence[str] = (), advice: str = "") -> None:
         """Raise what was found, and what else was, with the options that help.
 
@@ -102,7 +118,9 @@ class BoxRule:
             ways.insert(0, '"cut" keeps the part of a box inside the photo and leaves out those without one')
         if "size" in self._faults:
             lines.append('a photo of another size: "cut" and "keep" take its boxes as pixels of the photo')
-        if self._faults:
+        if "photo" in self._faults:
+            lines.append('bad_photos="skip" leaves out photos that cannot be used')
+        if self._faults - {"photo"}:
             lines.insert(0, f"bad_boxes={'; '.join(ways)}")
         raise_problems([*others, *self.problems], heading, "\n".join(lines))
 
@@ -169,6 +187,11 @@ def form_of(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip())
 
 
+def numbers_of(class_names: Sequence[str]) -> dict[str, int]:
+    """Return the number of each class but the background, by the form in which names are compared."""
+    return {form_of(name): number for number, name in enumerate(class_names) if number > 0}
+
+
 def repeated(names: Iterable[Any]) -> list[str]:
     """Return what occurs more than once among names, as text."""
     return [name for name, count in Counter(map(str, names)).items() if count > 1]
@@ -213,3 +236,45 @@ def require_different(argument: str, values: Sequence[Any]) -> None:
     """
     if twice := repeated(values):
         raise DataError(f"{argument} must be different, these are not: {listed(list(map(repr, twice)))}")
+
+
+# Which classes the photos of any data set show.
+
+
+def truth_of(photos: Any, num_classes: int) -> Presence:
+    """Return the classes that each photo shows; a data set without ``presence()`` is read once."""
+    tellers = tellers_of(photos, "presence")
+    if tellers is not None:
+        several = {id(data): data for data, _ in tellers}  # each is asked once, not once a photo
+        known = {key: data.presence() for key, data in several.items()}
+        rows = [(known[id(data)], place) for data, place in tellers]
+        flags = [getattr(presence, "boxed", None) for presence, _ in rows]  # a user's may not have it
+        boxed = [flag is None or bool(flag[place]) for flag, (_, place) in zip(flags, rows, strict=True)]
+        return Presence(
+            torch.stack([presence.present[place] for presence, place in rows]),
+            torch.stack([presence.difficult_only[place] for presence, place in rows]),
+            None if all(boxed) else torch.tensor(boxed),
+        )
+    boxed = []
+
+    def objects() -> Iterator[tuple[Sequence[int], Sequence[bool]]]:
+        for place in range(len(photos)):
+            item = photos[place]
+            boxed.append(getattr(item, "image_labels", None) is None)
+            yield _objects_of(item, place, num_classes)
+
+    return presence_of(objects(), num_classes, boxed)
+
+
+def _objects_of(item: Any, place: int, num_classes: int) -> tuple[Sequence[int], Sequence[bool]]:
+    labels = getattr(item, "image_labels", None)
+    classes = whole_numbers("classes", item.classes if labels is None else labels).reshape(-1).tolist()
+    wrong = [number for number in classes if not 0 < number < num_classes]
+    if wrong:
+        raise DataError(
+            f"photo {place} has an object of class {wrong[0]}, but there are class names for 1 to {num_classes - 1}; "
+            "give class_names for all classes"
+        )
+    difficult = getattr(item, "difficult", None) if labels is None else None
+    flags = [False] * len(classes) if difficult is None else truth("difficult", difficult).reshape(-1).tolist()
+    return classes, flags

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import unicodedata
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from transferkit.annotated import AnnotatedImage, Presence, presence_of
 from transferkit.datasets._objects import (
     PLAIN_TEXT,
     BadBoxes,
+    BadPhotos,
     Box,
     BoxesOn,
     BoxRule,
@@ -24,22 +25,25 @@ from transferkit.datasets._objects import (
     require_frame,
 )
 from transferkit.datasets._photo import fingerprint, photo_size, read_photo, stored_size, turn_boxes
-from transferkit.datasets.voc_files import files_below
+from transferkit.datasets.voc_files import PhotoFiles, float_of
 from transferkit.errors import DataError, MissingFileError, raise_problems
-from transferkit.files import is_file, leaves_its_folder
+from transferkit.files import leaves_its_folder
 from transferkit.progress import Progress, track
 
 
 class CocoDataset(Dataset[AnnotatedImage]):
-    """Images and objects of a COCO file, ``instances_*.json``.
+    """Images and objects of a COCO file, ``instances_*.json``, or an export in its form.
 
-    Categories become classes 1..K-1 in the order of their ids. Crowds (``iscrowd``) count as difficult. Photos are
-    shown upright, and boxes turn with those on which they lie as they are stored. The photos' headers are read when
-    the data set is made, so that all that is wrong shows at once.
+    Categories become classes 1..K-1 in the order of their ids, but for one that is only the group of the others, as
+    Roboflow writes it. Numbers may be written as text, sizes may be missing. Crowds (``iscrowd``) count as difficult.
+    Photos are shown upright, and boxes turn with those on which they lie as they are stored. The photos' headers are
+    read when the data set is made, so that all that is wrong shows at once.
 
     Args:
         annotations: The JSON file.
-        images: The folder that its file names are in.
+        images: The folder that its file names are in, or that holds them; by default the file's own, or the one that
+            this is in where it is called ``annotations``. A photo that is not where its name says is looked for by
+            the end of its path.
         bad_boxes: What becomes of boxes that reach out of their photo by more than a pixel or are empty, and of the
             objects in photos that are not of the size that is recorded: ``"error"``, ``"cut"`` at the border (what
             has no part inside is left out), ``"skip"``, or ``"keep"``. A box that is not four numbers, or of negative
@@ -47,12 +51,14 @@ class CocoDataset(Dataset[AnnotatedImage]):
         boxes_on: Whether boxes refer to pixels as they are ``"stored"``, or as they are ``"shown"`` when the photo is
             turned the way its EXIF orientation asks; ``"recorded"`` takes the one whose size is recorded, the stored
             one where both have it.
+        bad_photos: What becomes of photos that are missing or cannot be read: ``"error"`` or ``"skip"``.
         progress: Counts the photos as their headers are read.
 
     Attributes:
         ids: (N,) ids of the images.
         class_names: (K,) names, ``"background"`` first.
         bad_box_counts: How many boxes were ``cut``, ``skipped`` and ``kept``, and how many ``sizes`` were wrong.
+        left_out: What is wrong with each photo that was left out.
 
     Raises:
         MissingFileError: No such file or folder.
@@ -63,36 +69,38 @@ class CocoDataset(Dataset[AnnotatedImage]):
     def __init__(
         self,
         annotations: Path | str,
-        images: Path | str,
+        images: Path | str | None = None,
         *,
         bad_boxes: BadBoxes = "error",
+        bad_photos: BadPhotos = "error",
         boxes_on: BoxesOn = "recorded",
         progress: Progress = False,
     ) -> None:
         require_frame(boxes_on)
-        self._folder = Path(images)
+        beside = Path(annotations).parent
+        named = beside.name.lower() in ("annotations", "labels")
+        self._folder = Path(images) if images is not None else beside.parent if named else beside
         if not self._folder.is_dir():
             raise MissingFileError(f"no folder of images at {images}")
         content = _read(Path(annotations))
-        records, categories = content["images"], content["categories"]
+        records, categories = content["images"], _without_group(content["categories"], content["annotations"])
         problems = [*_keys(records, "image", "id"), *_keys(categories, "category", "id", "name")]
         raise_problems(problems, f"{annotations} cannot be used")
-        categories = sorted(categories, key=lambda category: category["id"])
+        categories = sorted(categories, key=lambda category: _whole(category["id"]))
         numbers = {_key(category["id"]): number for number, category in enumerate(categories, start=1)}
         self.class_names = ("background", *(str(category["name"]) for category in categories))
-        self.ids = tuple(str(record["id"]) for record in records)
-        self._paths, problems = _photos(self._folder, [record["file_name"] for record in records])
         things: dict[str, list[dict[str, Any]]] = {_key(record["id"]): [] for record in records}
-        problems += _gather(content["annotations"], things, numbers)
-        rule = BoxRule(bad_boxes)
-        self._objects = []
-        for record, path in zip(
-            track(records, progress, description="read sizes", unit="photo"), self._paths, strict=True
-        ):
-            frame = _frame(record, path, boxes_on, rule)
-            self._objects.append(_objects(things[_key(record["id"])], frame, numbers, rule))
+        problems = _gather(content["annotations"], things, numbers)
+        rule = BoxRule(bad_boxes, bad_photos)
+        paths = _photos(PhotoFiles(self._folder), records, Path(annotations), rule)
+        self._objects, self._paths, ids = [], [], []
+        for place, path in track(paths.items(), progress, description="read sizes", unit="photo"):
+            frame = _frame(records[place], path, boxes_on, rule)
+            self._objects.append(_objects(things[_key(records[place]["id"])], frame, numbers, rule))
+            self._paths.append(path)
+            ids.append(str(records[place]["id"]))
         rule.raise_problems(f"{annotations} cannot be used", problems)
-        self.bad_box_counts = rule.counts
+        self.ids, self.bad_box_counts, self.left_out = tuple(ids), rule.counts, tuple(rule.left_out)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -151,10 +159,10 @@ def _frame(record: dict[str, Any], path: Path, boxes_on: BoxesOn, rule: BoxRule)
     """Return the frame of an image's boxes; an endless one for a photo that cannot be read, as its reader is told."""
     try:
         stored, orientation = stored_size(path)
-    except DataError:
+    except DataError:  # an endless one
         return _Frame((1 << 40, 1 << 40), 1, True)
     turned = stored[::-1] if orientation >= 5 else stored
-    recorded = record["height"], record["width"]
+    recorded = tuple(_whole(record.get(side)) for side in ("height", "width"))
     said = recorded if recorded not in ((0, 0), (None, None)) else None
     used = said in (None, stored, turned) or rule.wrong_size(
         f"{path} is recorded as {recorded[1]!r:.20} x {recorded[0]!r:.20} and is {stored[1]} x {stored[0]}"
@@ -174,11 +182,11 @@ def _objects(things: list[dict[str, Any]], frame: _Frame, numbers: dict[str, int
     boxes, classes, crowds = [], [], []
     for thing in things:
         name, bbox = f"object {thing.get('id')!r:.20}", thing["bbox"]
-        sides = tuple(map(number_of, bbox)) if isinstance(bbox, list) else ()
+        sides = tuple(map(_number, bbox)) if isinstance(bbox, list) else ()
         if len(sides) == 4:
             sides = (sides[0], sides[1], sides[0] + sides[2], sides[1] + sides[3])
         box = rule(sides, frame.size, f"{name}: bbox {bbox!r:.80}")
-        crowd = None if box is None else rule.flag(thing.get("iscrowd", 0), f"{name}: iscrowd")
+        crowd = None if box is None else rule.flag(_whole(thing.get("iscrowd", 0)), f"{name}: iscrowd")
         if box is not None and crowd is not None:
             boxes.append(box)
             classes.append(numbers[_key(thing["category_id"])])
@@ -207,22 +215,28 @@ def _gather(
     return problems
 
 
-def _photos(folder: Path, names: list[Any]) -> tuple[list[Path], list[str]]:
-    """Return the photos' paths, and which are not there, or not in the folder."""
-    paths, problems = [], []
-    forms: dict[str, str] | None = None
-    for name in names:
-        path = folder
+def _photos(
+    files: PhotoFiles, records: list[dict[str, Any]], annotations: Path, rule: BoxRule
+) -> dict[int, Path]:
+    """Return the photo of each record, by its place, but for those that are not there, or not in the folder."""
+    folders = {part for path in files.paths for part in path.split("/")[:-1]}
+    image_set = max((name for name in folders if name in annotations.stem), key=len, default="")
+    paths: dict[int, Path] = {}
+    names: dict[Path, str] = {}  # what a file was called first
+    for place, record in enumerate(records):
+        name = record["file_name"]
         if not isinstance(name, str) or leaves_its_folder(name):
-            problems.append(f"image {name!r:.80} leads out of the folder of images; give names relative to it")
-        elif not is_file(path := folder / name):
-            if forms is None:
-                forms = {unicodedata.normalize("NFC", file): file for file in files_below(folder)}
-            path = folder / forms.get(unicodedata.normalize("NFC", name.replace("\\", "/")), name)
-            if not is_file(path):
-                problems.append(f"no image {name}")
-        paths.append(path)
-    return paths, problems
+            rule.photo(f"image {name!r:.80} leads out of the folder of images; give names relative to it")
+            continue
+        try:
+            path = files.find(name, image_set)
+            stored_size(path)
+            if names.setdefault(path, same := form_of(name.replace("\\", "/"))) != same:
+                raise DataError(f"images {names[path]} and {name} are one file, {path}")
+            paths[place] = path
+        except DataError as error:
+            rule.photo(str(error))
+    return paths
 
 
 def _keys(rows: list[dict[str, Any]], part: str, *columns: str) -> list[str]:
@@ -268,7 +282,7 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     needed = {
-        "images": ("id", "file_name", "height", "width"),
+        "images": ("id", "file_name"),
         "categories": ("id", "name"),
         "annotations": ("image_id", "category_id", "bbox"),
     }
@@ -294,4 +308,18 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """Return a whole number that is written as 1.0 or "1" as one; anything else as it is."""
+    written = isinstance(value, str) and re.fullmatch(r"0|[1-9][0-9]{0,17}", value)
+    return int(value) if written or (isinstance(value, float) and value.is_integer()) else value
+
+
+def _number(value: Any) -> float:
+    return float_of(value) if isinstance(value, str) else number_of(value)
+
+
+def _without_group(categories: list[dict[str, Any]], things: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return categories without one that is of no group, that has no object, and that others name as their group."""
+    groups = {str(each.get("supercategory")) for each in categories} - {"none"}
+    used = {_key(thing["category_id"]) for thing in things}
+    empty = [each for each in categories if str(each["name"]) in groups and _key(each["id"]) not in used]
+    return [each for each in categories if each not in empty or each.get("supercategory") != "none"]

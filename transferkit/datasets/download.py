@@ -381,8 +381,7 @@ def fetch_alexnet_weights(*, home: Path | str | None = None, progress: Progress 
     Raises:
         DownloadError: It cannot be fetched, or is another file than the one that is known.
     """
-    url = ALEXNET.path
-    path = home_folder(home) / "weights" / url.rpartition("/")[2]
+    url, path = ALEXNET.path, _alexnet_file(home)
     try:
         return download(url, path, size=ALEXNET.size, sha256=ALEXNET.sha256, progress=progress)
     except OSError as error:  # DownloadError is one
@@ -390,6 +389,16 @@ def fetch_alexnet_weights(*, home: Path | str | None = None, progress: Progress 
             f"no AlexNet weights: looked for {path}, then tried {url}: {error}\n"
             "Put the file there, or name one with --weights."
         ) from error
+
+
+def alexnet_weights_kept() -> bool:
+    """Tell whether :func:`fetch_alexnet_weights` has nothing to download."""
+    path = _alexnet_file(None)
+    return path.is_file() and _size(path) == ALEXNET.size
+
+
+def _alexnet_file(home: Path | str | None) -> Path:
+    return home_folder(home) / "weights" / ALEXNET.path.rpartition("/")[2]
 
 
 def _holds(target: Path, image_set: str) -> bool:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transferkit.annotated import AnnotatedImage, Presence, presence_of, truth, whole_numbers
 from transferkit.datasets._objects import (
     BadBoxes,
+    BadPhotos,
     BoxRule,
     checked_class_names,
     repeated,
@@ -36,6 +37,8 @@ class ImageListDataset(Dataset[AnnotatedImage]):
         images: Files, PIL images, arrays (H, W) or (H, W, C), or tensors (C, H, W).
         boxes: Of each image, (n, 4) xyxy, pixels, 0-based, half-open; ``None`` for no objects at all.
         classes: Of each image, n whole numbers from 1.
+        image_labels: Of each image, the classes that it shows where it is not known where they are, whole numbers
+            from 1, none for an image without any; ``None`` for one whose objects are all in ``boxes``.
         difficult: Of each image, n flags; ``None`` for none.
         truncated: Of each image, n flags; ``None`` for none.
         class_names: (K,) names, ``"background"`` first; by default ``class 1`` and so on up to the largest.
@@ -44,6 +47,8 @@ class ImageListDataset(Dataset[AnnotatedImage]):
         bad_boxes: What becomes of boxes that reach out of their image by more than a pixel or are empty: ``"error"``,
             ``"cut"`` at the border (what has no part inside is left out), ``"skip"``, or ``"keep"``. A box that is
             not four numbers, or ends before it starts, is never kept.
+        bad_photos: What becomes of files whose header cannot be read: ``"error"``, or ``"skip"``, which leaves out
+            missing ones, too; by default whoever asks for their pixels is told.
         boxes_on: Whether boxes refer to pixels as they are ``"stored"``, or as they are ``"shown"`` when the photo is
             turned the way its EXIF orientation asks. PIL images are turned only if ``"shown"``.
         float_range: The values that floating images span, ``(0, 1)`` or ``(0, 255)``; needed where there are such.
@@ -52,6 +57,7 @@ class ImageListDataset(Dataset[AnnotatedImage]):
         ids: (N,) names of the images.
         class_names: (K,) names of the classes.
         bad_box_counts: How many boxes were ``cut``, ``skipped`` and ``kept``.
+        left_out: What is wrong with each photo that was left out.
 
     Raises:
         ArgumentError: Lists of different lengths, or none.
@@ -71,11 +77,13 @@ class ImageListDataset(Dataset[AnnotatedImage]):
         boxes: Sequence[Any] | None = None,
         classes: Sequence[Any] | None = None,
         *,
+        image_labels: Sequence[Any] | None = None,
         difficult: Sequence[Any] | None = None,
         truncated: Sequence[Any] | None = None,
         class_names: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
         bad_boxes: BadBoxes = "error",
+        bad_photos: BadPhotos | None = None,
         boxes_on: Literal["stored", "shown"] = "stored",
         float_range: FloatRange | None = None,
     ) -> None:
@@ -85,6 +93,7 @@ class ImageListDataset(Dataset[AnnotatedImage]):
         columns = {
             "boxes": boxes,
             "classes": classes,
+            "image_labels": image_labels,
             "difficult": difficult,
             "truncated": truncated,
             "ids": ids,
@@ -96,10 +105,10 @@ class ImageListDataset(Dataset[AnnotatedImage]):
         self._boxes_on, self._float_range = boxes_on, float_range
         self.ids = _names(images) if ids is None else tuple(ids)
         require_different("ids", self.ids)
-        rule = BoxRule(bad_boxes)
-        self._objects = self._checked(rule, boxes, classes, difficult, truncated)
-        self.bad_box_counts = rule.counts
-        most = max((int(objects[1].max()) for objects in self._objects if len(objects[1])), default=0)
+        rule = BoxRule(bad_boxes, bad_photos)
+        self._objects, self._labels = self._checked(rule, image_labels, boxes, classes, difficult, truncated)
+        self.bad_box_counts, self.left_out = rule.counts, tuple(rule.left_out)
+        most = max((number for row in self._classes() for number in row), default=0)
         names = class_names or ("background", *(f"class {number}" for number in range(1, most + 1)))
         require(len(names) > most, "class_names", f"more than {most} names, background first", class_names)
         self.class_names = checked_class_names(names, add_background=False)
@@ -114,7 +123,7 @@ class ImageListDataset(Dataset[AnnotatedImage]):
             DataError: An image that cannot be read; names the file.
         """
         image = as_pixels(self._images[index], self._float_range, upright=self._boxes_on == "shown")
-        return AnnotatedImage(image, *self.objects(index), id=self.ids[index])
+        return AnnotatedImage(image, *self.objects(index), id=self.ids[index], image_labels=self._labels[index])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} images, {len(self.class_names) - 1} classes)"
@@ -136,23 +145,40 @@ class ImageListDataset(Dataset[AnnotatedImage]):
 
     def presence(self) -> Presence:
         """Return which classes each image holds, without decoding."""
-        rows = [(classes.tolist(), difficult.tolist()) for _, classes, difficult, _ in self._objects]
-        return presence_of(rows, len(self.class_names))
+        flags = [objects[2].tolist() for objects in self._objects]
+        rows = [(of, hard or [False] * len(of)) for of, hard in zip(self._classes(), flags, strict=True)]
+        boxed = [labels is None for labels in self._labels]
+        return presence_of(rows, len(self.class_names), None if all(boxed) else boxed)
 
-    def _checked(self, rule: BoxRule, *columns: Sequence[Any] | None) -> list[Objects]:
-        """Return the objects of each image as tensors."""
-        checked, problems = [], []
+    def _classes(self) -> list[list[int]]:
+        """Return the classes of each image, of its boxes or of the whole."""
+        pairs = zip(self._objects, self._labels, strict=True)
+        return [(objects[1] if labels is None else labels).tolist() for objects, labels in pairs]
+
+    def _checked(
+        self, rule: BoxRule, labels: Sequence[Any] | None, *columns: Sequence[Any] | None
+    ) -> tuple[list[Objects], list[Tensor | None]]:
+        """Return the objects and the labels of each image as tensors, and forget images that are left out."""
+        checked, known, problems, used = [], [], [], []
         for place, image in enumerate(self._images):
             name = f"image {place} ({self.ids[place]})"
-            if isinstance(image, (str, Path)) and not is_file(image):
-                problems.append(f"image {place}: no file {image}")
+            if isinstance(image, (str, Path)) and (fault := _fault(image, rule.bad_photos)):
+                rule.photo(f"image {place}: {fault}")
+                if rule.bad_photos:
+                    continue
             try:
                 values = [None if column is None else column[place] for column in columns]
-                checked.append(_objects(image, self._boxes_on, rule, name, *values))
+                objects = _objects(image, self._boxes_on, rule, name, *values)
+                known.append(_labels(None if labels is None else labels[place], values[0]))
+                checked.append(objects)
+                used.append(place)
             except Exception as error:  # whatever these values are, torch or Pillow may stumble over them
                 problems.append(f"{name}: {error}")
         rule.raise_problems("the lists cannot be used", problems)
-        return checked
+        require(bool(used), "images", "at least one image that can be read", rule.left_out[:3])
+        self._images = [self._images[place] for place in used]
+        self.ids = tuple(self.ids[place] for place in used)
+        return checked, known
 
 
 Objects = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -179,6 +205,28 @@ def _objects(
     kept = torch.tensor([box for box in fitting if box is not None], dtype=torch.float64).reshape(-1, 4)
     columns = [column.cpu()[used] for column in columns]
     return turn_boxes(kept, size, orientation), columns[0], columns[1], columns[2]
+
+
+def _labels(labels: Any, boxes: Any) -> Tensor | None:
+    """Return the classes of a whole image, each once, (n,) int64; ``None`` for one whose objects are in boxes."""
+    if labels is None:
+        return None
+    require(boxes is None or len(boxes) == 0, "image_labels", "None for an image with boxes", labels)
+    numbers = whole_numbers("image_labels", labels if len(labels) else torch.zeros(0).long()).reshape(-1)
+    require(bool((numbers > 0).all()), "image_labels", "1 or more (0 is the background)", labels)
+    return torch.tensor(sorted(set(numbers.tolist())), dtype=torch.int64)
+
+
+def _fault(path: str | Path, bad_photos: BadPhotos | None) -> str:
+    """Return what is wrong with a photo's file; of its content only where that is asked."""
+    if not is_file(path):
+        return f"no file {path}"
+    try:
+        if bad_photos:
+            stored_size(Path(path))
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _sides(row: Any) -> Sequence[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,24 +15,28 @@ from torch.utils.data import Dataset
 from transferkit.annotated import AnnotatedImage, Presence, presence_of
 from transferkit.datasets._objects import (
     BadBoxes,
+    BadPhotos,
     Box,
     BoxesOn,
     BoxRule,
     checked_class_names,
     form_of,
+    numbers_of,
     require_frame,
 )
 from transferkit.datasets._photo import fingerprint, read_photo, stored_size
 from transferkit.datasets.voc_files import (
+    FlatFiles,
     NamedFiles,
     VOCAnnotation,
     VOCFiles,
     VOCObject,
+    by_set,
     find_voc_folder,
     read_annotation,
     read_image_set,
 )
-from transferkit.errors import DataError, did_you_mean, listed, raise_problems, require
+from transferkit.errors import DataError, MissingFileError, did_you_mean, listed, raise_problems, require
 from transferkit.progress import Progress, track
 
 _CLASSES_OF_ONES_OWN = (
@@ -65,74 +70,48 @@ class Record:
     truncated: tuple[bool, ...]
 
 
-def read_records(
-    folder: Path,
-    ids: Iterable[str],
-    class_names: Sequence[str],
-    *,
-    files: VOCFiles,
-    rule: BoxRule,
-    box_offset: Box,
-    boxes_on: BoxesOn,
-    skip_other_classes: bool,
-) -> list[Record]:
-    """Read and check the annotations and photo headers of ``ids``.
-
-    Args:
-        folder: A ``VOC<year>`` folder.
-        ids: Image ids.
-        class_names: (K,) names, background first.
-        files: Of the folder.
-        rule: What becomes of boxes that cannot be.
-        box_offset: Taken from ``(xmin, ymin, xmax, ymax)`` as written.
-        boxes_on: The frame of the boxes.
-        skip_other_classes: Leave out objects of classes that are not in ``class_names``, instead of an error.
-
-    Raises:
-        DataError: Something is missing, damaged or contradictory. Names every file, up to a screenful.
-    """
-    reader = _Reader(folder, files, class_names, rule, box_offset, boxes_on)
-    records: list[Record] = []
-    problems: list[str] = []
-    for image_id in ids:
-        try:
-            records.append(reader.record(image_id))
-        except DataError as error:
-            problems.append(str(error))
-    unknown = {} if skip_other_classes else reader.unknown
-    problems += [_unknown_class(name, where, class_names) for name, where in sorted(unknown.items())]
-    advice = _CLASSES_OF_ONES_OWN if unknown else ""
-    rule.raise_problems(f"the data in {folder} cannot be used", problems, advice)
-    return records
-
-
 class _Reader:
     """Reads the annotations of a folder one by one, and keeps what concerns all of them."""
 
     def __init__(
-        self,
-        folder: Path,
-        files: VOCFiles,
-        class_names: Sequence[str],
-        rule: BoxRule,
-        offset: Box,
-        boxes_on: BoxesOn,
+        self, files: VOCFiles, class_names: Sequence[str], rule: BoxRule, subtract_one: str, boxes_on: BoxesOn
     ) -> None:
-        self._folder, self._files, self._rule = folder, files, rule
-        self._offset, self._boxes_on = offset, boxes_on
-        self._numbers = {form_of(name): number for number, name in enumerate(class_names) if number > 0}
+        require(subtract_one in _OFFSETS, "subtract_one", f"one of {', '.join(_OFFSETS)}", subtract_one)
+        require_frame(boxes_on)
+        self.class_names, self.rule = checked_class_names(class_names, add_background=True), rule
+        self._files, self._offset, self._boxes_on = files, _OFFSETS[subtract_one], boxes_on
+        self._numbers = numbers_of(self.class_names)
         self._taken: dict[str, str] = {}  # annotation to the image that has it
-        self.unknown: dict[str, list[str]] = {}  # class name to the images that have it
+        self._unknown: dict[str, list[str]] = {}  # class name to the images that have it
+
+    def records(self, folder: Path, ids: Iterable[str], skip_other_classes: bool) -> list[Record]:
+        """Read and check the annotations and photo headers of ``ids``; raise all that is wrong with them."""
+        records: list[Record] = []
+        problems: list[str] = []
+        for image_id in ids:
+            try:
+                records.append(self.record(image_id))
+            except DataError as error:
+                self.rule.photo(str(error))
+        unknown = {} if skip_other_classes else self._unknown
+        for name, where in sorted(unknown.items()):
+            shown, near = listed(where, 1), did_you_mean(name, self.class_names[1:])
+            problems.append(
+                f"class {name!r} in {shown} is not one of {len(self.class_names) - 1} classes{near}"
+            )
+        advice = _CLASSES_OF_ONES_OWN if unknown else ""
+        self.rule.raise_problems(f"the data in {folder} cannot be used", problems, advice)
+        return records
 
     def record(self, image_id: str) -> Record:
         annotation, photo = self._find(image_id)
         image_size, upright, used = self._measure(annotation, photo, image_id)
         for name in dict.fromkeys(thing.name for thing in annotation.objects):
             if form_of(name) not in self._numbers:
-                self.unknown.setdefault(name, []).append(image_id)
+                self._unknown.setdefault(name, []).append(self._files.annotation_name.format(image_id))
         things = [thing for thing in annotation.objects if form_of(thing.name) in self._numbers]
         if not used:
-            self._rule.counts["skipped"] += len(things)
+            self.rule.counts["skipped"] += len(things)
         objects = [
             (box, thing)
             for thing in things
@@ -152,17 +131,21 @@ class _Reader:
     def _find(self, image_id: str) -> tuple[VOCAnnotation, Path]:
         annotations, photos = self._files.annotations[image_id], self._files.photos[image_id]
         if not annotations or not photos:
-            missing = [f"Annotations/{image_id}.xml"] * (not annotations)
-            missing += [f"JPEGImages/{image_id}.jpg"] * (not photos)
+            missing = [self._files.annotation_name.format(image_id)] * (not annotations)
+            missing += [self._files.photo_name.format(image_id)] * (not photos)
             raise DataError(f"image {image_id} is listed, but {' and '.join(missing)} is not there")
         other = self._taken.setdefault(annotations[0], image_id)
         if other != image_id:
             raise DataError(
                 f"images {other!r} and {image_id!r} are both Annotations/{annotations[0]}; list one"
             )
-        annotation = read_annotation(self._folder / "Annotations" / annotations[0])
+        annotation = read_annotation(self._files.annotations.folder / annotations[0])
         named = [photo for photo in photos if form_of(Path(photo).name) == form_of(annotation.filename)]
-        return annotation, self._folder / "JPEGImages" / (named or photos)[0]
+        beside = [photo for photo in named or photos if Path(photo).parent == Path(annotations[0]).parent]
+        for found in (annotations, found_photos := beside or named or photos):
+            if len({Path(path).parent for path in found}) > 1:
+                raise DataError(f"image {image_id} may be any of {listed(found, 3)}")
+        return annotation, self._files.photos.folder / found_photos[0]
 
     def _measure(
         self, annotation: VOCAnnotation, photo: Path, image_id: str
@@ -172,38 +155,23 @@ class _Reader:
         (stored, orientation), said = stored_size(photo), annotation.image_size
         turned = stored[::-1] if orientation >= 5 else stored
         upright = said != stored if self._boxes_on == "recorded" else self._boxes_on == "shown"
-        right = said in (None, stored, turned) or self._rule.wrong_size(
-            f"Annotations/{image_id}.xml says that its image is {said[1]} x {said[0]} (width x height), "
-            f"but JPEGImages/{photo.name} is {stored[1]} x {stored[0]}"
+        right = said in (None, stored, turned) or self.rule.wrong_size(
+            f"{self._files.annotation_name.format(image_id)} says that its image is {said[1]} x {said[0]} "
+            f"(width x height), but {photo.parent.name}/{photo.name} is {stored[1]} x {stored[0]}"
         )
         return (turned if upright else stored), upright, right
 
     def _box(self, thing: VOCObject, image_size: tuple[int, int], image_id: str) -> Box | None:
         sides = [side - shift for side, shift in zip(thing.box, self._offset, strict=True)]
         written = " ".join(f"{side:g}" for side in thing.box)
-        return self._rule(sides, image_size, f"Annotations/{image_id}.xml: box {written} of {thing.name!r}")
-
-
-def _unknown_class(name: str, ids: Sequence[str], class_names: Sequence[str]) -> str:
-    where = listed([f"Annotations/{image_id}.xml" for image_id in ids], 1)
-    near = did_you_mean(name, class_names[1:])
-    return f"class {name!r} in {where} is not one of {len(class_names) - 1} classes{near}"
+        where = self._files.annotation_name.format(image_id)
+        return self.rule(sides, image_size, f"{where}: box {written} of {thing.name!r}")
 
 
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *(
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-        "person",
-        "pottedplant",
-        "sheep",
-        "sofa",
-        "train",
-        "tvmonitor",
-    ),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
+    *("sheep", "sofa", "train", "tvmonitor"),
 )
 """VOC's 20 classes in alphabetical order, after the background."""
 
@@ -234,6 +202,7 @@ class VOCDataset(Dataset[AnnotatedImage]):
         boxes_on: Whether boxes refer to pixels as they are ``"stored"``, or as they are ``"shown"`` when the photo is
             turned the way its EXIF orientation asks; ``"recorded"`` takes the one whose size is written, the stored
             one where both have it, the shown one where none is.
+        bad_photos: What becomes of photos that cannot be read, or whose annotation cannot: ``"error"`` or ``"skip"``.
         progress: Counts the annotations as they are read.
 
     Attributes:
@@ -241,6 +210,7 @@ class VOCDataset(Dataset[AnnotatedImage]):
         ids: (N,) image ids.
         class_names: (K,) names, ``"background"`` first.
         bad_box_counts: How many boxes were ``cut``, ``skipped`` and ``kept``, and how many ``sizes`` were wrong.
+        left_out: What is wrong with each photo that was left out.
 
     Raises:
         MissingFileError: No VOC folder, or no such image set.
@@ -273,27 +243,22 @@ class VOCDataset(Dataset[AnnotatedImage]):
         subtract_one: Literal["starts", "all", "nothing"] = "starts",
         bad_boxes: BadBoxes = "error",
         boxes_on: BoxesOn = "recorded",
+        bad_photos: BadPhotos = "error",
         progress: Progress = False,
     ) -> None:
         require(max_images is None or max_images > 0, "max_images", "positive or None", max_images)
-        require(subtract_one in _OFFSETS, "subtract_one", f"one of {', '.join(_OFFSETS)}", subtract_one)
-        require_frame(boxes_on)
-        rule = BoxRule(bad_boxes)
         self.folder = find_voc_folder(root, year)
-        self.class_names = checked_class_names(class_names, add_background=True)
         files = VOCFiles(self.folder)
-        self.ids = tuple(read_image_set(self.folder, image_set, files)[:max_images])
-        self._records = read_records(
-            self.folder,
-            track(self.ids, progress, description=f"read {image_set}", unit="file"),
-            self.class_names,
-            files=files,
-            rule=rule,
-            box_offset=_OFFSETS[subtract_one],
-            boxes_on=boxes_on,
-            skip_other_classes=skip_other_classes,
+        ids = read_image_set(self.folder, image_set, files)[:max_images]
+        reader = _Reader(files, class_names, BoxRule(bad_boxes, bad_photos), subtract_one, boxes_on)
+        self._read(
+            reader, track(ids, progress, description=f"read {image_set}", unit="file"), skip_other_classes
         )
-        self.bad_box_counts = rule.counts
+
+    def _read(self, reader: _Reader, ids: Iterable[str], skip_other_classes: bool) -> None:
+        self._records = reader.records(self.folder, ids, skip_other_classes)
+        self.class_names, self.ids = reader.class_names, tuple(record.id for record in self._records)
+        self.bad_box_counts, self.left_out = reader.rule.counts, tuple(reader.rule.left_out)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -309,7 +274,7 @@ class VOCDataset(Dataset[AnnotatedImage]):
         return AnnotatedImage(image, *self.objects(index), id=record.id)
 
     def __repr__(self) -> str:
-        return f"VOCDataset({len(self)} images, {len(self.class_names) - 1} classes, {str(self.folder)!r})"
+        return f"{type(self).__name__}({len(self)} images, {len(self.class_names) - 1} classes, {str(self.folder)!r})"
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Return ``(height, width)`` without decoding."""
@@ -358,6 +323,62 @@ class VOCDataset(Dataset[AnnotatedImage]):
         raise_problems(problems, f"photos in {self.folder} cannot be decoded")
 
 
+class FolderDataset(VOCDataset):
+    """Photos and their XML in any folder, as labelImg and others write them.
+
+    A photo and its XML have one name and lie side by side, or at the same place below parallel folders (``images``
+    and ``annotations``); subfolders, blanks and any photo's suffix are fine. What the XML says of the photo's path is
+    not asked. Photos without XML are not used.
+
+    Args:
+        folder: Holds both.
+        image_set: ``"train"``, ``"val"`` or ``"test"``, where every file is in a folder that names one.
+        class_names: The classes in the order of their numbers; by default all that the XML names, sorted.
+        skip_other_classes: As in :class:`VOCDataset`, and so are the others.
+
+    Attributes:
+        unlisted: The photos without XML, paths below the folder.
+
+    Raises:
+        MissingFileError: There is no XML.
+        DataError: XML and photos that are missing, damaged, or contradict each other; names all.
+
+    Example:
+        >>> import tempfile
+        >>> from transferkit.datasets import write_demo_devkit
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = write_demo_devkit(folder, num_train=4, num_test=2)
+        ...     len(FolderDataset(folder))
+        6
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        image_set: str = "train",
+        *,
+        class_names: Sequence[str] | None = None,
+        skip_other_classes: bool = False,
+        subtract_one: Literal["starts", "all", "nothing"] = "starts",
+        bad_boxes: BadBoxes = "error",
+        boxes_on: BoxesOn = "recorded",
+        bad_photos: BadPhotos = "error",
+        progress: Progress = False,
+    ) -> None:
+        self.folder = Path(folder)
+        files = FlatFiles(self.folder)
+        ids = list(by_set(files.annotations).get(image_set, {}))
+        if not ids:
+            raise MissingFileError(
+                f"no XML of set {image_set!r} in {folder}; transferkit check tells what is there"
+            )
+        names = class_names or find_names(self.folder, skip_bad=True)
+        reader = _Reader(files, names, BoxRule(bad_boxes, bad_photos), subtract_one, boxes_on)
+        self._read(reader, track(ids, progress, description="read", unit="file"), skip_other_classes)
+        alone = (place for place in files.photos if place not in files.annotations)
+        self.unlisted = [path for place in alone for path in files.photos[place]]
+
+
 def find_class_names(root: Path | str, year: str = "2007") -> tuple[str, ...]:
     """Return the classes that occur in a VOC folder's annotations, alphabetically, after ``"background"``.
 
@@ -367,10 +388,15 @@ def find_class_names(root: Path | str, year: str = "2007") -> tuple[str, ...]:
         MissingFileError: No VOC folder.
         DataError: Half of one, an annotation that cannot be read, or none with an object.
     """
-    folder = find_voc_folder(root, year) / "Annotations"
+    return find_names(find_voc_folder(root, year) / "Annotations")
+
+
+def find_names(folder: Path, skip_bad: bool = False) -> tuple[str, ...]:
+    """Return the classes in all XML below a folder; a bad file is an error, or left to the data set's reader."""
     names: dict[str, str] = {}  # by the form in which they are compared
     for path in NamedFiles(folder, (".xml",)).all():
-        names.update((form_of(thing.name), thing.name) for thing in read_annotation(folder / path).objects)
+        with suppress(*[DataError] * skip_bad):
+            names.update((form_of(thing.name), thing.name) for thing in read_annotation(folder / path).objects)
     if not names:
         raise DataError(f"no annotation in {folder} has an object")
     return checked_class_names(sorted(names.values()), add_background=True)

@@ -8,11 +8,12 @@ import os
 import re
 import unicodedata
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from transferkit.errors import DataError, MissingFileError, did_you_mean
+from transferkit.errors import DataError, MissingFileError, did_you_mean, listed
+from transferkit.files import is_file, leaves_its_folder
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -124,10 +125,11 @@ def _xml_text(data: bytes) -> str:
     if declared and not _ENCODINGS.fullmatch(encoding):
         raise DataError(f"declares the encoding {declared[1].decode()!r}, refused; save it as UTF-8")
     zeros = {b"<\0": "utf-16-le", b"\0<": "utf-16-be"}
-    return _decoded(data, zeros.get(data[:2], "gb18030" if encoding.startswith("gb") else encoding))
+    return decoded(data, zeros.get(data[:2], "gb18030" if encoding.startswith("gb") else encoding))
 
 
-def _decoded(data: bytes, encoding: str) -> str:
+def decoded(data: bytes, encoding: str) -> str:
+    """Return text in an encoding, or in the one that its first bytes tell."""
     marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
     marked = next((its for mark, its in marks.items() if data.startswith(mark)), encoding)
     try:
@@ -155,14 +157,14 @@ def _object(element: ElementTree.Element, number: int) -> VOCObject:
         raise DataError(f"has no <name> in {where}")
     if box is None:
         raise DataError(f"has no <bndbox> in {where}")
-    xmin, ymin, xmax, ymax = (_float(_text(box, side, where)) for side in _SIDES)
+    xmin, ymin, xmax, ymax = (float_of(_text(box, side, where)) for side in _SIDES)
     difficult, truncated = (_flag(element, tag, where) for tag in ("difficult", "truncated"))
     return VOCObject(name, (xmin, ymin, xmax, ymax), difficult, truncated)
 
 
 def _number(element: ElementTree.Element, tag: str, where: str) -> float:
     text = _text(element, tag, where)
-    number = _float(text)
+    number = float_of(text)
     if not math.isfinite(number):
         raise DataError(f"has no number in <{tag}> of {where}: {text.strip()!r}")
     return number
@@ -175,7 +177,7 @@ def _text(element: ElementTree.Element, tag: str, where: str) -> str:
     return text
 
 
-def _float(text: str) -> float:
+def float_of(text: str) -> float:
     """Return a number; NaN where there is none."""
     try:
         return math.nan if "_" in text else float(text)  # 1_0 is Python's
@@ -194,7 +196,7 @@ def _flag(element: ElementTree.Element, tag: str, where: str) -> bool:
 
 _PARTS = ("Annotations", "ImageSets", "JPEGImages")
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2")
 
 
 def find_voc_folder(root: Path | str, year: str = "2007") -> Path:
@@ -230,14 +232,19 @@ class NamedFiles:
     Args:
         folder: The folder.
         suffixes: Of the files that count, in lower case; the first ones come first.
+        name_of: Makes a name of a path below the folder without its ending; by default it is that path.
     """
 
-    def __init__(self, folder: Path, suffixes: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, suffixes: Sequence[str], name_of: Callable[[str], str] | None = None
+    ) -> None:
+        self.folder = folder
         self._files: dict[str, list[str]] = {}  # below the folder, by name without ending
         self._forms: dict[str, set[str]] = {}
         for path in files_below(folder):
             name, suffix = os.path.splitext(path)  # noqa: PTH122
             if suffix.lower() in suffixes:
+                name = name if name_of is None else name_of(name)
                 self._files.setdefault(name, []).append(path)
                 self._forms.setdefault(unicodedata.normalize("NFC", name), set()).add(name)
         for paths in self._files.values():
@@ -251,18 +258,121 @@ class NamedFiles:
     def __contains__(self, name: str) -> bool:
         return bool(self[name])
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._files))
+
     def all(self) -> list[str]:
         """Return all files, sorted."""
         return sorted(path for paths in self._files.values() for path in paths)
 
 
 def files_below(folder: Path) -> list[str]:
-    """Return all files below a folder with slashes, without the "._" files that macOS writes beside others."""
+    """Return all files below a folder with slashes; not "._" files, as macOS writes, and not in hidden folders."""
     found = []
-    for place, _, names in os.walk(folder):
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         start = Path(place).relative_to(folder).as_posix()
         found += [name if start == "." else f"{start}/{name}" for name in names if not name.startswith("._")]
     return found
+
+
+_PARALLEL = (
+    "image",
+    "images",
+    "img",
+    "imgs",
+    "photos",
+    "jpegimages",
+    "annotation",
+    "annotations",
+    "labels",
+    "xml",
+)
+
+
+def place_of(path: str) -> str:
+    """Return a path without the folders that part photos from what is said of them.
+
+    Example:
+        >>> place_of("train/images/cats/1"), place_of("train/annotations/cats/1")
+        ('train/cats/1', 'train/cats/1')
+    """
+    *folders, name = path.split("/")
+    return "/".join([*(folder for folder in folders if folder.lower() not in _PARALLEL), name])
+
+
+class PhotoFiles:
+    """The photos of a folder, found by what a table or a COCO file calls them: their path, or one end of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths = sorted(path for path in files_below(folder) if is_photo(path))
+        self._named: dict[str, list[str]] = {}  # by name, with and without ending
+        for path in self.paths:
+            name = unicodedata.normalize("NFC", PurePosixPath(path).name)
+            for form in (name, PurePosixPath(name).stem):
+                self._named.setdefault(form, []).append(path)
+
+    def find(self, name: str, image_set: str = "") -> Path:
+        """Return a photo; of several of a name that of the folder ``image_set``.
+
+        Raises:
+            DataError: None, or any of several.
+        """
+        if not leaves_its_folder(name) and is_file(self.folder / name):
+            return self.folder / name
+        wanted = _parts(name)
+        alike = {path: _parts(path)[:-1] for path in self._named.get(wanted[-1], ())}
+        ends = {path: min(len(folders), len(wanted) - 1) for path, folders in alike.items()}
+        fits = [path for path, n in ends.items() if alike[path][len(alike[path]) - n :] == wanted[-n - 1 : -1]]
+        best = [path for path in fits if ends[path] == max(ends[one] for one in fits)]
+        of_set = [path for path in best if image_set in alike[path]]
+        found = of_set if len(best) > 1 and of_set else best
+        if len(found) != 1:
+            raise DataError(f"image {name} may be {listed(found, 3)}" if found else f"no image {name}")
+        return self.folder / found[0]
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a photo of a name, or several."""
+        return bool(name) and _parts(name)[-1] in self._named
+
+
+_SETS = {"train": "train", "training": "train", "trainval": "train", "val": "val", "valid": "val"}
+_SETS |= {"validation": "val", "test": "test", "testing": "test"}
+
+
+def by_set(paths: Iterable[str], stems: bool = False) -> dict[str, dict[str, str]]:
+    """Return paths by the image set that a folder, or the file if ``stems``, of each names, and what is left of each.
+
+    Where one names no set, as where classes are called so, all are the set ``"train"``.
+
+    Example:
+        >>> by_set(["train/cat/1.jpg", "valid/cat/2.jpg"])
+        {'train': {'train/cat/1.jpg': 'cat/1.jpg'}, 'val': {'valid/cat/2.jpg': 'cat/2.jpg'}}
+        >>> by_set(["train/1.jpg", "bus/2.jpg"])
+        {'train': {'train/1.jpg': 'train/1.jpg', 'bus/2.jpg': 'bus/2.jpg'}}
+    """
+    found: dict[str, dict[str, str]] = {}
+    every = list(paths)
+    for path in every:
+        parts = path.split("/")
+        for place, part in enumerate(parts if stems else parts[:-1]):
+            words = [_SETS[word] for word in re.split("[^a-z]+", part.lower()) if word in _SETS]
+            if words:
+                found.setdefault(words[0], {})[path] = "/".join(parts[:place] + parts[place + 1 :])
+                break
+        else:
+            return {"train": {path: path for path in every}}
+    return {name: found[name] for name in ("train", "val", "test") if name in found}
+
+
+def is_photo(path: str) -> bool:
+    """Return whether a file has a photo's ending."""
+    return path.lower().endswith(PHOTO_SUFFIXES)
+
+
+def _parts(path: str) -> list[str]:
+    return place_of(unicodedata.normalize("NFC", path.replace("\\", "/"))).split("/")
 
 
 class VOCFiles:
@@ -272,9 +382,21 @@ class VOCFiles:
     names them.
     """
 
+    annotation_name, photo_name = "Annotations/{}.xml", "JPEGImages/{}.jpg"
+
     def __init__(self, folder: Path) -> None:
         self.annotations = NamedFiles(folder / "Annotations", (".xml",))
-        self.photos = NamedFiles(folder / "JPEGImages", _SUFFIXES)
+        self.photos = NamedFiles(folder / "JPEGImages", PHOTO_SUFFIXES)
+
+
+class FlatFiles(VOCFiles):
+    """The annotations and photos of any folder: side by side, or in parallel folders such as images, annotations."""
+
+    annotation_name, photo_name = "{}.xml", "{}.jpg or another photo"
+
+    def __init__(self, folder: Path) -> None:
+        self.annotations = NamedFiles(folder, (".xml",), place_of)
+        self.photos = NamedFiles(folder, PHOTO_SUFFIXES, place_of)
 
 
 def read_image_set(folder: Path, image_set: str, files: VOCFiles | None = None) -> list[str]:
@@ -299,7 +421,7 @@ def read_image_set(folder: Path, image_set: str, files: VOCFiles | None = None) 
     if not path.is_file():
         raise MissingFileError(f"no image set {image_set!r}: {path} is missing{_offer(path)}")
     try:
-        lines = _decoded(path.read_bytes(), "utf-8").split("\n")
+        lines = decoded(path.read_bytes(), "utf-8").split("\n")
     except DataError as error:
         raise DataError(f"{path} is not a list of image ids: it {error}") from error
     except OSError as error:

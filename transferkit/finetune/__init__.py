@@ -1,8 +1,8 @@
 """Train a pretrained network on photos of scenes, test it, and predict with it.
 
 The door is :class:`SceneClassifier`: fit, test, predict, save and load in one object. :class:`FeatureSettings` and
-:class:`LoopSettings` are its settings, :class:`Predictions` is what it returns. Each of its steps can also be used
-alone, in a training loop of your own:
+:class:`LoopSettings` are its settings, :class:`Predictions` and :class:`PredictionFile` what it returns, and
+:class:`Card` goes with its file. Each of its steps can also be used alone, in a training loop of your own:
 
 - Recipes: :data:`RECOMMENDED`, :data:`NEON2016`, :data:`OQUAB2014` and :data:`DEMO` are values of :class:`Protocol`,
   with an :class:`Optimization` for the optimizer.
@@ -22,6 +22,7 @@ alone, in a training loop of your own:
 from transferkit.devices import choose_device, use_huge_pages
 from transferkit.distributed import first_on_machine, is_first, process_group
 from transferkit.files import require_writable, write_atomically
+from transferkit.finetune.card import Card
 from transferkit.finetune.choosing import Chosen, StopEarly, choose_on_held_out
 from transferkit.finetune.demo import DEMO, prepare_demo, train_on_digits
 from transferkit.finetune.networks import NETWORKS, Network, build_network, small_alexnet
@@ -34,10 +35,11 @@ from transferkit.finetune.optimizer import (
     transferred_parameters,
 )
 from transferkit.finetune.photos import as_photos, with_background
+from transferkit.finetune.predictions import PredictionFile, Predictions
 from transferkit.finetune.protocol import Optimization, Protocol
 from transferkit.finetune.recipes import NEON2016, OQUAB2014, PROTOCOLS, RECOMMENDED
 from transferkit.finetune.report import RunReport, TrainingPatches, build_report, look_at_patches
-from transferkit.finetune.results import Predictions, Stopwatch, write_convergence, write_results
+from transferkit.finetune.results import Stopwatch, write_convergence, write_results
 from transferkit.finetune.run import EpochRecord, Run, build_run, read_run
 from transferkit.finetune.scene_classifier import SceneClassifier
 from transferkit.finetune.scoring import fill_scorer, score_images
@@ -54,12 +56,14 @@ __all__ = [
     "PROTOCOLS",
     "RECOMMENDED",
     "AveragedWeights",
+    "Card",
     "Chosen",
     "EpochRecord",
     "FeatureSettings",
     "LoopSettings",
     "Network",
     "Optimization",
+    "PredictionFile",
     "Predictions",
     "Protocol",
     "Run",

@@ -1,4 +1,4 @@
-"""A fitted network: its scores, its predictions, and its file.
+"""A fitted network: what it is, and its file.
 
 The file holds plain values and tensors. Reading it imports nothing and runs no code from it.
 """
@@ -7,34 +7,31 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from transferkit import heads, labeling, optimization, sampler, scorer
 from transferkit.checkpoints import Checkpoint
-from transferkit.errors import ArgumentError, CheckpointError, OutputError, UncachableError, listed
-from transferkit.features import FeatureCache, FeatureImages, PatchFeatures
+from transferkit.errors import ArgumentError, CheckpointError, TransferKitError, listed
+from transferkit.features._photos import digest_of, digest_of_tensor
 from transferkit.files import write_atomically
-from transferkit.finetune._fitting import Setup, feature_arguments, given_features, put_head_on
-from transferkit.finetune.networks import NETWORKS
-from transferkit.finetune.on_features import AS_THEY_ARE, features_of_frozen, head_features
-from transferkit.finetune.photos import agreed_names, ids_of, truth_of
+from transferkit.finetune._fitting import Setup, put_head_on
+from transferkit.finetune.networks import Network
 from transferkit.finetune.protocol import Optimization, Protocol
-from transferkit.finetune.results import Predictions
 from transferkit.finetune.run import Run, read_saved
-from transferkit.finetune.scoring import fill_scorer
+from transferkit.layers import layers_of
 from transferkit.preprocessing import Preprocessing
-from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog, evaluate
+from transferkit.scorer.calibration import Calibration
 from transferkit.transfer import WeightTransfer, by_name, freeze
 
 FORMAT = "transferkit-classifier"
-VERSION = 1
+VERSION = 2  # 1 had all weights in every file, and no card
 _KIND = "kind"
 _PARTS = ("network", "named", "protocol", "class_names", "preprocessing", "features", "seed", "frozen", "model")
 
@@ -64,87 +61,18 @@ class Fitted:
     class_names: tuple[str, ...]
     frozen: tuple[str, ...]
     run: Run | None = None  # None for a classifier loaded from a file
+    calibration: Calibration | None = None
+    card: Mapping[str, Any] | None = None  # the card in the file that it was loaded from
 
 
-def fitted_by(run: Run, protocol: Protocol, class_names: tuple[str, ...]) -> Fitted:
+def fitted_by(
+    run: Run, protocol: Protocol, class_names: tuple[str, ...], calibration: Calibration | None
+) -> Fitted:
     """Return the network of a run to test and keep, with the same layers frozen as in training."""
     tested = run.tested_model  # an average of weights requires no gradient anywhere
     for parameter, trained in zip(tested.parameters(), run.model.parameters(), strict=True):
         parameter.requires_grad_(trained.requires_grad)
-    return Fitted(tested, run.preprocessing, protocol, class_names, run.frozen, run)
-
-
-def score(
-    fitted: Fitted, setup: Setup, photos: Any, keep_patches: bool, keep_boxes: bool = True
-) -> ImageScorer | PatchLog:
-    """Return a scorer filled with all patches of the photos, from given features, shared features or pixels."""
-    protocol, size = fitted.protocol, (len(photos), len(fitted.class_names))
-    scorer: ImageScorer | PatchLog = (
-        PatchLog(*size, protocol.exponent, protocol.reduction)
-        if keep_patches
-        else protocol.scorer(*size, device=setup.device, validate=False, keep_boxes=keep_boxes)
-    )
-    model, preprocessing, data = fitted.model, fitted.preprocessing, photos
-    given, how = given_features(photos), feature_arguments(setup)
-    if given is not None:
-        features, model = features_of_frozen(model, preprocessing, protocol, **how)
-        given.require_features(features)
-        preprocessing = AS_THEY_ARE
-    elif setup.features.method_for(protocol) == "shared":
-        features, model = head_features(model, preprocessing, protocol, **how)
-        data, preprocessing = _cached(setup, features, photos) or FeatureImages(photos, features), AS_THEY_ARE
-    return fill_scorer(
-        model,
-        setup.stream(data, "test"),
-        scorer,
-        preprocessing,
-        objective=protocol.objective,
-        loop=setup.loop,
-        progress=setup.progress,
-    )
-
-
-def _cached(setup: Setup, features: PatchFeatures, photos: Any) -> FeatureCache | None:
-    """Return features cached in the user's folder; ``None`` if unwanted, not of frozen layers, or too large."""
-    if setup.features.folder is None or setup.features.cache is False or not features.frozen:
-        return None
-    try:
-        return setup.filled(setup.cache_of(features, photos, setup.features.folder))
-    except (UncachableError, OutputError) as error:
-        setup.log(f"features are not cached: {error}")
-        return None
-
-
-def evaluation(
-    fitted: Fitted, photos: Any, scorer: ImageScorer | PatchLog, bootstrap: int
-) -> ClassificationResult:
-    """Compare the scores of photos with their annotations."""
-    names = agreed_names(fitted.class_names, photos)
-    truth = truth_of(photos, len(names))
-    return evaluate(
-        scorer.compute().cpu(),
-        truth.present,
-        truth.difficult_only,
-        class_names=names,
-        image_ids=ids_of(photos),
-        rule=fitted.protocol.ap_rule,
-        bootstrap=bootstrap,
-    )
-
-
-def predictions_of(fitted: Fitted, scorer: ImageScorer | PatchLog, photos: Any) -> Predictions:
-    """Return the scores and best patches of photos; a log of patches is kept for maps."""
-    log = scorer if isinstance(scorer, PatchLog) else None
-    best = scorer.scorer() if isinstance(scorer, PatchLog) else scorer
-    return Predictions(
-        ids_of(photos),
-        fitted.class_names,
-        scorer.compute().cpu(),
-        best.best_probs.cpu(),
-        best.best_boxes.cpu(),
-        log,
-        None if log is None else photos,
-    )
+    return Fitted(tested, run.preprocessing, protocol, class_names, run.frozen, run, calibration)
 
 
 def plain(value: Any) -> Any:
@@ -187,12 +115,18 @@ def from_plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: from_plain(value) for name, value in values.items()}
 
 
-def state_of(fitted: Fitted, setup: Setup) -> dict[str, Any]:
-    """Return a fitted classifier as plain values and tensors."""
-    features = setup.features
+def digest_of_fitted(fitted: Fitted) -> str:
+    """Return a digest of what a fitted network computes, in so far as its weights and recipe say it."""
+    return digest_of(repr(fitted.protocol), _digest(fitted.model.state_dict()))
+
+
+def state_of(fitted: Fitted, setup: Setup, whole: bool | None) -> dict[str, Any]:
+    """Return a fitted classifier as plain values and tensors, without those that its pretrained weights hold."""
+    features, left_out = setup.features, _left_out(fitted, setup, whole)
+    without = _tensors_of(fitted.model, fitted.frozen) if left_out else ()
     return {
         "network": setup.network_name,
-        "named": setup.network in NETWORKS if isinstance(setup.network, str) else False,
+        "named": setup.is_named,
         "protocol": plain(fitted.protocol),
         "class_names": list(fitted.class_names),
         "preprocessing": fitted.preprocessing.to_dict(),
@@ -203,22 +137,89 @@ def state_of(fitted: Fitted, setup: Setup) -> dict[str, Any]:
         },
         "seed": setup.seed,  # a recipe may test on a random part of the patches
         "frozen": list(fitted.frozen),
-        "model": fitted.model.state_dict(),
+        "calibration": None if fitted.calibration is None else fitted.calibration.to_dict(),
+        "left_out": left_out,
+        "model": {name: value for name, value in fitted.model.state_dict().items() if name not in without},
     }
 
 
-def fitted_from(state: Mapping[str, Any], setup: Setup) -> Fitted:
-    """Build the network and put the saved head and weights on it."""
-    names, frozen = tuple(state["class_names"]), tuple(state["frozen"])
-    with torch.random.fork_rng():  # initial weights, which the file's replace, draw random numbers
+def _left_out(fitted: Fitted, setup: Setup, whole: bool | None) -> str | None:
+    """Return the digest of the frozen layers if pretrained weights have the same, so that a file can do without."""
+    if whole or (whole is None and (not setup.is_named or setup.start.weights is not None)):
+        return None
+    own = _digest(_tensors_of(fitted.model, fitted.frozen))
+    problem = "no layer is frozen" if setup.start.from_scratch or not fitted.frozen else ""
+    try:
+        if not problem and own != _digest(_pretrained(_built(setup, fitted.class_names), setup, fitted.frozen)):
+            problem = "these differ"
+    except TransferKitError as error:
+        problem = str(error)
+    if problem and whole is False:
+        raise ArgumentError(
+            f"whole=False leaves out frozen layers that are as in the pretrained weights: {problem}; save all with "
+            "whole=True"
+        )
+    return None if problem else own
+
+
+def _built(setup: Setup, class_names: tuple[str, ...]) -> Network:
+    """Build the network with the recipe's head, both with initial weights."""
+    with torch.random.fork_rng():  # which are replaced, and draw random numbers
         network = setup.build()
-        put_head_on(network, setup, len(names))
-    model = network.model
-    WeightTransfer(Checkpoint.from_state_dict(state["model"])).apply(model)
+        put_head_on(network, setup, len(class_names))
+    return network
+
+
+def _pretrained(network: Network, setup: Setup, layers: Collection[str]) -> dict[str, Tensor]:
+    """Put the pretrained weights of some layers on a network; return their tensors."""
+    source: Checkpoint = network.checkpoint(setup.start.weights)
+    WeightTransfer(source, select=by_name(*layers)).apply(network.model)
+    return _tensors_of(network.model, layers)
+
+
+def _tensors_of(model: nn.Module, layers: Collection[str]) -> dict[str, Tensor]:
+    chosen = [layer for layer in layers_of(model) if layer.name in layers]
+    return {layer.key(short): tensor for layer in chosen for short, tensor in layer.tensors.items()}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    return digest_of(*(f"{name} {digest_of_tensor(tensors[name])}" for name in sorted(tensors)))
+
+
+def fitted_from(state: Mapping[str, Any], setup: Setup, path: str | os.PathLike[str]) -> Fitted:
+    """Build the network and put the saved tensors on it, and those that are left out from the pretrained weights."""
+    names, frozen = tuple(state["class_names"]), tuple(state["frozen"])
+    network = _built(setup, names)
+    model, backbone = network.model, _backbone(network, setup, state, path) if state["left_out"] else {}
+    WeightTransfer(Checkpoint.from_state_dict({**backbone, **state["model"]})).apply(model)
     if frozen:
         freeze(model, by_name(*frozen))
     preprocessing = Preprocessing.from_dict(state["preprocessing"])
-    return Fitted(model.eval(), preprocessing, setup.protocol, names, frozen)
+    known = state.get("calibration")
+    calibration = None if known is None else Calibration.from_dict(known)
+    return Fitted(model.eval(), preprocessing, setup.protocol, names, frozen, None, calibration, state["card"])
+
+
+def _backbone(
+    network: Network, setup: Setup, state: Mapping[str, Any], path: str | os.PathLike[str]
+) -> dict[str, Tensor]:
+    """Return the tensors that a file leaves out, from the pretrained weights; refuse others than it was fitted on."""
+    advice = (
+        "give the file of those that it was fitted on: SceneClassifier.load(path, weights=...); or save it again "
+        "where it was fitted: classifier.save(path, whole=True)"
+    )
+    try:
+        found = _pretrained(network, setup, state["frozen"])
+    except TransferKitError as error:
+        raise CheckpointError(
+            f"{path} holds no backbone, and its weights cannot be had: {error}; {advice}"
+        ) from error
+    if (digest := _digest(found)) != state["left_out"]:
+        source = setup.start.weights or f"the weights that {setup.network_name} has here"
+        raise CheckpointError(
+            f"{path} wants a backbone with digest {state['left_out']}, {source} give one with {digest}; {advice}"
+        )
+    return found
 
 
 def write_classifier(path: str | os.PathLike[str], state: dict[str, Any]) -> Path:
@@ -237,9 +238,9 @@ def read_classifier(path: str | os.PathLike[str]) -> dict[str, Any]:
         missing="SceneClassifier.save writes one",
         other="give a file of weights to SceneClassifier(weights=...), and a run to classifier.restore",
     )
-    if state.get("version") != VERSION:
+    if state.get("version") not in range(1, VERSION + 1):
         raise CheckpointError(
-            f"{path} is a classifier of version {state.get('version')}, this transferkit reads version {VERSION}; "
+            f"{path} is a classifier of version {state.get('version')}, this transferkit reads 1 to {VERSION}; "
             "install the transferkit that wrote it, or save it again with this one"
         )
     if lacking := [name for name in _PARTS if name not in state]:
@@ -247,4 +248,4 @@ def read_classifier(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} is a damaged classifier: it lacks {listed(lacking)}; save it again with "
             "SceneClassifier.save"
         )
-    return state
+    return {"left_out": None, "card": None, **state}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from transferkit.errors import ArgumentError, OutputError, UncachableError
 from transferkit.features import FeatureCache, PatchFeatures, UnsplittableError
 from transferkit.files import require_writable
 from transferkit.finetune.choosing import choose_on_held_out
-from transferkit.finetune.networks import Network, build_network
+from transferkit.finetune.networks import NETWORKS, Network, build_network
 from transferkit.finetune.on_features import fit_on_features, frozen_features
 from transferkit.finetune.optimizer import trains_transferred, transferred_parameters
 from transferkit.finetune.photos import truth_of
@@ -36,6 +36,7 @@ from transferkit.locks import lock_file
 from transferkit.progress import Progress
 from transferkit.sampler import MultiscaleSampler
 from transferkit.sampler._source import tellers_of
+from transferkit.scorer.calibration import Calibration, calibrate
 from transferkit.transfer import TransferReport, WeightTransfer, after, by_name, freeze
 
 Log = Callable[[str], object]
@@ -72,17 +73,21 @@ class Setup:
         """Return the name of the network, or the class name of a module."""
         return self.network if isinstance(self.network, str) else type(self.network).__qualname__
 
+    @property
+    def is_named(self) -> bool:
+        """Return whether the name alone says what the network and its pretrained weights are."""
+        return isinstance(self.network, str) and self.network in NETWORKS
+
     def build(self) -> Network:
         """Return the network, or a copy of the user's module."""
         if isinstance(self.network, str):
             return build_network(self.network)
         return Network(self.network_name, copy.deepcopy(self.network), find_preprocessing(self.network))
 
-    def stream(self, data: Any, mode: Literal["train", "test"]) -> MultiscaleSampler:
-        """Return the recipe's sampler over photos or their features."""
-        return self.protocol.sampler(
-            data, mode=mode, seed=self.seed, num_workers=self.num_workers, device=self.device
-        )
+    def stream(self, data: Any, mode: Literal["train", "test"], **settings: Any) -> MultiscaleSampler:
+        """Return the recipe's sampler over photos or their features, with further settings."""
+        own = {"seed": self.seed, "num_workers": self.num_workers, "device": self.device}
+        return self.protocol.sampler(data, mode=mode, **own, **settings)
 
     def cache_of(self, features: PatchFeatures, photos: Any, folder: Path) -> FeatureCache:
         """Return the cache in ``folder`` for the features of all patches of the photos."""
@@ -155,9 +160,11 @@ def new_run(
     minibatches: int,
     class_names: tuple[str, ...],
     settings: Mapping[str, Any] | None,
+    calibration: Calibration | None = None,
 ) -> Run:
     """Return a run of the prepared network, with a new optimizer and schedule."""
-    own = {"network": setup.network_name, "protocol": setup.recipe.name, "seed": setup.seed}
+    own: dict[str, Any] = {"network": setup.network_name, "protocol": setup.recipe.name, "seed": setup.seed}
+    own["calibration"] = None if calibration is None else calibration.to_dict()
     stored = {"chosen": None, **(settings or {}), **own, "class_names": list(class_names)}
     if setup.protocol.choice is None and setup.recipe.choice is not None:
         stored["chosen"] = [setup.protocol.epochs, setup.protocol.exponent]
@@ -174,13 +181,18 @@ def new_run(
     )
 
 
-def truth_to_fit(photos: Any, class_names: tuple[str, ...]) -> Presence:
-    """Return the classes that each photo shows; refuse photos without any object."""
+def truth_to_fit(photos: Any, class_names: tuple[str, ...], protocol: Protocol) -> Presence:
+    """Return the classes that each photo shows; refuse photos without any, or that the recipe cannot learn from."""
     truth = truth_of(photos, len(class_names))
     if not truth.present.any():
         raise ArgumentError(
             f"none of the {len(photos)} photos shows an object of {', '.join(class_names[1:])}; check that the data "
             "set reads the annotations, and that the class names are spelled as in them"
+        )
+    if truth.boxed is not None and not truth.boxed.all() and protocol.image_loss is None:
+        raise ArgumentError(
+            f"{int((~truth.boxed).sum())} of {len(photos)} photos have labels and no boxes, and {protocol.name} "
+            "learns from boxes alone; use RECOMMENDED, or give the recipe an image_loss"
         )
     return truth
 
@@ -215,6 +227,12 @@ def decided_in(settings: Mapping[str, Any], protocol: Protocol) -> Protocol:
         return protocol
     epochs, exponent = chosen
     return protocol.decided(epochs if protocol.choice.stopping else protocol.epochs, exponent)
+
+
+def calibration_in(settings: Mapping[str, Any]) -> Calibration | None:
+    """Return the calibration that a saved run made on held-out photos, if it made one."""
+    found = settings.get("calibration")
+    return None if found is None else Calibration.from_dict(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,8 +304,10 @@ def _temporary_folder() -> Iterator[str]:
             torch.distributed.barrier()  # all ranks have finished reading
 
 
-def choose(setup: Setup, prepared: Prepared, on: OnFeatures, presence: Presence) -> tuple[int, float]:
-    """Choose the number of epochs and the exponent on held-out training photos."""
+def choose(
+    setup: Setup, prepared: Prepared, on: OnFeatures, presence: Presence, class_names: Sequence[str]
+) -> tuple[Protocol, Calibration | None]:
+    """Choose the number of epochs and the exponent on held-out training photos, and calibrate the scores on them."""
     chosen = choose_on_held_out(
         on.rest,
         on.features,
@@ -301,7 +321,12 @@ def choose(setup: Setup, prepared: Prepared, on: OnFeatures, presence: Presence)
         progress=setup.progress,
     )
     setup.log(str(chosen))
-    return chosen.epochs, chosen.exponent
+    held = presence.present[chosen.places], presence.difficult_only[chosen.places]
+    calibration = None
+    if bool((held[0] & ~held[1]).any()):
+        calibration = calibrate(chosen.scores, held[0], class_names=class_names, ignore=held[1])
+        setup.log(str(calibration))
+    return setup.protocol.decided(chosen.epochs, chosen.exponent), calibration
 
 
 def train(

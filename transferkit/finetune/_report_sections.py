@@ -34,11 +34,13 @@ from transferkit.scorer.pictures import (
     plot_maps,
     plot_patches,
     plot_precision_recall,
+    plot_reliability,
 )
 
 if TYPE_CHECKING:
     from transferkit.datasets import Presence
     from transferkit.finetune.report import TrainingPatches
+    from transferkit.scorer.decisions import Decisions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -170,7 +172,7 @@ def summary(
     page.section("Summary")
     mean = located.mean()
     numbers = {f"mean AP, {result.rule}": _percent(result.mean_ap())}
-    if result.mean_interval:
+    if result.mean_interval and not math.isnan(result.mean_interval.low):
         low, high = result.mean_interval.low, result.mean_interval.high
         numbers[f"{result.level:.0%} interval of the mean"] = f"{100 * low:.1f} to {100 * high:.1f} %"
     numbers["pointing accuracy"] = _percent(mean.pointing)
@@ -204,6 +206,26 @@ def average_precision(
         ),
         alt="Precision against recall, one small panel per class, with the AP of the table above.",
         caption="Precision against recall, AP (%) on the right. Dashed: the curve that the AP is computed from.",
+    )
+
+
+def decisions(page: Page, found: Decisions | None) -> None:
+    """Add yes or no by class, what is confused, and how far the probabilities can be believed."""
+    if found is None:
+        return
+    page.section("Yes or no")
+    page.table(found.table(), caption="Precision and recall (%) at each class's threshold", total=True)
+    page.items(found.notes())
+    if pairs := found.most_confused():
+        rows = [[shown, said, str(count), f"{100 * count / of:.1f}"] for shown, said, count, of in pairs]
+        header = ["photos that show", "said though absent", "photos", "%"]
+        page.table([header, *rows], caption="Classes that are confused most often")
+    curve = found.reliability
+    page.figure(
+        plot_reliability(curve),
+        alt=f"How often probabilities of presence come true; they are off by {_percent(curve.error)} on average.",
+        caption="How often a class is there by the probability stated, over all photos and classes; above each point "
+        "their number. On the dashed line the probabilities come true.",
     )
 
 
@@ -247,7 +269,9 @@ def localization(page: Page, located: LocalizationResult) -> None:
     page.table(located.table(), caption="Rates in percent of the photos that show the class", total=True)
 
 
-def maps(page: Page, log: PatchLog, dataset: Any, photos: int, seed: int) -> None:
+def maps(
+    page: Page, log: PatchLog, dataset: Any, truth: Presence, class_names: Sequence[str], photos: int, seed: int
+) -> None:
     """Add photos with objects, drawn at random, and the maps of their classes."""
     page.section("Where classes are seen")
     page.text(
@@ -255,11 +279,11 @@ def maps(page: Page, log: PatchLog, dataset: Any, photos: int, seed: int) -> Non
         "colors of each map run from 0 to its own maximum, which is printed below it."
     )
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
-    certain = dataset.presence().present & ~dataset.presence().difficult_only
+    certain = truth.present & ~truth.difficult_only
     for n in [n for n in order if certain[n].any()][:photos]:
         item = dataset[n]
         classes = certain[n].nonzero()[:, 0].tolist()[:3]
-        names = {k: dataset.class_names[k] for k in classes}
+        names = {k: class_names[k] for k in classes}
         probs, boxes = log.patches(n)
         values = score_map(probs[:, classes], boxes, item.image.shape[-2:])
         page.figure(
@@ -275,22 +299,30 @@ def maps(page: Page, log: PatchLog, dataset: Any, photos: int, seed: int) -> Non
 
 
 def contact_sheets(
-    page: Page, rule: APRule, scores: Tensor, truth: Presence, dataset: Any, photos: int
+    page: Page,
+    rule: APRule,
+    scores: Tensor,
+    truth: Presence,
+    class_names: Sequence[str],
+    dataset: Any,
+    photos: int,
 ) -> None:
     """Add the best hits, worst misses and false alarms of each class."""
     page.section("Hits, misses and false alarms")
     page.text(
-        "For each class: of the photos that show it, those with the highest and the lowest scores; of the photos "
-        "that do not, those with the highest scores. Photos with only difficult objects of the class are left out. "
+        "For each class: of the photos that show it, those with the highest scores, and as misses those with the "
+        "lowest that a photo without it outranks; of the photos that do not, those with the highest scores. Photos "
+        "with only difficult objects of the class are left out. "
         "Below each photo are its name and score."
     )
     positives = truth.present & ~truth.difficult_only
     ap = rule.average_precision(scores, truth.present, truth.difficult_only)
-    for k, name in enumerate(dataset.class_names):
+    for k, name in enumerate(class_names):
         if not positives[:, k].any():
             continue
         found = find_extremes(scores[:, k].cpu(), positives[:, k], truth.difficult_only[:, k], photos)
-        rows = {"best hits": found.hits, "worst misses": found.misses, "false alarms": found.alarms}
+        every = {"best hits": found.hits, "worst misses": found.misses, "false alarms": found.alarms}
+        rows = {row: images for row, images in every.items() if images}
         page.heading(f"{name}, AP {_percent(float(ap[k]))}")
         page.figure(
             plot_contact_sheet(
@@ -298,7 +330,7 @@ def contact_sheets(
                 columns=photos,
             ),
             alt=". ".join(
-                f"{row} of {name}: {', '.join(str(dataset[n].id) for n in images) or 'none'}"
+                f"{row} of {name}: {', '.join(str(dataset[n].id) for n in images)}"
                 for row, images in rows.items()
             ),
             photo=True,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from transferkit.checkpoints import Checkpoint
@@ -111,6 +111,8 @@ class Chosen:
         photos: Number of held-out photos.
         exponents: Exponents that were compared.
         mean_aps: Mean AP in 0..1 for each of ``exponents``, by 1-based epoch.
+        scores: (M, K) scores of the held-out photos with the chosen epochs and exponent.
+        places: (M,) places of the held-out photos.
     """
 
     epochs: int
@@ -118,6 +120,8 @@ class Chosen:
     photos: int
     exponents: tuple[float, ...]
     mean_aps: Mapping[int, tuple[float, ...]]
+    scores: Tensor = field(repr=False, compare=False)
+    places: Tensor = field(repr=False, compare=False)
 
     def __str__(self) -> str:
         lines = [
@@ -181,6 +185,7 @@ def choose_on_held_out(
     )
     targets = truth.present[parts.held], truth.difficult_only[parts.held]
     mean_aps: dict[int, tuple[float, ...]] = {}
+    scores: dict[int, list[Tensor]] = {}  # by epoch, of each exponent
 
     def measure(run: Run) -> bool:
         """Test after each epoch, or only after the last if the epochs are fixed; tell whether to stop."""
@@ -188,7 +193,8 @@ def choose_on_held_out(
             return False
         log = PatchLog(len(parts.held), truth.present.shape[1], protocol.exponent, protocol.reduction)
         fill_scorer(run.tested_model, held, log, AS_THEY_ARE, objective=run.objective, loop=loop)
-        aps = [protocol.ap_rule.average_precision(log.compute(e), *targets) for e in choice.exponents]
+        scores[run.epoch] = [log.compute(exponent).cpu() for exponent in choice.exponents]
+        aps = [protocol.ap_rule.average_precision(each, *targets) for each in scores[run.epoch]]
         mean_aps[run.epoch] = tuple(ap.nanmean().item() for ap in aps)
         return choice.stopping is not None and choice.stopping.stop(_best_of_each(mean_aps))
 
@@ -196,7 +202,8 @@ def choose_on_held_out(
     unboxed = None if unboxed is None else unboxed[parts.train]
     fit(run, train, protocol.epochs, loop=loop, image_targets=unboxed, stop=measure, progress=progress)
     epochs, exponent = _best(mean_aps, choice, protocol)
-    return Chosen(epochs, exponent, len(parts.held), choice.exponents, mean_aps)
+    chosen = scores[epochs][choice.exponents.index(exponent)]
+    return Chosen(epochs, exponent, len(parts.held), choice.exponents, mean_aps, chosen, parts.held)
 
 
 def _choice_of(protocol: Protocol) -> HeldOutChoice:

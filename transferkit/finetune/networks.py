@@ -6,7 +6,7 @@ import importlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -15,8 +15,11 @@ from transferkit.alexnet import AlexNet
 from transferkit.backbones import FoundPreprocessing, find_preprocessing
 from transferkit.checkpoints import Checkpoint, read_checkpoint
 from transferkit.datasets import fetch_alexnet_weights
-from transferkit.errors import ArgumentError, MissingExtraError, did_you_mean
+from transferkit.datasets.download import alexnet_weights_kept
+from transferkit.errors import ArgumentError, MissingExtraError, TransferError, did_you_mean
+from transferkit.heads import find_head
 from transferkit.preprocessing import IMAGENET
+from transferkit.transfer import WeightTransfer, by_name
 from transferkit.transfer._target import build_model
 
 _TORCHVISION = FoundPreprocessing(IMAGENET, (224, 224), "that of torchvision's weights")
@@ -32,12 +35,14 @@ class Network:
         preprocessing: Preprocessing that the network expects, and where that was found.
         fetch_weights: Returns the file of its pretrained weights, which is downloaded if necessary; ``None`` if the
             model already holds its weights.
+        kept: Tells whether that file is on this machine; ``None`` if it always is.
     """
 
     name: str
     model: nn.Module
     preprocessing: FoundPreprocessing
     fetch_weights: Callable[[], Path] | None = None
+    kept: Callable[[], bool] | None = None
 
     def checkpoint(self, path: str | os.PathLike[str] | None = None) -> Checkpoint:
         """Return pretrained weights.
@@ -76,7 +81,7 @@ def _fetch_alexnet() -> Path:
 
 
 def _alexnet() -> Network:
-    return Network("", AlexNet(), _TORCHVISION, _fetch_alexnet)
+    return Network("", AlexNet(), _TORCHVISION, _fetch_alexnet, alexnet_weights_kept)
 
 
 def _alexnet_convolutions() -> Network:
@@ -87,7 +92,7 @@ def _alexnet_convolutions() -> Network:
         "flatten": nn.Flatten(),
         "classifier": nn.Linear(256 * 3 * 3, 1000),
     }
-    return Network("", nn.Sequential(OrderedDict(layers)), _TORCHVISION, _fetch_alexnet)
+    return Network("", nn.Sequential(OrderedDict(layers)), _TORCHVISION, _fetch_alexnet, alexnet_weights_kept)
 
 
 def _small_alexnet() -> Network:
@@ -96,7 +101,7 @@ def _small_alexnet() -> Network:
             "alexnet-small has no published weights; give a file of weights, or train from scratch"
         )
 
-    return Network("", small_alexnet(), _TORCHVISION._replace(image_size=None), fetch)
+    return Network("", small_alexnet(), _TORCHVISION._replace(image_size=None), fetch, lambda: False)
 
 
 def _efficientnet_lite0() -> Network:
@@ -115,12 +120,37 @@ def _efficientnet_lite0() -> Network:
 
 
 NETWORKS: dict[str, Callable[[], Network]] = {
+    "efficientnet-lite0": _efficientnet_lite0,
     "alexnet": _alexnet,
     "alexnet-convolutions": _alexnet_convolutions,
     "alexnet-small": _small_alexnet,
-    "efficientnet-lite0": _efficientnet_lite0,
 }
-"""Functions that build the networks, by name."""
+"""Functions that build the networks, by name; the best first."""
+
+
+def network_at_hand(weights: str | os.PathLike[str] | None = None) -> tuple[str, str]:
+    """Return the first network that can be had as the machine is, without a download, and why it is that.
+
+    Args:
+        weights: A file of weights; the network is the first that they fit.
+
+    Raises:
+        ArgumentError: There is none; says of each what it lacks.
+    """
+    source, lacking = None if weights is None else read_checkpoint(weights), []
+    for name in NETWORKS:
+        try:
+            network = build_network(name)
+            if source is not None:
+                before_head = ~by_name(find_head(network.model).name)
+                WeightTransfer(source, select=before_head).plan(network.model).check()
+                return name, f"{weights} fits it"
+            if network.kept is None or network.kept():
+                return name, "its weights are on this machine"
+            lacking.append(f"{name}: its weights are not on this machine; --model {name} downloads them")
+        except (MissingExtraError, TransferError) as error:
+            lacking.append(f"{name}: {str(error).splitlines()[0]}")
+    raise ArgumentError("no network is at hand; choose one with --model:\n  " + "\n  ".join(lacking))
 
 
 def require_network(name: str) -> None:
@@ -151,7 +181,7 @@ def build_network(name: str) -> Network:
     """
     if name in NETWORKS:
         network = NETWORKS[name]()
-        return Network(name, network.model, network.preprocessing, network.fetch_weights)
+        return replace(network, name=name)
     require_network(name)
     model = build_model(name, meta=False)
     return Network(name, model, find_preprocessing(model))

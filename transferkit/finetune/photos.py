@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from transferkit.annotated import Presence, presence_of, truth, whole_numbers
 from transferkit.datasets import ImageListDataset
+from transferkit.datasets._objects import truth_of as truth_of
 from transferkit.errors import ArgumentError, DataError
 from transferkit.sampler._source import tellers_of
 from transferkit.scorer.image_scorer import BACKGROUND
@@ -36,6 +36,7 @@ def as_photos(source: Any) -> Any:
         ArgumentError: ``source`` is none of these.
 
     Example:
+        >>> import torch
         >>> as_photos([torch.zeros(3, 40, 30, dtype=torch.uint8)]).ids
         ('0',)
     """
@@ -54,6 +55,24 @@ def as_photos(source: Any) -> Any:
         return source
     ids = [str(one) if isinstance(one, (str, Path)) else str(place) for place, one in enumerate(source)]
     return ImageListDataset(source, ids=ids)
+
+
+def as_data_sets(photos: Any, count: int = 256) -> Iterator[Any]:
+    """Yield photos to predict as data sets: those of an iterator ``count`` at a time, all others as one."""
+    if hasattr(photos, "__len__") or not isinstance(photos, Iterable):
+        yield as_photos(photos)
+        return
+    images, first = iter(photos), 0
+    while lot := list(islice(images, count)):
+        data = as_photos(lot)
+        if isinstance(data, ImageListDataset):  # images without a name have their place in the whole
+            named = (isinstance(one, (str, Path)) for one in lot)
+            data.ids = tuple(
+                str(one) if is_named else str(first + place)
+                for place, (one, is_named) in enumerate(zip(lot, named, strict=True))
+            )
+        yield data
+        first += len(lot)
 
 
 def _of_path(path: Path) -> ImageListDataset:
@@ -121,40 +140,3 @@ def ids_of(photos: Any) -> tuple[str, ...]:
     if tellers is None:
         return tuple(map(str, range(len(photos))))
     return tuple(str(data.ids[place]) for data, place in tellers)
-
-
-def truth_of(photos: Any, num_classes: int) -> Presence:
-    """Return the classes that each photo shows; a data set without ``presence()`` is read once."""
-    tellers = tellers_of(photos, "presence")
-    if tellers is not None:
-        known = {id(data): data.presence() for data, _ in tellers}
-        rows = [(known[id(data)], place) for data, place in tellers]
-        boxed = [presence.boxed is None or bool(presence.boxed[place]) for presence, place in rows]
-        return Presence(
-            torch.stack([presence.present[place] for presence, place in rows]),
-            torch.stack([presence.difficult_only[place] for presence, place in rows]),
-            None if all(boxed) else torch.tensor(boxed),
-        )
-    boxed = []
-
-    def objects() -> Iterator[tuple[Sequence[int], Sequence[bool]]]:
-        for place in range(len(photos)):
-            item = photos[place]
-            boxed.append(getattr(item, "image_labels", None) is None)
-            yield _objects_of(item, place, num_classes)
-
-    return presence_of(objects(), num_classes, boxed)
-
-
-def _objects_of(item: Any, place: int, num_classes: int) -> tuple[Sequence[int], Sequence[bool]]:
-    labels = getattr(item, "image_labels", None)
-    classes = whole_numbers("classes", item.classes if labels is None else labels).reshape(-1).tolist()
-    wrong = [number for number in classes if not 0 < number < num_classes]
-    if wrong:
-        raise DataError(
-            f"photo {place} has an object of class {wrong[0]}, but there are class names for 1 to {num_classes - 1}; "
-            "give class_names for all classes"
-        )
-    difficult = getattr(item, "difficult", None) if labels is None else None
-    flags = [False] * len(classes) if difficult is None else truth("difficult", difficult).reshape(-1).tolist()
-    return classes, flags

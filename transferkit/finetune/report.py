@@ -12,6 +12,7 @@ from torch import Tensor
 
 from transferkit.finetune import _report_sections as sections
 from transferkit.finetune._report_sections import Page
+from transferkit.finetune.photos import class_names_of, truth_of, with_background
 from transferkit.finetune.results import versions
 from transferkit.finetune.run import Run
 from transferkit.progress import Progress, track
@@ -27,8 +28,7 @@ class RunReport:
         title: Title of the page.
         result: Return value of :func:`transferkit.scorer.evaluate`.
         log: Probabilities of all patches of the test set.
-        dataset: The test set, with items like :class:`~transferkit.sampler.AnnotatedImage`, ``class_names`` and
-            ``presence()``.
+        dataset: The test set, with items like :class:`~transferkit.sampler.AnnotatedImage`; a part of one serves too.
         settings: Settings of the run.
         transfer: Report of the weight transfer, as text.
         histories: One mapping per epoch with ``epoch``, ``loss`` and ``mean_ap``, by name of the run; several runs
@@ -109,17 +109,20 @@ def build_report(report: RunReport, *, progress: Progress = False) -> Page:
         MissingExtraError: matplotlib is not installed.
     """
     result, dataset = report.result, report.dataset
-    scores, truth = report.log.compute(), dataset.presence()
+    names = class_names_of(dataset) or with_background(result.class_names)
+    scores, truth = report.log.compute(), truth_of(dataset, len(names))
     located = locate(report.log, dataset, progress=progress)
+    boxed = truth.boxed is None or bool(truth.boxed.any())
     page = Page(report.title, f"{result.num_images} test photos, {len(result.class_names)} classes")
     steps: list[Callable[[], None]] = [
         lambda: sections.summary(page, result, located, report.seconds),
-        lambda: sections.average_precision(page, result, scores, truth, dataset.class_names),
+        lambda: sections.average_precision(page, result, scores, truth, names),
+        lambda: sections.decisions(page, result.decisions),
         lambda: sections.exponents(page, result.rule, report.log, truth),
-        lambda: sections.localization(page, located),
-        lambda: sections.maps(page, report.log, dataset, report.photos, report.seed),
-        lambda: sections.contact_sheets(page, result.rule, scores, truth, dataset, report.photos),
-        lambda: sections.training(page, report.histories, report.patches, dataset.class_names),
+        lambda: sections.localization(page, located) if boxed else None,
+        lambda: sections.maps(page, report.log, dataset, truth, names, report.photos, report.seed),
+        lambda: sections.contact_sheets(page, result.rule, scores, truth, names, dataset, report.photos),
+        lambda: sections.training(page, report.histories, report.patches, names),
         lambda: sections.transfer(page, report.transfer),
         lambda: sections.settings(page, report.settings, report.seconds, report.versions),
     ]
@@ -130,7 +133,8 @@ def build_report(report: RunReport, *, progress: Progress = False) -> Page:
 
 def locate(log: PatchLog, dataset: Any, *, progress: Progress = False) -> LocalizationResult:
     """Measure localization over all photos of a data set."""
-    meter = LocalizationMeter(dataset.class_names)
+    names = class_names_of(dataset)
+    meter = LocalizationMeter(names or [f"class {k}" for k in range(log.compute().shape[1])])
     for n in track(range(len(dataset)), progress, description="maps", unit="photo"):
         item = dataset[n]
         probs, boxes = log.patches(n)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
 
-from transferkit.display import as_json
-from transferkit.errors import ArgumentError, MissingExtraError, StateError, did_you_mean, require
+from transferkit.display import as_csv, as_json
+from transferkit.errors import MissingExtraError
 from transferkit.files import faults_named, write_atomically, write_text
 from transferkit.finetune.run import EpochRecord, Run
-from transferkit.scorer import ClassificationResult, PatchLog, score_map
+from transferkit.scorer import ClassificationResult
 from transferkit.scorer.pictures import plot_convergence
 
 
@@ -34,8 +31,9 @@ def write_results(
 ) -> dict[str, Any]:
     """Write metrics.json, history.csv, average_precision.csv and .md, and (with matplotlib) convergence.png.
 
-    The table has every class under every rule of average precision. If ``result`` has the ids of the images, the
-    scores are written too, in the format of the VOC devkit: as ``comp2``, the competition that allows other training
+    The table has every class under every rule of average precision. If ``result`` has decisions, the precision and
+    recall of each class are in decisions.csv. If it has the ids of the images, their scores are in scores.csv, beside
+    what was decided, and in the format of the VOC devkit: as ``comp2``, the competition that allows other training
     data, for a transferred network, and as ``comp1`` for one trained from scratch.
 
     Args:
@@ -68,7 +66,10 @@ def write_results(
     write_text(folder / "history.csv", history_csv(run.history))
     write_text(folder / "average_precision.csv", ap_csv(result))
     write_text(folder / "average_precision.md", result.to_markdown())
+    if result.decisions is not None:
+        write_text(folder / "decisions.csv", result.decisions.to_csv())
     if result.image_ids:
+        write_text(folder / "scores.csv", result.scores_csv())
         competition = "comp2" if run.transfer else "comp1"
         result.write_devkit(folder / "devkit", image_set=image_set, competition=competition, rename=True)
     if run.history:
@@ -142,7 +143,7 @@ def versions(run: Run) -> dict[str, str]:
 def history_csv(history: list[EpochRecord]) -> str:
     """Return the history as CSV, one line per epoch."""
     names = [field.name for field in fields(EpochRecord)]
-    return _csv([names, *([getattr(record, name) for name in names] for record in history)])
+    return as_csv([names, *([getattr(record, name) for name in names] for record in history)])
 
 
 def ap_csv(result: ClassificationResult) -> str:
@@ -153,95 +154,8 @@ def ap_csv(result: ClassificationResult) -> str:
         for c, name in enumerate(result.class_names)
     ]
     means = [_cell(result.mean_ap(rule)) for rule in result.ap]
-    return _csv([header, *rows, ["mean", sum(result.positives), sum(result.difficult), *means]])
+    return as_csv([header, *rows, ["mean", sum(result.positives), sum(result.difficult), *means]])
 
 
 def _cell(value: float) -> str:
     return "" if value != value else f"{value:.6f}"
-
-
-def _csv(rows: list[list[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-# What a classifier says of photos.
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """Scores of N photos for K classes.
-
-    Attributes:
-        ids: (N,) ids of the photos.
-        class_names: (K,) class names, the background first.
-        scores: (N, K) float64 on the CPU, the sum or mean over a photo's patches of probability^exponent. Scores rank
-            photos; they are not probabilities. ``-inf`` for a photo without patches.
-        best_probs: (N, K) float64, highest probability of a patch.
-        best_boxes: (N, K, 4) float64 xyxy, pixels, box of that patch.
-        log: Probabilities of all patches, kept with ``predict(..., maps=True)``.
-        photos: The data set of the photos, kept with ``predict(..., maps=True)``.
-
-    Example:
-        >>> import torch
-        >>> scores = torch.tensor([[0.0, 0.9, 0.1]], dtype=torch.float64)
-        >>> boxes = torch.zeros(1, 3, 4, dtype=torch.float64)
-        >>> Predictions(("a.jpg",), ("background", "cat", "dog"), scores, scores, boxes).top(1)
-        [('a.jpg', 'cat', 0.9)]
-    """
-
-    ids: tuple[str, ...]
-    class_names: tuple[str, ...]
-    scores: Tensor
-    best_probs: Tensor
-    best_boxes: Tensor
-    log: PatchLog | None = None
-    photos: Any = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __repr__(self) -> str:
-        maps = ", with maps" if self.log is not None else ""
-        return f"Predictions({len(self)} photos, {len(self.class_names) - 1} classes{maps})"
-
-    def top(self, count: int = 1) -> list[tuple[str, str, float]]:
-        """Return the ``count`` best classes of each photo, without the background.
-
-        Returns:
-            Rows of photo id, class name and score; photo by photo, the highest score first.
-        """
-        require(count >= 1, "count", "1 or more", count)
-        rows = []
-        for name, scores in zip(self.ids, self.scores[:, 1:], strict=True):
-            best = scores.topk(min(count, len(scores)))
-            found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            rows += [(name, self.class_names[1 + place], value) for place, value in found]
-        return rows
-
-    def map(self, photo: int, class_name: str) -> Tensor:
-        """Return the map of where in a photo a class is seen.
-
-        Args:
-            photo: Index of the photo, 0-based.
-            class_name: A name in ``class_names``.
-
-        Returns:
-            (H, W) float64 on the CPU; see :func:`~transferkit.scorer.score_map`.
-
-        Raises:
-            StateError: The predictions were made without ``maps=True``.
-            ArgumentError: There is no such class.
-        """
-        if self.log is None:
-            raise StateError("the patches that maps are made of were not kept; use predict(..., maps=True)")
-        if class_name not in self.class_names:
-            raise ArgumentError(
-                f"class_name must be one of {', '.join(self.class_names)}, got {class_name!r}"
-                f"{did_you_mean(class_name, self.class_names)}"
-            )
-        probs, boxes = self.log.patches(photo)
-        size = tuple(self.photos[photo].image.shape[-2:])
-        place = self.class_names.index(class_name)
-        return score_map(probs[:, place : place + 1], boxes, size)[0]

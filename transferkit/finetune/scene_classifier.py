@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,18 +22,23 @@ from transferkit.features import FeatureCache
 from transferkit.files import require_writable
 from transferkit.finetune import _fitted as results
 from transferkit.finetune import _fitting as steps
+from transferkit.finetune import _predicting as scoring
+from transferkit.finetune._prospects import prospects
+from transferkit.finetune.card import Card, card_of, described
+from transferkit.finetune.export import export_network
 from transferkit.finetune.networks import require_network
 from transferkit.finetune.on_features import frozen_features
-from transferkit.finetune.photos import agreed_names, as_photos, with_background
+from transferkit.finetune.photos import agreed_names, as_photos, truth_of, with_background
+from transferkit.finetune.predictions import PredictionFile, Predictions
 from transferkit.finetune.protocol import Protocol
 from transferkit.finetune.recipes import RECOMMENDED
-from transferkit.finetune.results import Predictions
 from transferkit.finetune.run import Run, read_run
 from transferkit.finetune.settings import FeatureSettings, LoopSettings
 from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress
 from transferkit.sampler import MultiscaleSampler
 from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog
+from transferkit.scorer.calibration import Calibration, calibrate
 
 
 class SceneClassifier:
@@ -66,7 +72,7 @@ class SceneClassifier:
         >>> from transferkit.sampler import AnnotatedImage
         >>> image, box = torch.zeros(3, 64, 64, dtype=torch.uint8), torch.tensor([[8.0, 8, 40, 40]])
         >>> flag = torch.tensor([False])
-        >>> photos = [AnnotatedImage(image, box, torch.tensor([1]), flag, flag, name) for name in ("a", "b")]
+        >>> photos = [AnnotatedImage(image, box, torch.tensor([k]), flag, flag, f"{k}.jpg") for k in (1, 2)]
         >>> recipe = replace(DEMO, epochs=1)
         >>> classifier = SceneClassifier(
         ...     "alexnet-small", recipe, class_names=["cat", "dog"], from_scratch=True, device="cpu"
@@ -177,7 +183,8 @@ class SceneClassifier:
             validation: Photos to test during training; the result goes only to the history.
             test_every: Epochs between two such tests.
             settings: Plain values that are stored with the run.
-            log: Called with lines about the progress of the fit, such as ``print``.
+            log: Called with lines about the progress of the fit, such as ``print``; also with the warnings of what
+                cannot be learned from these photos, which are Python's own where there is no log.
             progress: See :func:`transferkit.progress.track`.
 
         Returns:
@@ -205,8 +212,12 @@ class SceneClassifier:
             setup = self._setup(
                 steps.decided_in(saved["settings"] if saved else {}, self.protocol), log, progress
             )
-            truth = steps.truth_to_fit(photos, names)
+            calibration = steps.calibration_in(saved["settings"]) if saved else None
+            truth = steps.truth_to_fit(photos, names, self.protocol)
             patches = setup.stream(photos, "train")
+            for problem in prospects(photos, truth, names, setup.protocol, len(patches)):
+                setup.log(f"warning: {problem}") if log else warnings.warn(problem, stacklevel=2)
+            settings = {**(settings or {}), "fitted_on": described(photos, truth, names)}
             prepared = steps.prepare(setup, len(names), saved)
             run = steps.new_run(setup, prepared, len(patches), names, settings)
             trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
@@ -219,13 +230,13 @@ class SceneClassifier:
             ended = run.epoch >= setup.protocol.epochs
             with nullcontext() if ended else steps.features_for(setup, run, photos) as on:
                 if on and setup.protocol.choice and not saved:
-                    decided = setup.protocol.decided(*steps.choose(setup, prepared, on, truth))
+                    decided, calibration = steps.choose(setup, prepared, on, truth, names)
                     setup = replace(setup, protocol=decided)
                     torch.manual_seed(self.seed)  # the choice drew random numbers
-                    run = steps.new_run(setup, prepared, len(patches), names, settings)
+                    run = steps.new_run(setup, prepared, len(patches), names, settings, calibration)
 
                 def after_epoch(run: Run) -> None:
-                    self._fitted = results.fitted_by(run, setup.protocol, names)
+                    self._fitted = results.fitted_by(run, setup.protocol, names, calibration)
                     if validation is not None and run.epoch % test_every == 0:
                         mean_ap = self.test(validation, progress=progress).mean_ap()
                         run.history[-1] = replace(run.history[-1], mean_ap=mean_ap)
@@ -236,7 +247,7 @@ class SceneClassifier:
 
                 if not ended:
                     steps.train(setup, run, patches, on, truth, after_epoch)
-        self._fitted = results.fitted_by(run, setup.protocol, names)
+        self._fitted = results.fitted_by(run, setup.protocol, names, calibration)
         return self
 
     def restore(self, run_file: str | os.PathLike[str], *, log: steps.Log | None = None) -> SceneClassifier:
@@ -266,15 +277,23 @@ class SceneClassifier:
         run = steps.new_run(setup, steps.prepare(setup, len(names), saved), 1, names, saved["settings"])
         run.restore(saved)
         setup.log(f"{run_file}: {run.epoch} epochs done")
-        self._fitted = results.fitted_by(run, setup.protocol, names)
+        self._fitted = results.fitted_by(run, setup.protocol, names, steps.calibration_in(saved["settings"]))
         return self
 
-    def test(self, photos: Any, *, bootstrap: int = 0, progress: Progress = False) -> ClassificationResult:
+    def test(
+        self,
+        photos: Any,
+        *,
+        bootstrap: int = 0,
+        features: Literal["fitted", "exact"] = "fitted",
+        progress: Progress = False,
+    ) -> ClassificationResult:
         """Score annotated photos and evaluate the scores by the recipe's average precision.
 
         Args:
             photos: As for :meth:`fit`.
             bootstrap: Number of bootstrap samples for confidence intervals; 0 for none.
+            features: As for :meth:`predict`.
             progress: See :func:`transferkit.progress.track`.
 
         Returns:
@@ -284,9 +303,8 @@ class SceneClassifier:
             StateError: The classifier is not fitted.
             ArgumentError: The classifier and the data set have different class names.
         """
-        fitted = self._require_fitted()
-        setup = self._setup(fitted.protocol, None, progress)
-        scorer = results.score(fitted, setup, photos, keep_patches=False, keep_boxes=False)
+        fitted, setup = self._require_fitted(), self._setup_to_score(features, progress)
+        scorer = scoring.score(fitted, setup, photos, keep_patches=False, keep_boxes=False)
         return self.evaluate(photos, scorer, bootstrap=bootstrap)
 
     def evaluate(
@@ -299,7 +317,7 @@ class SceneClassifier:
             scorer: The return value of :meth:`score`.
             bootstrap: As for :meth:`test`.
         """
-        return results.evaluation(self._require_fitted(), photos, scorer, bootstrap)
+        return scoring.evaluation(self._require_fitted(), photos, scorer, bootstrap)
 
     def score(
         self, photos: Any, *, keep_patches: bool = False, progress: Progress = False
@@ -319,25 +337,107 @@ class SceneClassifier:
             DivergedError: The network gives infinite or NaN logits.
         """
         fitted = self._require_fitted()
-        return results.score(fitted, self._setup(fitted.protocol, None, progress), photos, keep_patches)
+        return scoring.score(fitted, self._setup(fitted.protocol, None, progress), photos, keep_patches)
 
-    def predict(self, photos: Any, *, maps: bool = False, progress: Progress = False) -> Predictions:
-        """Score photos without annotations.
+    def calibrate(self, photos: Any, *, progress: Progress = False) -> SceneClassifier:
+        """Choose thresholds, and learn what scores mean as probabilities, on photos that it was not trained on.
+
+        :meth:`fit` does so on the photos that it holds out, if its recipe holds some out.
 
         Args:
-            photos: A folder, files, images, or a data set; see :func:`~transferkit.finetune.as_photos`.
-            maps: Keep every patch, which :meth:`Predictions.map` needs.
+            photos: As for :meth:`fit`.
             progress: See :func:`transferkit.progress.track`.
 
         Returns:
-            The scores of all photos, with the best patch of each class.
+            The classifier itself.
+        """
+        fitted = self._require_fitted()
+        scores, truth = (
+            self.score(photos, progress=progress).compute(),
+            truth_of(photos, len(fitted.class_names)),
+        )
+        found = calibrate(scores, truth.present, class_names=fitted.class_names, ignore=truth.difficult_only)
+        self._fitted = replace(fitted, calibration=found)
+        return self
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Thresholds and probabilities, from held-out photos; ``None`` if there were none."""
+        return self._require_fitted().calibration
+
+    def predict(
+        self,
+        photos: Any,
+        *,
+        maps: bool = False,
+        precision: float | None = None,
+        features: Literal["fitted", "exact"] = "fitted",
+        on_bad_photo: Literal["skip", "error"] = "skip",
+        progress: Progress = False,
+    ) -> Predictions:
+        """Score photos without annotations, as :meth:`test` does.
+
+        Args:
+            photos: A folder, files, images, an iterator of these, or a data set; see
+                :func:`~transferkit.finetune.as_photos`.
+            maps: Keep every patch, which :meth:`Predictions.map` needs.
+            precision: Say that a class is in a photo where so many of those that say so are right, 0..1, by the
+                held-out photos; by default where F1 is best.
+            features: ``"fitted"``: computed as in training. ``"exact"``: each patch through the whole network, as the
+                exported network does; other scores than those that the thresholds were chosen for.
+            on_bad_photo: ``"skip"`` a photo that cannot be used, with a warning, and list it in ``bad_photos``; or
+                raise an ``"error"``.
+            progress: See :func:`transferkit.progress.track`.
+
+        Returns:
+            The scores of all photos, with the best patch, the probability and the label of each class.
 
         Raises:
-            StateError: The classifier is not fitted.
-            DataError: A photo cannot be read; the message names it.
+            StateError: The classifier is not fitted, or ``precision`` is asked of one that was not calibrated.
+            DataError: No photo can be used, or one cannot and ``on_bad_photo="error"``; the message names it.
         """
-        fitted, data = self._require_fitted(), as_photos(photos)
-        return results.predictions_of(fitted, self.score(data, keep_patches=maps, progress=progress), data)
+        data = as_photos(list(photos) if isinstance(photos, Iterator) else photos)
+        wanted = self._wanted(precision, maps=maps, on_bad_photo=on_bad_photo)
+        return scoring.predict(self._scoring(features, progress), data, wanted)
+
+    def predict_to(
+        self,
+        path: str | os.PathLike[str],
+        photos: Any,
+        *,
+        boxes: bool = False,
+        precision: float | None = None,
+        features: Literal["fitted", "exact"] = "fitted",
+        on_bad_photo: Literal["skip", "error"] = "skip",
+        resume: bool = True,
+        maps: bool = False,
+        on_lot: Callable[[Predictions], object] | None = None,
+        progress: Progress = False,
+    ) -> PredictionFile:
+        """Score any number of photos into a file, in memory that does not grow with them.
+
+        Args:
+            path: A ``.csv`` (the file, one column a class with its score, the labels) or ``.jsonl`` file (see
+                :meth:`Predictions.records`).
+            photos: As for :meth:`predict`.
+            boxes: Also find the best patch of each class, which JSON lines hold.
+            precision: As for :meth:`predict`.
+            features: As for :meth:`predict`.
+            on_bad_photo: As for :meth:`predict`.
+            resume: Go on where a call that was stopped had come to; its rows are in ``path`` with ``.part`` after it.
+            maps: Keep the patches of the photos that ``on_lot`` is given.
+            on_lot: Called with the predictions of some photos at a time.
+            progress: As for :meth:`predict`.
+
+        Returns:
+            The file, with what could not be used.
+
+        Raises:
+            StateError: As for :meth:`predict`; or what is to be resumed was begun by another classifier.
+            OutputError: The file cannot be written, or another job writes it.
+        """
+        wanted = self._wanted(precision, maps=maps, boxes=boxes, on_bad_photo=on_bad_photo)
+        return scoring.predict_to(path, self._scoring(features, progress), photos, wanted, resume, on_lot)
 
     def sampler(self, photos: Any, mode: Literal["train", "test"] = "train") -> MultiscaleSampler:
         """Return the recipe's sampler of minibatches over photos.
@@ -371,23 +471,77 @@ class SceneClassifier:
         features, _ = frozen_features(run, setup.protocol, **steps.feature_arguments(setup))
         return setup.cache_of(features, photos, self.features.folder)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the weights, preprocessing, recipe and class names to one file, which holds no code.
+    def save(
+        self, path: str | os.PathLike[str], *, whole: bool | None = None, card: Card | None = None
+    ) -> Path:
+        """Write weights, preprocessing, recipe, class names and card to one file, which holds no code.
 
-        A network of your own or of ``module:factory`` is only named in it.
+        Frozen layers that are as in the pretrained weights of a network in :data:`NETWORKS` are left out, and
+        :meth:`load` takes them from there. A network of your own or of ``module:factory`` is only named.
 
         Args:
             path: File to write.
+            whole: ``True``: write all weights, so that loading needs no others. ``False``: leave frozen layers out,
+                also those of weights of your own, which :meth:`load` is then given. ``None``: leave them out only
+                where the network's name says where they are to be had.
+            card: The return value of :meth:`card`, to be stored, and written beside the file as ``{path}.md`` and
+                ``{path}.json``; by default a card without results is stored, and none written.
 
         Returns:
             ``path``.
 
         Raises:
             StateError: The classifier is not fitted.
-            ArgumentError: The recipe holds a function or a class of your own.
+            ArgumentError: The recipe holds a function or a class of your own, or ``whole=False`` leaves nothing out.
         """
-        state = results.state_of(self._require_fitted(), self._setup())
-        return results.write_classifier(require_writable(path), state)
+        state = results.state_of(self._require_fitted(), self._setup(), whole)
+        state["card"] = self._own(card).to_dict()
+        saved = results.write_classifier(require_writable(path), state)
+        if card is not None:
+            card.write(saved)
+        return saved
+
+    def card(self, results: Any = None, *, calibration: Any = None, license: str | None = None) -> Card:
+        """Return what whoever gets the classifier should know, to pass to :meth:`save` and :meth:`export`.
+
+        Args:
+            results: The return value of :meth:`test`, or a dict with one for ``"shared"`` and one for ``"exact"``
+                features, where both were tested.
+            calibration: Thresholds to list, by default the classifier's own; or a dict likewise.
+            license: Of the classifier; the library does not know those of your photos and of the pretrained weights.
+
+        Returns:
+            The card. What a loaded classifier's says stays where nothing new is given.
+
+        Raises:
+            StateError: The classifier is not fitted.
+            ArgumentError: ``results`` or ``calibration`` is something else.
+        """
+        return card_of(self._require_fitted(), self._setup(), results, calibration or self.calibration, license)
+
+    def export(self, path: str | os.PathLike[str], *, card: Card | None = None) -> Path:
+        """Write the network that scores patches for programs without this library.
+
+        It takes (B, 3, S, S) float32 RGB pixels in 0..255, any B, and gives (B, K) probabilities. The metadata
+        ``transferkit`` of the file, which is JSON, says how to score a photo with it: grid, resizing, exponent, class
+        names, thresholds for ``"exact"`` features; ``card`` is the card. ``examples/score_with_onnx.py`` does that,
+        as ``features=FeatureSettings(method="exact")`` does, but for recipes that score a random part of the patches:
+        it takes all.
+
+        Args:
+            path: ``.onnx`` for ONNX, ``.pt2`` for :func:`torch.export.load`.
+            card: The return value of :meth:`card`; by default one without new results.
+
+        Returns:
+            ``path``.
+
+        Raises:
+            StateError: The classifier is not fitted.
+            MissingExtraError: ONNX, and the extra ``onnx`` is not installed.
+            ArgumentError: Another suffix; or torch cannot export the network, or does and its probabilities differ by
+                more than 0.0001. Nothing is written.
+        """
+        return export_network(self._require_fitted(), self._own(card), path)
 
     @classmethod
     def load(
@@ -395,6 +549,7 @@ class SceneClassifier:
         path: str | os.PathLike[str],
         *,
         network: str | nn.Module | None = None,
+        weights: str | os.PathLike[str] | Checkpoint | None = None,
         features: FeatureSettings = FeatureSettings(),  # noqa: B008 - a frozen value
         loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
         num_workers: int = 0,
@@ -405,6 +560,7 @@ class SceneClassifier:
         Args:
             path: File written by :meth:`save`.
             network: The module of your own, or ``"module:factory"``, if the file only names its network.
+            weights: The pretrained weights, if the file holds no backbone; by default the network's own.
             features: Where features are cached; the file determines ``method``, ``pyramid_scales`` and ``amp``.
             loop: As for :class:`SceneClassifier`.
             num_workers: As for :class:`SceneClassifier`.
@@ -415,8 +571,10 @@ class SceneClassifier:
 
         Raises:
             MissingFileError: There is no such file.
-            CheckpointError: The file is no classifier, is damaged, or was written by another version.
-            ArgumentError: The file only names its network, and ``network`` is not given.
+            CheckpointError: The file is no classifier, is damaged, or was written by another version; or it holds no
+                backbone, and the pretrained weights are others than it was fitted on, or cannot be had.
+            ArgumentError: The file only names its network, and ``network`` is not given; or it holds all weights, and
+                ``weights`` is.
             TransferError: ``network`` has another architecture.
         """
         state = results.read_classifier(path)
@@ -425,19 +583,45 @@ class SceneClassifier:
                 f"{path} only names its network, {state['network']!r}, since a file imports nothing; give it: "
                 "SceneClassifier.load(path, network=...)"
             )
+        require(weights is None or state["left_out"], "weights", f"None, since {path} holds all", weights)
         classifier = cls(
             state["network"] if network is None else network,
             results.from_plain(state["protocol"]),
             class_names=state["class_names"],
-            from_scratch=True,
+            weights=weights,
+            from_scratch=not state["left_out"],
             features=replace(features, **results.from_plain_values(state["features"])),
             loop=loop,
             seed=state["seed"],
             num_workers=num_workers,
             device=device,
         )
-        classifier._fitted = results.fitted_from(state, classifier._setup())
+        classifier._fitted = results.fitted_from(state, classifier._setup(), path)
         return classifier
+
+    def _scoring(self, features: Literal["fitted", "exact"], progress: Progress) -> scoring.Scoring:
+        return scoring.Scoring.of(self._require_fitted(), self._setup_to_score(features, progress))
+
+    def _setup_to_score(self, features: Literal["fitted", "exact"], progress: Progress) -> steps.Setup:
+        require(features in ("fitted", "exact"), "features", "'fitted' or 'exact'", features)
+        setup = self._setup(self._require_fitted().protocol, None, progress)
+        exact = replace(setup.features, method="exact", cache=False)
+        return replace(setup, features=exact) if features == "exact" else setup
+
+    def _wanted(self, precision: float | None, **wanted: Any) -> scoring.Wanted:
+        calibration = self._require_fitted().calibration
+        if precision is not None:
+            if calibration is None:
+                raise StateError(
+                    "precision needs thresholds; call calibrate(photos) with photos held out for that"
+                )
+            calibration = calibration.with_thresholds(precision)
+        return scoring.Wanted(calibration=calibration, **wanted)
+
+    def _own(self, card: Card | None) -> Card:
+        found = card or self.card()
+        require(found.class_names == self.class_names, "card", "this classifier's own", found.class_names)
+        return found
 
     def _require_fitted(self) -> results.Fitted:
         if self._fitted is None:

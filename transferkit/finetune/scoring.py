@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -80,39 +80,58 @@ def fill_scorer(
             f"scorer must have across_ranks() where several ranks share the images, got {type(scorer).__name__}; "
             "ImageScorer and PatchLog have it"
         )
+    how: dict[str, Any] = {"objective": objective, "loop": loop, "progress": progress}
+    for probs, image_index, boxes in scored(model, sampler, preprocessing, **how):
+        scorer.add_batch(probs, image_index, boxes)
+    whole: AnyScorer = scorer.across_ranks() if hasattr(scorer, "across_ranks") else scorer
+    return whole
+
+
+def scored(
+    model: nn.Module,
+    sampler: MultiscaleSampler,
+    preprocessing: Preprocessing,
+    *,
+    objective: Objective = SINGLE_LABEL,
+    loop: LoopSettings = LoopSettings(),  # noqa: B008 - a frozen value
+    progress: Progress = False,
+) -> Iterator[Scored]:
+    """Yield the probabilities of the patches of ``sampler``, some minibatches at a time.
+
+    Arguments and errors are those of :func:`fill_scorer`.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     loop.lay_out_weights(model)
     network = loop.compiled(model.eval())
     finite = torch.ones((), dtype=torch.bool, device=device)
 
-    def scored(batch: PatchBatch) -> Scored:
+    def of(batch: PatchBatch) -> Scored:
         nonlocal finite
-        pixels = preprocessing(batch.pixels.to(device, non_blocking=True))
-        with loop.mixed_precision(device):
-            logits = logits_of(network(loop.lay_out(pixels))).float()
-        finite = finite & logits.isfinite().all()
-        return objective.probs(logits), batch.image_index, batch.boxes
+        with torch.inference_mode():
+            pixels = preprocessing(batch.pixels.to(device, non_blocking=True))
+            with loop.mixed_precision(device):
+                logits = logits_of(network(loop.lay_out(pixels))).float()
+            finite = finite & logits.isfinite().all()
+            return objective.probs(logits), batch.image_index, batch.boxes
 
     try:
-        batches = track(sampler, progress, description="test", unit="batch")
-        with torch.inference_mode():
-            for probs, image_index, boxes in joined(map(scored, batches)):
-                scorer.add_batch(probs, image_index, boxes)
+        yield from joined(map(of, track(sampler, progress, description="test", unit="batch")))
     finally:
         model.train(was_training)
     if not finite:
         raise DivergedError("the network gives infinite or NaN logits; restore an earlier epoch")
-    whole: AnyScorer = scorer.across_ranks() if hasattr(scorer, "across_ranks") else scorer
-    return whole
 
 
-def joined(minibatches: Iterable[Scored], count: int = 64) -> Iterator[Scored]:
+JOINED = 64  # minibatches
+
+
+def joined(minibatches: Iterable[Scored], count: int | None = None) -> Iterator[Scored]:
     """Concatenate each ``count`` minibatches, since a scorer reads back from the device on every call."""
     waiting: list[Scored] = []
     for minibatch in minibatches:
         waiting.append(minibatch)
-        if len(waiting) == count:
+        if len(waiting) == (count or JOINED):
             yield _join(waiting)
             waiting = []
     if waiting:

@@ -211,6 +211,18 @@ class MultiscaleSampler:
         if not resumed:
             self._epoch, self._batch, self._waiting = epoch, 0, True
 
+    def start_at(self, image: int) -> None:
+        """Make the next iteration begin at an image of this epoch, where images come one by one in their order.
+
+        Raises:
+            ArgumentError: Images are shuffled, mixed or shared by ranks; or there is no such image.
+        """
+        schedule = self._stream.schedule(self._epoch)
+        in_order = schedule.groups == tuple((index,) for index in range(len(self._stream.chooser.dataset)))
+        require(in_order, "start_at", "used in test mode, without shuffle, on one rank", self)
+        require(0 <= image < len(schedule.ends), "image", f"from 0 to {len(schedule.ends) - 1}", image)
+        self._batch, self._waiting = (0, *schedule.ends)[image], True
+
     def state_dict(self) -> dict[str, Any]:
         """Return where the stream is, after the minibatches handed out so far, as plain values."""
         position = {"epoch": self._epoch, "batch": self._batch}

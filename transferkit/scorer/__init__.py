@@ -2,16 +2,17 @@
 
 :class:`ImageScorer` gathers the probabilities of the patches of each image into a score per class;
 :func:`average_precision` and :func:`evaluate` measure how well the scores rank the images, under every rule in
-use.
+use, and :func:`calibrate` turns them into probabilities and into yes or no.
 
 To read the code: ``image_scorer`` over ``_tally`` (sums that do not underflow, joined across ranks), ``ap_rules``
 (average precision to the letter), ``evaluation`` and ``result`` (all rules at once, with intervals),
-``localization`` (maps), and ``pictures``.
+``calibration`` (probabilities and thresholds), ``localization`` (maps), and ``pictures``.
 """
 
 from __future__ import annotations
 
 from transferkit.scorer.ap_rules import ALL_RULES, NEON, VOC2007, VOC2010, APRule, average_precision
+from transferkit.scorer.calibration import Calibration, calibrate
 from transferkit.scorer.evaluation import Extremes, evaluate, find_extremes
 from transferkit.scorer.image_scorer import ImageScorer, PatchLog, Scorer
 from transferkit.scorer.localization import LocalizationMeter, LocalizationResult, map_box, map_peak, score_map
@@ -23,6 +24,7 @@ __all__ = [
     "VOC2007",
     "VOC2010",
     "APRule",
+    "Calibration",
     "ClassificationResult",
     "Extremes",
     "ImageScorer",
@@ -32,6 +34,7 @@ __all__ = [
     "PatchLog",
     "Scorer",
     "average_precision",
+    "calibrate",
     "evaluate",
     "find_extremes",
     "map_box",

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from transferkit.annotated import truth
+from transferkit.annotated import shape_problems, truth
 from transferkit.errors import ArgumentError, did_you_mean, require
 
 
@@ -73,9 +73,12 @@ class Ranking:
 
     def resampled(self, weights: Tensor) -> Ranking:
         """Return the ranking in which image n occurs ``weights[n]`` times; (N,) int64."""
-        at_rank = weights[self.order]  # (N, K)
+        return self.weighted(weights[self.order])
+
+    def weighted(self, weights: Tensor) -> Ranking:
+        """Return the ranking in which the image at each rank occurs as often as ``weights`` says; (N, K) int64."""
         return Ranking(
-            self.scores, self.order, self.sought * at_rank, self.right * at_rank, self.wrong * at_rank
+            self.scores, self.order, self.sought * weights, self.right * weights, self.wrong * weights
         )
 
 
@@ -111,11 +114,7 @@ def _check(scores: Tensor, targets: Tensor, ignore: Tensor) -> None:
         problems.append(f"scores must be (N,) or (N, K) with N >= 1, got {tuple(scores.shape)}")
     elif scores.isnan().any():
         problems.append(f"scores must not be NaN, got {int(scores.isnan().sum())} NaN")
-    for name, mask in (("targets", targets), ("ignore", ignore)):
-        if mask.shape != scores.shape:
-            problems.append(
-                f"{name} must be of the scores' shape {tuple(scores.shape)}, got {tuple(mask.shape)}"
-            )
+    problems += shape_problems(scores, targets=targets, ignore=ignore)
     if problems:
         raise ArgumentError("; ".join(problems))
 
@@ -244,11 +243,13 @@ class APRule:
             present: (N, K) bool or 0 and 1: the image shows the class at all.
             difficult_only: (N, K) bool or 0 and 1: it does, but only in objects marked difficult.
         """
-        present, difficult_only = truth("present", present), truth("difficult_only", difficult_only)
-        easy = present & ~difficult_only
-        targets = present | difficult_only if self.difficult == "positive" else easy
-        ignore = difficult_only if self.difficult == "ignored" else None
+        targets, ignore = self.counted(truth("present", present), truth("difficult_only", difficult_only))
         return rank(scores, targets, ignore=ignore, minimum_score=self.minimum_score)
+
+    def counted(self, present: Tensor, difficult_only: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (N, K) bool which images show a class under this rule, and which count neither way."""
+        positive = present | difficult_only if self.difficult == "positive" else present & ~difficult_only
+        return positive, difficult_only if self.difficult == "ignored" else torch.zeros_like(difficult_only)
 
     def average_precision(self, scores: Tensor, present: Tensor, difficult_only: Tensor) -> Tensor:
         """Return the (K,) average precision under this rule; NaN for a class without positives."""

@@ -15,7 +15,7 @@ from transferkit.boxes import iou
 from transferkit.display import markdown_table, summary_table
 from transferkit.errors import require
 from transferkit.scorer.image_scorer import BACKGROUND
-from transferkit.scorer.result import number_or_none, percent
+from transferkit.scorer.result import marked, number_or_none, percent
 
 # Pixels whose scores differ by less than this share of the maximum are equally high: the same patches were
 # summed in another order.
@@ -173,7 +173,8 @@ class LocalizationResult:
         for name, images, rates in zip(
             (*self.class_names, "mean"), (*self.images, ""), (*self.rates, self.mean()), strict=True
         ):
-            rows.append([name, str(images), *(percent(getattr(rates, rate)) for rate in names)])
+            label = marked(name, images) if isinstance(images, int) else name
+            rows.append([label, str(images), *(percent(getattr(rates, rate)) for rate in names)])
         return rows
 
     def __str__(self) -> str:

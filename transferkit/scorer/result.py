@@ -10,17 +10,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import chain, compress
 from pathlib import Path
-from typing import Any
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from transferkit.display import as_json, markdown_table, summary_table
+from transferkit.display import as_csv, as_json, markdown_table, summary_table
 from transferkit.errors import ArgumentError, DataError, MissingFileError, did_you_mean, require
 from transferkit.files import as_file_name, faults_named, fits_a_file, write_text
 from transferkit.scorer.ap_rules import INTERPOLATIONS, APRule
 from transferkit.scorer.image_scorer import BACKGROUND
+
+if TYPE_CHECKING:
+    from transferkit.scorer.decisions import Decisions
 
 
 def percent(value: float) -> str:
@@ -183,12 +188,48 @@ def _read_lines(file: Path, row_of: dict[str, int]) -> list[tuple[int, float]]:
     return list(found.items())
 
 
+FEW = 10  # positives below which a class has no interval
+
+
+def marked(name: str, positives: int) -> str:
+    """Return the name of a class in a table, with a mark where its figures rest on few photos."""
+    return f"{name} *" if positives < FEW else name
+
+
+def few_positives(positives: Sequence[int]) -> list[str]:
+    """Return the line below a table that explains :func:`marked`; none where no class is marked."""
+    few = any(count < FEW for count in positives)
+    return [f"* fewer than {FEW} photos show the class: its figures may be luck"] if few else []
+
+
 @dataclass(frozen=True)
 class Interval:
-    """A bootstrap interval; see :func:`transferkit.scorer.evaluation.bootstrap_intervals`."""
+    """An interval that should hold the true value, NaN where there are too few photos for one."""
 
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return "-" if math.isnan(self.low) else f"{percent(self.low)} to {percent(self.high)}"
+
+
+NO_INTERVAL = Interval(math.nan, math.nan)
+
+
+def wilson(right: int, count: int, level: float = 0.95) -> Interval:
+    r"""Return Wilson's interval of a share, ``right`` of ``count``; NaN below ten.
+
+    .. math:: \frac{r + z^2/2 \pm z\sqrt{r(n - r)/n + z^2/4}}{n + z^2}
+
+    References:
+        Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
+    """
+    if count < FEW:
+        return NO_INTERVAL
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle, spread = right + z * z / 2, z * math.sqrt(right * (count - right) / count + z * z / 4)
+    low, high = ((middle + side) / (count + z * z) for side in (-spread, spread))
+    return Interval(max(0.0, low), min(1.0, high))
 
 
 @dataclass(frozen=True)
@@ -207,6 +248,8 @@ class ClassificationResult:
         level: Of the intervals.
         scores: (N, C) float64, what was evaluated.
         image_ids: N names of the images, if they were given.
+        targets: (N, C) bool, the classes that each image shows under ``rule``.
+        decisions: Yes or no and probabilities against what the images show, if a calibration was given.
     """
 
     class_names: tuple[str, ...]
@@ -220,6 +263,8 @@ class ClassificationResult:
     level: float = 0.95
     scores: Tensor | None = field(default=None, repr=False, compare=False)
     image_ids: tuple[str, ...] = field(default=(), repr=False)
+    targets: Tensor | None = field(default=None, repr=False, compare=False)
+    decisions: Decisions | None = field(default=None, repr=False)
 
     def mean_ap(self, rule: APRule | None = None) -> float:
         """Return the mean AP over the classes that have one; NaN if none has.
@@ -246,10 +291,11 @@ class ClassificationResult:
         rows = [["class", "images", "difficult", *map(_column, rules), *interval]]
         for c, name in enumerate(self.class_names):
             values = [percent(self.ap[rule][c]) for rule in rules]
-            spread = [_range(self.intervals[c])] if self.intervals else []
-            rows.append([name, str(self.positives[c]), str(self.difficult[c]), *values, *spread])
+            spread = [str(self.intervals[c])] if self.intervals else []
+            counts = str(self.positives[c]), str(self.difficult[c])
+            rows.append([marked(name, self.positives[c]), *counts, *values, *spread])
         means = [percent(self.mean_ap(rule)) for rule in rules]
-        spread = [_range(self.mean_interval)] if self.mean_interval else []
+        spread = [str(self.mean_interval)] if self.mean_interval else []
         rows.append(["mean", "", "", *means, *spread])
         return rows
 
@@ -258,6 +304,7 @@ class ClassificationResult:
         lines = [f"AP in % over {self.num_images} images; difficult objects are {self.rule.difficult}"]
         if self.without_positives:
             lines.append(f"no positives, left out of the mean: {', '.join(self.without_positives)}")
+        lines += few_positives(self.positives)
         others: dict[str, list[str]] = {}
         for rule in self.ap:
             if rule not in self._shown_rules():
@@ -304,11 +351,32 @@ class ClassificationResult:
             "mean_ap_by_rule": {str(rule): number_or_none(self.mean_ap(rule)) for rule in self.ap},
             "without_positives": list(self.without_positives),
             "classes": classes,
+            **({"decisions": self.decisions.to_dict()} if self.decisions is not None else {}),
         }
 
     def to_json(self) -> str:
         """Return :meth:`to_dict` as JSON text."""
         return as_json(self.to_dict()) + "\n"
+
+    def scores_csv(self) -> str:
+        """Return a line of CSV for each image: its scores, the classes it shows, and what was decided, if anything.
+
+        Raises:
+            ArgumentError: The result does not know the names of the images.
+        """
+        if self.scores is None or self.targets is None or not self.image_ids:
+            raise ArgumentError("the table names the images: give evaluate(image_ids=...)")
+        names, found = self.class_names, self.decisions
+        header, columns = ["image", *names, "shown"], [self.scores.tolist(), self._named(self.targets)]
+        if found is not None:
+            header += ["said", *(f"{name} probability" for name in names)]
+            columns += [self._named(found.labels), found.probs.tolist()]
+        rows = zip(self.image_ids, *columns, strict=True)
+        return as_csv([header, *([image, *chain.from_iterable(cells)] for image, *cells in rows)])
+
+    def _named(self, flags: Tensor) -> list[list[str]]:
+        """Return the classes of each image in one cell."""
+        return [[";".join(compress(self.class_names, row))] for row in flags.tolist()]
 
     def write_devkit(
         self,
@@ -344,10 +412,6 @@ class ClassificationResult:
 def _column(rule: APRule) -> str:
     ending = f" from {rule.minimum_score:g}" if rule.minimum_score > -math.inf else ""
     return rule.interpolation + ending
-
-
-def _range(interval: Interval) -> str:
-    return "-" if math.isnan(interval.low) else f"{percent(interval.low)} to {percent(interval.high)}"
 
 
 def _bounds(interval: Interval) -> list[float | None]:

@@ -12,6 +12,7 @@ from transferkit.scorer.pictures.curves import (
     plot_convergence,
     plot_exponents,
     plot_precision_recall,
+    plot_reliability,
 )
 from transferkit.scorer.pictures.photos import plot_contact_sheet, plot_maps, plot_patches
 from transferkit.scorer.pictures.style import require_matplotlib, save_figure
@@ -24,6 +25,7 @@ __all__ = [
     "plot_maps",
     "plot_patches",
     "plot_precision_recall",
+    "plot_reliability",
     "require_matplotlib",
     "save_figure",
 ]

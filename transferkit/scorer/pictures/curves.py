@@ -11,6 +11,7 @@ from torch import Tensor
 
 from transferkit.errors import require
 from transferkit.scorer.ap_rules import VOC2010, APRule, ranking_ap
+from transferkit.scorer.decisions import Reliability
 from transferkit.scorer.pictures.style import (
     SMALL_TEXT,
     TEXT_SIZE,
@@ -25,6 +26,8 @@ from transferkit.scorer.result import ClassificationResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_DASH = (0, (3, 1.5))
 
 
 def plot_class_ap(result: ClassificationResult) -> Figure:
@@ -164,9 +167,29 @@ def plot_exponents(
     return figure
 
 
-# Precision against recall, one small panel per class.
+def plot_reliability(curve: Reliability) -> Figure:
+    """Draw how often probabilities of presence come true, one point for each bin with its number of photos.
 
-_DASH = (0, (3, 1.5))
+    Args:
+        curve: ``result.decisions.reliability``.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = new_figure(3.4, 3.2)
+    axes = figure.subplots()
+    axes.plot([0, 100], [0, 100], color="0.6", linestyle=_DASH, linewidth=0.8)
+    bins = [row for row in zip(curve.expected, curve.present, curve.counts, strict=True) if row[2]]
+    x, y = ([100 * row[place] for row in bins] for place in (0, 1))
+    axes.plot(x, y, "o-", color=color(0), markersize=4, linewidth=1.3)
+    for place, (_, _, count) in zip(zip(x, y, strict=True), bins, strict=True):
+        axes.annotate(str(count), place, (0, 6), textcoords="offset points", fontsize=SMALL_TEXT, ha="center")
+    dress(axes, "probability stated (%)", "class is there (%)")
+    axes.set(xlim=(0, 100), ylim=(0, 108), xticks=range(0, 101, 20), yticks=range(0, 101, 20))
+    return figure
+
+
+# Precision against recall, one small panel per class.
 
 
 def plot_precision_recall(
