@@ -275,7 +275,7 @@ def _lines(found: Predictions) -> Iterator[str]:
 
 def _drawer(folder: Path) -> Callable[[Predictions], None]:
     """Return what writes a picture of each photo, with a map of each of its classes, to a folder."""
-    from transferkit.files import as_file_name, write_atomically
+    from transferkit.files import as_file_name, fits_a_file, write_atomically
     from transferkit.scorer.pictures import plot_maps, require_matplotlib
 
     require_matplotlib()
@@ -288,7 +288,8 @@ def _drawer(folder: Path) -> Callable[[Predictions], None]:
             maps = {found.class_names[k]: found.map(row, found.class_names[k]) for k in classes[:6]}
             figure = plot_maps(found.photos[found.places[row]].image, maps, caption=name)
             save = partial(figure.savefig, dpi=100, format="png")
-            write_atomically(folder / f"{as_file_name(name)}.png", save)
+            file = name if fits_a_file(name) else as_file_name(name)
+            write_atomically(folder / f"{file}.png", save)
 
     return draw
 
