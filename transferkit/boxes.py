@@ -5,19 +5,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from transferkit.annotated import as_tensor
 from transferkit.errors import ArgumentError
 
 __all__ = ["area", "as_boxes", "clip", "intersection", "iou"]
 
 
-def as_boxes(boxes: Tensor, argument: str = "boxes") -> Tensor:
+def as_boxes(boxes: Tensor | NDArray[Any], argument: str = "boxes") -> Tensor:
     """Return ``boxes`` as a floating (N, 4) tensor, or say what is wrong with them.
 
     Args:
-        boxes: (N, 4) xyxy, pixels; integer boxes become float64. An empty tensor of any shape is (0, 4).
+        boxes: (N, 4) xyxy, pixels, a tensor or an array; integer boxes become float64. An empty one of any shape is
+            (0, 4).
         argument: What to call them in an error.
 
     Returns:
@@ -26,6 +31,7 @@ def as_boxes(boxes: Tensor, argument: str = "boxes") -> Tensor:
     Raises:
         ArgumentError: Another shape, a value that is not finite, or a box whose end lies before its start.
     """
+    boxes = as_tensor(argument, boxes)
     if boxes.numel() == 0:
         boxes = boxes.reshape(0, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4:

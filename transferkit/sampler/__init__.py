@@ -5,7 +5,8 @@ trained on: the sampling quota) and :func:`crop_and_resize` each work alone, on 
 
 To read the code, follow ``multiscale``: ``schedule`` (which image comes when, by (seed, epoch)), ``_source``
 (where patches lie and how they become pixels), ``_choose`` (one image's patches, labeled and chosen by
-``balance``), ``_workers`` (processes that do so ahead of the loop), ``stream`` (minibatches), ``crop`` (pixels).
+``balance``), ``_workers`` (processes that do so ahead of the loop), ``stream`` (minibatches), ``crop`` (pixels,
+as ``_taps`` plans).
 ``draw`` makes a picture of it.
 """
 
