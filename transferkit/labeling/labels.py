@@ -37,6 +37,9 @@ def label_patches(
     Raises:
         ArgumentError: Malformed boxes, columns that do not fit them, or a class below 1.
 
+    Warns:
+        UserWarning: Objects without area, and a rule that never matches such points.
+
     Example:
         >>> import torch
         >>> patches = torch.tensor([[0.0, 0.0, 20.0, 20.0], [30.0, 30.0, 50.0, 50.0]])

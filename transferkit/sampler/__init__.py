@@ -1,7 +1,8 @@
 """Patches of images as minibatches: grids, sampling quotas, exact cropping, and the stream that joins them.
 
-:class:`MultiscaleSampler` is all of it at once. :class:`PatchGrid`, the balances (which patches of an image are
-trained on: the sampling quota) and :func:`crop_and_resize` each work alone, on plain tensors.
+:class:`MultiscaleSampler` is all of it at once. :class:`PatchGrid`, :class:`Tiles`, :func:`coverage`, the balances
+(which patches of an image are trained on: the sampling quota) and :func:`crop_and_resize` each work alone, on plain
+tensors.
 
 To read the code, follow ``multiscale``: ``schedule`` (which image comes when, by (seed, epoch)), ``_source``
 (where patches lie and how they become pixels), ``_choose`` (one image's patches, labeled and chosen by
@@ -11,6 +12,7 @@ as ``_taps`` plans).
 """
 
 from transferkit.annotated import AnnotatedImage
+from transferkit.boxes import coverage
 from transferkit.sampler.balance import (
     AllPatches,
     BackgroundFraction,
@@ -21,7 +23,7 @@ from transferkit.sampler.balance import (
 )
 from transferkit.sampler.crop import crop_and_resize
 from transferkit.sampler.draw import draw_patches
-from transferkit.sampler.grid import NEON_SCALES, PatchGrid
+from transferkit.sampler.grid import NEON_SCALES, PatchGrid, Tiles
 from transferkit.sampler.multiscale import MultiscaleSampler
 from transferkit.sampler.patch_transforms import ColorJitter, PatchTransform, RandomFlip
 from transferkit.sampler.schedule import generator
@@ -42,6 +44,8 @@ __all__ = [
     "PositivesFirst",
     "RandomFlip",
     "RandomSubset",
+    "Tiles",
+    "coverage",
     "crop_and_resize",
     "draw_patches",
     "generator",

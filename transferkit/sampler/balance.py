@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from transferkit.errors import require
+from transferkit.annotated import as_tensor
+from transferkit.errors import ArgumentError, require
 from transferkit.labeling import BACKGROUND
 
 
@@ -50,6 +51,7 @@ class PositivesFirst:
 
     def __call__(self, labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
         """Return (count,) rows, positives before background."""
+        labels = _classes(labels)
         positive = _rows(labels > BACKGROUND)[:count]
         background = _rows(labels == BACKGROUND)
         if count is None:
@@ -86,6 +88,7 @@ class ClassBalanced:
 
     def __call__(self, labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
         """Return (count,) rows, background first and then class by class."""
+        labels = _classes(labels)
         count = len(labels) if count is None else count
         classes = torch.unique(labels[labels > BACKGROUND])
         classes = classes[torch.randperm(len(classes), generator=generator)]  # the first ones get the remainder
@@ -147,6 +150,7 @@ class BackgroundFraction:
 
     def __call__(self, labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
         """Return the rows of all positives, then those of the background."""
+        labels = _classes(labels)
         background = _rows(labels == BACKGROUND)
         chosen = draw(background, round(self.fraction * len(background)), generator)
         return torch.cat([_rows(labels > BACKGROUND), chosen])
@@ -164,6 +168,18 @@ def draw(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     rounds = -(-count // len(rows))
     order = [torch.randperm(len(rows), generator=generator) for _ in range(rounds)]
     return rows[torch.cat(order)[:count]]
+
+
+def _classes(labels: Tensor) -> Tensor:
+    """Return labels if they are what a balance of classes can choose by."""
+    labels = as_tensor("labels", labels)
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ArgumentError(
+            f"labels must be one class for each patch, (P,) whole numbers, got {tuple(labels.shape)} {labels.dtype}: "
+            "of soft labels or targets give the classes to choose by, such as labels.argmax(1), or choose by "
+            "RandomSubset() or AllPatches(), which look at none"
+        )
+    return labels
 
 
 def _rows(chosen: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from transferkit.annotated import as_tensor
-from transferkit.boxes import as_boxes, require_inside
+from transferkit.boxes import as_boxes, as_size, require_inside
 from transferkit.errors import ArgumentError, require
 from transferkit.sampler._taps import CutPlan, Taps, nearest_pixels, plan_cut
 
@@ -143,7 +143,7 @@ def crop_and_resize(
         tensor([[[[14, 15, 99],
                   [99, 99, 99]]]], dtype=torch.uint8)
     """
-    like, size = _kind(image, mode, fill), _as_size(size)
+    like, size = _kind(image, mode, fill), as_size("size", size)
     xyxy = as_boxes(boxes).double().cpu()
     if fill is None:
         require_inside(xyxy, (image.shape[1], image.shape[2]))
@@ -182,14 +182,6 @@ def _kind(image: Tensor | NDArray[Any], mode: Mode, fill: float | None) -> Tenso
     exact = one and (fill is None or kind.is_floating_point or torch.tensor(fill).to(kind).item() == fill)
     require(exact, "fill", f"one value of the image's {kind}", fill)
     return like
-
-
-def _as_size(size: Any) -> tuple[int, int]:
-    """Return ``(height, width)`` of one whole number or two."""
-    sides = np.asarray(size).reshape(-1).tolist()
-    fits = len(sides) in (1, 2) and all(type(side) is int and side >= 1 for side in sides)
-    require(fits, "size", "1 or more, or (height, width) of such", size)
-    return sides[0], sides[-1]
 
 
 def _region(image: Tensor | NDArray[Any], rows: slice, columns: slice) -> Tensor:
