@@ -156,11 +156,8 @@ def coverage(values: Tensor | NDArray[Any], boxes: Tensor | NDArray[Any]) -> Ten
     values = as_tensor("values", values)
     fits = values.ndim in (2, 3) and values.numel() > 0 and not values.is_complex()
     require(fits, "values", "(H, W) or (C, H, W), real and not empty", (tuple(values.shape), values.dtype))
-    if values.is_floating_point() and not bool(values.isfinite().all()):
-        raise ArgumentError(
-            "values must be finite, got NaN or infinity: ask for the share of values.isnan(), and for the mean of "
-            "values.nan_to_num()"
-        )
+    finite = bool(values.isfinite().all())
+    require(finite, "values", "finite (ask for the share of values.isnan(), then)", "NaN or infinity")
     seen = clip(as_boxes(boxes).to(values.device).double(), (values.shape[-2], values.shape[-1]))
     channels = values.reshape(-1, *values.shape[-2:])
     means = torch.stack([_sums(channel, seen) for channel in channels], dim=1) / area(seen)[:, None]

@@ -238,8 +238,6 @@ class CenterRule(MatchRule):
 
     def evidence(self, boxes: Tensor, objects: Objects) -> Evidence:
         """Measure how far apart the centers are, and how much of the patch is filled."""
-        if self.patch_fraction:
-            _tell_points(self, objects)
         distance = (_centers(boxes)[:, None] - _centers(objects.boxes)[None]).abs()  # (P, N, 2)
         sides = (boxes[:, 2:] - boxes[:, :2])[:, None]
         offset = torch.where(sides > 0, distance / sides, torch.inf).amax(dim=2)

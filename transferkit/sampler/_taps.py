@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Reals: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +25,7 @@ class Taps:
     """
 
     index: NDArray[np.int32]
-    weight: NDArray[np.float64]
+    weight: Reals
     needed: NDArray[np.int64]
     reach: NDArray[np.int64]
 
@@ -37,9 +40,7 @@ class Taps:
         return Taps(index, weight, self.needed[which], self.reach[which])
 
 
-def _bounds(
-    intervals: NDArray[np.float64], length: int, whole_pixels: bool
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _bounds(intervals: Reals, length: int, whole_pixels: bool) -> tuple[Reals, Reals, Reals, Reals]:
     """Return where intervals start and end, and which pixels may be seen: ``first..last-1``."""
     start, end = intervals[:, 0], intervals[:, 1]
     first, last = np.minimum(np.floor(start), 0), np.maximum(np.ceil(end), length)
@@ -49,9 +50,7 @@ def _bounds(
     return start, end, first, last
 
 
-def nearest_pixels(
-    intervals: NDArray[np.float64], count: int, length: int, whole_pixels: bool
-) -> NDArray[np.int64]:
+def nearest_pixels(intervals: Reals, count: int, length: int, whole_pixels: bool) -> NDArray[np.int64]:
     """Return the (G, S) pixels in which the centers of values lie."""
     start, end, first, last = _bounds(intervals, length, whole_pixels)
     center = start[:, None] + (np.arange(count) + 0.5) * ((end - start) / count)[:, None]
@@ -59,7 +58,7 @@ def nearest_pixels(
 
 
 def bilinear_taps(
-    intervals: NDArray[np.float64],
+    intervals: Reals,
     count: int,
     length: int,
     *,
@@ -153,7 +152,7 @@ class CutPlan:
 
 
 def plan_cut(
-    boxes: NDArray[np.float64],
+    boxes: Reals,
     image_size: tuple[int, int],
     size: tuple[int, int],
     *,
@@ -174,7 +173,7 @@ def plan_cut(
     )
 
 
-def _distinct(pairs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _distinct(pairs: Reals) -> tuple[Reals, NDArray[np.int64]]:
     """Return the different rows of ``pairs``, (B, 2), and which of them each row is."""
     names = pairs[:, 0] + 1j * pairs[:, 1]  # NumPy sorts complex numbers, far faster than rows
     _, first, which = np.unique(names, return_index=True, return_inverse=True)

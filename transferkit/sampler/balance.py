@@ -8,8 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from transferkit.annotated import as_tensor
-from transferkit.errors import ArgumentError, require
+from transferkit.errors import require
 from transferkit.labeling import BACKGROUND
 
 
@@ -172,13 +171,9 @@ def draw(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 def _classes(labels: Tensor) -> Tensor:
     """Return labels if they are what a balance of classes can choose by."""
-    labels = as_tensor("labels", labels)
-    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ArgumentError(
-            f"labels must be one class for each patch, (P,) whole numbers, got {tuple(labels.shape)} {labels.dtype}: "
-            "of soft labels or targets give the classes to choose by, such as labels.argmax(1), or choose by "
-            "RandomSubset() or AllPatches(), which look at none"
-        )
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    what = "one class for each patch, (P,) whole numbers (RandomSubset() and AllPatches() look at none)"
+    require(labels.ndim == 1 and whole, "labels", what, (tuple(labels.shape), labels.dtype))
     return labels
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Barrier
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch.nn.functional import embedding_bag
 
 from transferkit.annotated import as_tensor
 from transferkit.boxes import as_boxes, as_size, require_inside
-from transferkit.errors import ArgumentError, require
+from transferkit.errors import require
 from transferkit.sampler._taps import CutPlan, Taps, nearest_pixels, plan_cut
 
 Piece = TypeVar("Piece")
@@ -83,6 +83,8 @@ _VALUES_AT_ONCE = 2**26
 _EXTRA = 2  # a row, and a column, of the value outside the image, and one of 0 for surplus taps
 
 
+Pixels: TypeAlias = "Tensor | NDArray[Any]"
+
 Mode = Literal["bilinear", "nearest"]
 
 _NARROW = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.float16, torch.bfloat16, torch.float32)
@@ -95,8 +97,8 @@ _TWINS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: to
 
 @torch.no_grad()
 def crop_and_resize(
-    image: Tensor | NDArray[Any],
-    boxes: Tensor | NDArray[Any],
+    image: Pixels,
+    boxes: Pixels,
     size: int | tuple[int, int],
     antialias: bool = True,
     *,
@@ -145,8 +147,9 @@ def crop_and_resize(
     """
     like, size = _kind(image, mode, fill), as_size("size", size)
     xyxy = as_boxes(boxes).double().cpu()
+    image_size = (int(image.shape[1]), int(image.shape[2]))
     if fill is None:
-        require_inside(xyxy, (image.shape[1], image.shape[2]))
+        require_inside(xyxy, image_size)
     shape = (len(xyxy), int(image.shape[0]), *size)
     if out is None:
         out = _empty(shape, dtype or like.dtype, like.device)
@@ -156,75 +159,64 @@ def crop_and_resize(
     if mode == "nearest":
         _pick(image, xyxy.numpy(), whole_pixels, fill or 0, out)
         return out
-    canvas = _Canvas(image, torch.float64 if like.dtype in _WIDE else torch.float32, fill or 0)
     for first in range(0, len(xyxy), _BOXES_AT_ONCE):
         some = slice(first, first + _BOXES_AT_ONCE)
-        plan = plan_cut(xyxy.numpy()[some], canvas.size, size, antialias=antialias, whole_pixels=whole_pixels)
-        _cut(canvas, plan, out[some])
+        plan = plan_cut(xyxy.numpy()[some], image_size, size, antialias=antialias, whole_pixels=whole_pixels)
+        _cut(image, fill or 0, plan, out[some])
     return out
 
 
-def _kind(image: Tensor | NDArray[Any], mode: Mode, fill: float | None) -> Tensor:
+def _kind(image: Pixels, mode: Mode, fill: float | None) -> Tensor:
     """Return an empty tensor of the image's dtype and device, or say why it cannot be cut so."""
     require(mode in ("bilinear", "nearest"), "mode", "'bilinear' or 'nearest'", mode)
-    if not hasattr(image, "shape") or not hasattr(image, "dtype"):
-        raise ArgumentError(f"image must be a tensor or an array, (C, H, W), got {type(image).__name__}")
+    known = hasattr(image, "shape") and hasattr(image, "dtype")
+    require(known, "image", "a tensor or an array, (C, H, W)", type(image))
     like = image.new_empty(0) if isinstance(image, Tensor) else as_tensor("image", np.empty(0, image.dtype))
     kind, shape = like.dtype, tuple(image.shape)
-    if len(shape) != 3 or 0 in shape or kind.is_complex:
-        raise ArgumentError(f"image must be (C, H, W), real and not empty, got {shape} {kind}")
-    if mode == "bilinear" and kind not in (*_NARROW, *_WIDE):
-        raise ArgumentError(
-            f"image must be integers up to 32 bits or floats to be resized bilinearly, got {kind}: cut a map of "
-            "labels or flags with mode='nearest', or convert it, such as with .float()"
-        )
+    fits = len(shape) == 3 and 0 not in shape and not kind.is_complex
+    require(fits, "image", "(C, H, W), real and not empty", (shape, kind))
+    fits = mode == "nearest" or kind in (*_NARROW, *_WIDE)
+    require(fits, "image", "integers up to 32 bits, or floats (cut labels and flags with mode='nearest')", kind)
     one = fill is None or np.ndim(fill) == 0
     exact = one and (fill is None or kind.is_floating_point or torch.tensor(fill).to(kind).item() == fill)
     require(exact, "fill", f"one value of the image's {kind}", fill)
     return like
 
 
-def _region(image: Tensor | NDArray[Any], rows: slice, columns: slice) -> Tensor:
+def _region(image: Pixels, rows: slice, columns: slice) -> Tensor:
     """Return a part of the image, (C, h, w)."""
     part = image[:, rows, columns]
     return part if isinstance(part, Tensor) else as_tensor("image", part)
 
 
-def _pick(
-    image: Tensor | NDArray[Any], boxes: NDArray[np.float64], whole_pixels: bool, fill: float, out: Tensor
-) -> None:
+def _pick(image: Pixels, boxes: NDArray[np.float64], whole_pixels: bool, fill: float, out: Tensor) -> None:
     """Fill ``out``, (B, C, S, S), with the pixels under the values' centers."""
     height, width = image.shape[1:]
     rows = nearest_pixels(boxes[:, 1::2], out.shape[2], height, whole_pixels)
     columns = nearest_pixels(boxes[:, 0::2], out.shape[3], width, whole_pixels)
 
     def pick(place: int) -> None:
-        y, x = (torch.from_numpy(index[place]) for index in (rows, columns))
-        inside_y, inside_x = y.clamp(0, height - 1), x.clamp(0, width - 1)
-        top, left = int(inside_y[0]), int(inside_x[0])
-        part = _region(image, slice(top, int(inside_y[-1]) + 1), slice(left, int(inside_x[-1]) + 1))
-        values = part.view(_TWINS.get(part.dtype, part.dtype))
-        values = values.index_select(1, (inside_y - top).to(values.device))
-        values = values.index_select(2, (inside_x - left).to(values.device)).view(part.dtype)
-        out[place].copy_(values)
-        # What lies outside comes before or after all the rest.
-        for axis, index, inside in ((1, y, inside_y), (2, x, inside_x)):
-            before, after = int((index < inside).sum()), int((index > inside).sum())
-            out[place].narrow(axis, 0, before).fill_(fill)
-            out[place].narrow(axis, len(index) - after, after).fill_(fill)
+        y, x = rows[place], columns[place]  # ascending
+        down, across = slice(*np.searchsorted(y, (0, height))), slice(*np.searchsorted(x, (0, width)))
+        y, x, patch = y[down], x[across], out[place].fill_(fill)
+        if len(y) and len(x):
+            part = _region(image, slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1))
+            index_y, index_x = (torch.from_numpy(index - index[0]).to(part.device) for index in (y, x))
+            twin = part.view(_TWINS.get(part.dtype, part.dtype))
+            patch[:, down, across] = twin[:, index_y[:, None], index_x].view(part.dtype)
 
     in_threads(pick, range(len(boxes)))
 
 
-def _cut(canvas: _Canvas, plan: CutPlan, out: Tensor) -> None:
+def _cut(image: Pixels, fill: float, plan: CutPlan, out: Tensor) -> None:
     """Fill ``out``, (B, C, S, S), as planned: strip by strip, and for each the patches that are cut from it."""
     on_cpu = out.device.type == "cpu"
     spread = in_threads if on_cpu else _in_turn
     islands = plan.islands(least=1 if on_cpu else _VALUES_AT_ONCE)
     if islands:  # in one window all that lies between them would be resampled too
-        spread(lambda some: _cut(canvas, plan.part(some), out), islands)
+        spread(lambda some: _cut(image, fill, plan.part(some), out), islands)
         return
-    window = _Window.of(canvas, plan, round_up=not out.is_floating_point())
+    window = _Window.of(image, fill, plan, round_up=not out.is_floating_point())
     across = _Filter.of(plan.across, window.left, window.width, window.table)
     down = _Filter.of(plan.down, window.top, window.height, window.table)
     stride = window.height + _EXTRA
@@ -274,26 +266,6 @@ class _Filter:
 
 
 @dataclass(frozen=True, eq=False)
-class _Canvas:
-    """What patches are cut from.
-
-    Attributes:
-        image: (C, H, W), indexed by slices.
-        working: The dtype to compute in.
-        fill: The value of pixels outside the image.
-    """
-
-    image: Tensor | NDArray[Any]
-    working: torch.dtype
-    fill: float
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """``(height, width)``."""
-        return int(self.image.shape[1]), int(self.image.shape[2])
-
-
-@dataclass(frozen=True, eq=False)
 class _Window:
     """The part of an image that all boxes of a plan see, with a row and a column of ``fill``, and of 0, at the end.
 
@@ -312,19 +284,20 @@ class _Window:
     height: int
 
     @staticmethod
-    def of(canvas: _Canvas, plan: CutPlan, *, round_up: bool) -> _Window:
+    def of(image: Pixels, fill: float, plan: CutPlan, *, round_up: bool) -> _Window:
         """Take the window out of the image.
 
         With ``round_up`` all pixels are half too large. Weights sum to 1, so that half is still there when a patch
         is done, and to cut off its fraction rounds it.
         """
         (left, right), (top, bottom) = plan.across.extent(), plan.down.extent()
-        part = _region(canvas.image, slice(top, bottom), slice(left, right)).permute(2, 1, 0)  # (w, h, C)
+        part = _region(image, slice(top, bottom), slice(left, right)).permute(2, 1, 0)  # (w, h, C)
         width, height, channels = part.shape
         shape = (width + _EXTRA, height + _EXTRA, channels)
-        table = torch.empty(shape, dtype=canvas.working, device=part.device)
+        working = torch.float64 if part.dtype in _WIDE else torch.float32
+        table = torch.empty(shape, dtype=working, device=part.device)
         table[:width, :height] = part
-        table[width:] = table[:, height:] = canvas.fill
+        table[width:] = table[:, height:] = fill
         if round_up:
             table += 0.5
         table[width + 1] = table[:, height + 1] = 0

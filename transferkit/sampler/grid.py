@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -148,8 +148,6 @@ def _whole(number: object) -> bool:
 
 Edge = Literal["inside", "drop", "over"]
 
-_EDGES = ("inside", "drop", "over")
-
 
 @dataclass(frozen=True)
 class Tiles:
@@ -175,11 +173,10 @@ class Tiles:
     edge: Edge = "inside"
 
     def __post_init__(self) -> None:
-        require(self.edge in _EDGES, "edge", f"one of {_EDGES}", self.edge)
+        require(self.edge in get_args(Edge), "edge", f"one of {get_args(Edge)}", self.edge)
         one = self.stride is None or self.overlap is None
         require(one, "stride", "given, or overlap, not both", (self.stride, self.overlap))
-        size, stride = self._size_and_stride()
-        require(min(stride) >= 1, "overlap", f"below the size {size}", self.overlap)
+        require(min(self._size_and_stride()[1]) >= 1, "overlap", f"below the size {self.size}", self.overlap)
 
     def __call__(self, image_size: tuple[int, int]) -> Tensor:
         """Return the tiles of an image.

@@ -28,8 +28,6 @@ _SLACK = 1e-6
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
-_NOT_INTEGER = (torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
 
 def checked_batch(
     probs: Tensor, image_index: Tensor, boxes: Tensor | None, num_images: int, num_classes: int, *, values: bool

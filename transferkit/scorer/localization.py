@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,18 +17,15 @@ from transferkit.errors import require
 from transferkit.scorer.image_scorer import BACKGROUND
 from transferkit.scorer.result import marked, number_or_none, percent
 
+Size: TypeAlias = tuple[int, int]
+
 # Pixels whose scores differ by less than this share of the maximum are equally high: the same patches were
 # summed in another order.
 _LEVEL = 1e-9
 
 
 def score_map(
-    probs: Tensor,
-    boxes: Tensor,
-    image_size: tuple[int, int],
-    exponent: float = 1,
-    *,
-    map_size: tuple[int, int] | None = None,
+    probs: Tensor, boxes: Tensor, image_size: Size, exponent: float = 1, *, map_size: Size | None = None
 ) -> Tensor:
     """Return, for every pixel, the sum of ``p ** exponent`` over the patches, each weighted by its nearness.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -23,8 +22,6 @@ _WINDOWS: dict[Window, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "hann": lambda place: np.sin(np.pi * place) ** 2,
     "gaussian": lambda place: np.exp(-0.5 * ((place - 0.5) / 0.125) ** 2),
 }
-
-_VALUES_AT_ONCE = 2**22
 
 
 class Stitcher:
@@ -75,8 +72,7 @@ class Stitcher:
         maps, boxes = as_tensor("maps", maps).detach(), as_boxes(boxes).double().cpu()
         self._check(maps, boxes)
         self._dtype = maps.dtype
-        down, across = (_WINDOWS[self.window]((np.arange(n) + 0.5) / n) for n in maps.shape[2:])
-        window = np.outer(down, across)
+        window = np.outer(*(_WINDOWS[self.window]((np.arange(n) + 0.5) / n) for n in maps.shape[2:]))
         for values, box in zip(maps.cpu().double().numpy(), boxes.long().tolist(), strict=True):
             self._blend(values, window, box)
         return self
@@ -130,34 +126,20 @@ class Stitcher:
             StateError: There are pixels that no patch showed, and no ``fill``.
         """
         height, width = self.image_size
-        at_once = max(1, _VALUES_AT_ONCE // width)
+        shape, at_once = (self.channels, height, width), max(1, 2**22 // width)  # rows
         blocks = [slice(first, min(first + at_once, height)) for first in range(0, height, at_once)]
-        if fill is None:
-            self._require_covered(blocks)
-        if out is None:
-            out = torch.empty(self.channels, height, width, dtype=self._dtype or torch.float64)
-        shape = (self.channels, height, width)
+        blank = sum(int((self._state[self.channels, rows] == 0).sum()) for rows in blocks)
+        if blank and fill is None:
+            raise StateError(f"{blank:,} pixels lie in no patch: add patches that show them, or give fill=")
+        out = torch.empty(shape, dtype=self._dtype or torch.float64) if out is None else out
         require(tuple(out.shape) == shape, "out", f"of shape {shape}", tuple(out.shape))
         kind = str(out.dtype).removeprefix("torch.")
         floating = "float" in kind
-        if not floating and fill is not None:
-            held = np.iinfo(kind).min <= fill <= np.iinfo(kind).max and float(fill).is_integer()
-            require(held, "fill", f"a value of {kind}", fill)
+        held = floating or fill is None or (np.iinfo(kind).min <= fill <= np.iinfo(kind).max and fill % 1 == 0)
+        require(held, "fill", f"a value of {kind}", fill)
         for rows in blocks:
             for channel in range(self.channels):
-                blank = self._state[self.channels, rows] == 0
-                means = np.where(blank, fill or 0, self._state[channel, rows])
+                means = np.where(self._state[self.channels, rows] == 0, fill or 0, self._state[channel, rows])
                 means = means if floating else np.floor(means + 0.5)
                 out[channel, rows] = torch.from_numpy(means) if isinstance(out, Tensor) else means
         return out
-
-    def _require_covered(self, blocks: list[slice]) -> None:
-        missing, first = 0, (0, 0)
-        for rows in blocks:
-            gaps = np.argwhere(self._state[self.channels, rows] == 0)
-            if len(gaps) and not missing:
-                first = (int(gaps[0, 1]), rows.start + int(gaps[0, 0]))
-            missing += len(gaps)
-        found = f"{missing:,} of {math.prod(self.image_size):,} pixels lie in no patch, the first at (x, y) = {first}"
-        if missing:
-            raise StateError(f"{found}: add patches that show them, or give their value, fill=")
