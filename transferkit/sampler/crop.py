@@ -200,7 +200,7 @@ def _pick(image: Pixels, boxes: NDArray[np.float64], whole_pixels: bool, fill: f
         down, across = slice(*np.searchsorted(y, (0, height))), slice(*np.searchsorted(x, (0, width)))
         y, x, patch = y[down], x[across], out[place].fill_(fill)
         if len(y) and len(x):
-            part = _region(image, slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1))
+            part = _region(image, slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1))
             index_y, index_x = (torch.from_numpy(index - index[0]).to(part.device) for index in (y, x))
             twin = part.view(_TWINS.get(part.dtype, part.dtype))
             patch[:, down, across] = twin[:, index_y[:, None], index_x].view(part.dtype)

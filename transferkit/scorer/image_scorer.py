@@ -194,7 +194,7 @@ class ImageScorer:
         """Take in a batch of patches.
 
         Args:
-            probs: (B, K) probabilities of each patch, any floating dtype and device.
+            probs: (B, K) probabilities of each patch, any floating dtype and device; an array of NumPy too.
             image_index: (B,) integers in 0..N-1: the image of each patch.
             boxes: (B, 4) xyxy in pixels of the image: where the patches lie; kept for the best patch only.
 

@@ -28,7 +28,7 @@ class Stitcher:
     """Put maps of overlapping patches together to one of the image, such as a segmentation of its tiles.
 
     A pixel is the mean over all patches that show it, each weighted by a window. The mean is kept running, in
-    float64: where patches agree, it is what they agree on, bit for bit.
+    float64: where patches agree, it is what they agree on, bit for bit (but for the sign of a 0).
 
     Args:
         channels: C.
@@ -73,8 +73,8 @@ class Stitcher:
         self._check(maps, boxes)
         self._dtype = maps.dtype
         window = np.outer(*(_WINDOWS[self.window]((np.arange(n) + 0.5) / n) for n in maps.shape[2:]))
-        for values, box in zip(maps.cpu().double().numpy(), boxes.long().tolist(), strict=True):
-            self._blend(values, window, box)
+        for values, box in zip(maps.cpu(), boxes.long().tolist(), strict=True):
+            self._blend(values.double().numpy(), window, box)
         return self
 
     def _check(self, maps: Tensor, boxes: Tensor) -> None:
@@ -103,12 +103,11 @@ class Stitcher:
         seen = (slice(top - y0, bottom - y0), slice(left - x0, right - x0))
         region = (slice(None), slice(top, bottom), slice(left, right))
         state, new = np.array(self._state[region]), values[(slice(None), *seen)]
-        mean, before = state[:-1], state[-1].copy()
-        state[-1] += window[seen]
-        same = (mean == new) | (np.isinf(mean) & np.isfinite(new))  # infinity - infinity would be NaN
+        mean, weight = state[:-1], state[-1]
+        weight += window[seen]
+        kept = np.isinf(mean) & ((mean == new) | np.isfinite(new))  # infinity - infinity would be NaN
         with np.errstate(invalid="ignore", over="ignore"):
-            moved = np.where(same, mean, mean + (new - mean) * (window[seen] / state[-1]))
-        state[:-1] = np.where(before == 0, new, moved)
+            np.add(mean, (new - mean) * (window[seen] / weight), out=mean, where=~kept)
         self._state[region] = state
 
     def compute(self, fill: float | None = None, out: Any = None) -> Any:
