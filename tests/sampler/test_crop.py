@@ -218,6 +218,18 @@ def test_boxes_far_apart_are_cut_as_each_alone(seed: int) -> None:
     assert torch.equal(together, torch.cat([crop_and_resize(image, box[None], 8) for box in boxes]))
 
 
+def test_a_picture_too_large_for_one_window_is_cut_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, boxes = noise(2, 60, 90), PatchGrid(target=None)((60, 90))
+    whole, sizes = crop_and_resize(image, boxes, 8), []
+    original = torch.empty
+    monkeypatch.setattr("transferkit.sampler.crop._VALUES_IN_WINDOW", 2 * 60 * 89)
+    monkeypatch.setattr(
+        torch, "empty", lambda *shape, **kind: (sizes.append(shape), original(*shape, **kind))[1]
+    )
+    assert torch.equal(crop_and_resize(image, boxes, 8), whole)
+    assert len(sizes) > 13
+
+
 def test_boxes_far_apart_cost_what_they_show() -> None:
     seen: list[int] = []
 
@@ -261,6 +273,9 @@ def test_every_dtype_keeps_its_values_and_rounds_to_the_nearest(
     boxes = torch.tensor([[3, 4, 19, 14], [0, 20, 16, 30]])
     for patch, (x0, y0, x1, y1) in zip(crop_and_resize(image, boxes, (10, 16)), boxes.tolist(), strict=True):
         assert torch.equal(patch, image[:, y0:y1, x0:x1])
+    # One box of another size takes the way of all that is resized.
+    resized = crop_and_resize(image, torch.tensor([[3, 4, 19, 14], [0, 20, 15, 30]]), (10, 16))
+    assert torch.equal(resized[0], image[:, 4:14, 3:19])
     exact = torch.nn.functional.interpolate(
         image[None].double().cpu(), (9, 11), mode="bilinear", antialias=True
     )[0]

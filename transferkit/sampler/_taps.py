@@ -123,10 +123,11 @@ class CutPlan:
     rows_of: NDArray[np.int64]
     down: Taps
 
-    def islands(self, least: int) -> list[slice]:
-        """Return the runs of boxes that hang together in a strip, where a window for each is far less work.
+    def islands(self, least: int, most: int) -> list[slice]:
+        """Return the runs of boxes that hang together in a strip, where each should have a window of its own.
 
-        Of work less than ``least`` values, and where it is not, none.
+        That is where it is far less work than one window for all, unless that is less than ``least`` values; and
+        where one window would have more than ``most`` pixels. Else there are none.
         """
         if len(self.order) == 1:
             return []
@@ -135,11 +136,12 @@ class CutPlan:
         lowest = np.maximum.accumulate(bottom)
         begins = np.flatnonzero(np.append(True, top[1:] > lowest[:-1]))
         ends = np.append(begins[1:], len(top))
-        widths = np.diff(self.across.reach)[:, 0]
         resampled = self.across.index.shape[1] * self.across.needed  # for each row of pixels
-        work = (lowest[ends - 1] - top[begins]) * (widths + resampled)[self.edges_of[begins]]
+        of_row = np.diff(self.across.reach)[:, 0] + resampled
+        work = int((lowest[ends - 1] - top[begins]) @ of_row[self.edges_of[begins]])
         together = (below - above) * (right - left + int(resampled.sum()))
-        if together < least or 2 * int(work.sum()) > together:
+        large = (below - above) * (right - left) > most
+        if len(begins) == 1 or together < least or (2 * work > together and not large):
             return []
         return [slice(*each) for each in zip(begins.tolist(), ends.tolist(), strict=True)]
 
@@ -147,8 +149,8 @@ class CutPlan:
         """Return the plan of a run of boxes that share their left and right edges."""
         rows, rows_of = np.unique(self.rows_of[some], return_inverse=True)
         across = self.across.some(self.edges_of[some][:1])
-        one = np.zeros_like(rows_of)
-        return CutPlan(self.order[some], one, np.array([len(one)]), across, rows_of, self.down.some(rows))
+        ends = np.array([len(rows_of)])
+        return CutPlan(self.order[some], 0 * rows_of, ends, across, rows_of, self.down.some(rows))
 
 
 def plan_cut(

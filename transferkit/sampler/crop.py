@@ -80,6 +80,8 @@ _VALUES_IN_CACHE = 2**19
 
 _VALUES_AT_ONCE = 2**26
 
+_VALUES_IN_WINDOW = 2**27  # half a GiB of float32
+
 _EXTRA = 2  # a row, and a column, of the value outside the image, and one of 0 for surplus taps
 
 
@@ -156,7 +158,8 @@ def crop_and_resize(
     require(tuple(out.shape) == shape, "out", f"a tensor of shape {shape}", tuple(out.shape))
     fits = out.is_floating_point() or out.dtype == like.dtype
     require(fits, "dtype", f"floating, or the image's own {like.dtype}", out.dtype)
-    if mode == "nearest":
+    own = bool((xyxy % 1 == 0).all() and (xyxy[:, 2:] - xyxy[:, :2] == xyxy.new_tensor(size[::-1])).all())
+    if mode == "nearest" or own:  # whole pixels at their own size are themselves
         _pick(image, xyxy.numpy(), whole_pixels, fill or 0, out)
         return out
     for first in range(0, len(xyxy), _BOXES_AT_ONCE):
@@ -212,7 +215,7 @@ def _cut(image: Pixels, fill: float, plan: CutPlan, out: Tensor) -> None:
     """Fill ``out``, (B, C, S, S), as planned: strip by strip, and for each the patches that are cut from it."""
     on_cpu = out.device.type == "cpu"
     spread = in_threads if on_cpu else _in_turn
-    islands = plan.islands(least=1 if on_cpu else _VALUES_AT_ONCE)
+    islands = plan.islands(1 if on_cpu else _VALUES_AT_ONCE, _VALUES_IN_WINDOW // int(image.shape[0]))
     if islands:  # in one window all that lies between them would be resampled too
         spread(lambda some: _cut(image, fill, plan.part(some), out), islands)
         return

@@ -344,11 +344,9 @@ class PatchLog:
         """
         if boxes is None:
             raise ArgumentError("boxes must be given: maps are drawn from where the patches lie")
-        size = (self.num_images, self.num_classes)
-        probs, image_index, boxes = checked_batch(probs, image_index, boxes, *size, values=True)
-        assert boxes is not None
-        batch = (probs.detach().float(), image_index.detach().long(), boxes.detach().float())
-        self._batches.append((batch[0].cpu(), batch[1].cpu(), batch[2].cpu()))
+        batch = checked_batch(probs, image_index, boxes, self.num_images, self.num_classes, values=True)
+        columns = [column.detach().cpu() for column in batch if column is not None]
+        self._batches.append((columns[0].float(), columns[1].long(), columns[2].float()))
 
     def compute(
         self, exponent: float | None = None, reduction: Reduction | None = None, *, log: bool = False
