@@ -1,15 +1,18 @@
 """Patches of images as minibatches: grids, sampling quotas, exact cropping, and the stream that joins them.
 
-:class:`MultiscaleSampler` is all of it at once. :class:`PatchGrid`, the balances (which patches of an image are
-trained on: the sampling quota) and :func:`crop_and_resize` each work alone, on plain tensors.
+:class:`MultiscaleSampler` is all of it at once. :class:`PatchGrid`, :class:`Tiles`, :func:`coverage`, the balances
+(which patches of an image are trained on: the sampling quota) and :func:`crop_and_resize` each work alone, on plain
+tensors.
 
 To read the code, follow ``multiscale``: ``schedule`` (which image comes when, by (seed, epoch)), ``_source``
 (where patches lie and how they become pixels), ``_choose`` (one image's patches, labeled and chosen by
-``balance``), ``_workers`` (processes that do so ahead of the loop), ``stream`` (minibatches), ``crop`` (pixels).
+``balance``), ``_workers`` (processes that do so ahead of the loop), ``stream`` (minibatches), ``crop`` (pixels,
+as ``_taps`` plans).
 ``draw`` makes a picture of it.
 """
 
 from transferkit.annotated import AnnotatedImage
+from transferkit.boxes import coverage
 from transferkit.sampler.balance import (
     AllPatches,
     BackgroundFraction,
@@ -20,7 +23,7 @@ from transferkit.sampler.balance import (
 )
 from transferkit.sampler.crop import crop_and_resize
 from transferkit.sampler.draw import draw_patches
-from transferkit.sampler.grid import NEON_SCALES, PatchGrid
+from transferkit.sampler.grid import NEON_SCALES, PatchGrid, Tiles
 from transferkit.sampler.multiscale import MultiscaleSampler
 from transferkit.sampler.patch_transforms import ColorJitter, PatchTransform, RandomFlip
 from transferkit.sampler.schedule import generator
@@ -41,6 +44,8 @@ __all__ = [
     "PositivesFirst",
     "RandomFlip",
     "RandomSubset",
+    "Tiles",
+    "coverage",
     "crop_and_resize",
     "draw_patches",
     "generator",
