@@ -4,9 +4,9 @@
 trained on: the sampling quota) and :func:`crop_and_resize` each work alone, on plain tensors.
 
 To read the code, follow ``multiscale``: ``schedule`` (which image comes when, by (seed, epoch)), ``_source``
-(where patches lie and how they become pixels), ``_choose`` (one image's patches, labeled and chosen by
-``balance``), ``_workers`` (processes that do so ahead of the loop), ``stream`` (minibatches), ``crop`` (pixels).
-``draw`` makes a picture of it.
+(where patches lie and how they become pixels), ``regions`` (images that are read by region), ``_choose`` (one
+image's patches, labeled and chosen by ``balance``), ``_workers`` (processes that do so ahead of the loop), ``stream``
+(minibatches), ``crop`` (pixels). ``draw`` makes a picture of it.
 """
 
 from transferkit.annotated import AnnotatedImage
@@ -20,9 +20,10 @@ from transferkit.sampler.balance import (
 )
 from transferkit.sampler.crop import crop_and_resize
 from transferkit.sampler.draw import draw_patches
-from transferkit.sampler.grid import NEON_SCALES, PatchGrid
+from transferkit.sampler.grid import NEON_SCALES, Grid, PatchGrid, Proposals
 from transferkit.sampler.multiscale import MultiscaleSampler
 from transferkit.sampler.patch_transforms import ColorJitter, PatchTransform, RandomFlip
+from transferkit.sampler.regions import ArrayReader, Opened, RegionReader
 from transferkit.sampler.schedule import generator
 from transferkit.sampler.stream import PatchBatch
 
@@ -30,17 +31,22 @@ __all__ = [
     "NEON_SCALES",
     "AllPatches",
     "AnnotatedImage",
+    "ArrayReader",
     "BackgroundFraction",
     "Balance",
     "ClassBalanced",
     "ColorJitter",
+    "Grid",
     "MultiscaleSampler",
+    "Opened",
     "PatchBatch",
     "PatchGrid",
     "PatchTransform",
     "PositivesFirst",
+    "Proposals",
     "RandomFlip",
     "RandomSubset",
+    "RegionReader",
     "crop_and_resize",
     "draw_patches",
     "generator",
