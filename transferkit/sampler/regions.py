@@ -110,7 +110,10 @@ def as_tensor(array: Tensor | NDArray[Any]) -> Tensor:
     if isinstance(array, Tensor):
         return array
     levels = np.asarray(array)
-    return torch.from_numpy(np.require(levels, levels.dtype.newbyteorder("="), ["C", "W"]))
+    try:
+        return torch.from_numpy(np.require(levels, levels.dtype.newbyteorder("="), ["C", "W"]))
+    except TypeError as error:
+        raise DataError(f"an image array must be of real numbers, got {levels.dtype}") from error
 
 
 def as_image(item: Any, name: str) -> Tensor | RegionReader:
