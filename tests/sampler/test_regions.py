@@ -256,11 +256,16 @@ def test_what_cannot_be_used_is_named(wrong: Any, message: str) -> None:
         list(stream([wrong], maps={"mask": "nearest"}))
 
 
-def test_colors_need_three_channels_and_shared_minibatches_one_form() -> None:
+def test_colors_need_three_channels() -> None:
     with pytest.raises(ArgumentError, match="ColorJitter needs three channels.* got 13 of torch.float32"):
         list(stream([item(bands(13))], transforms=(ColorJitter(),)))
-    with pytest.raises(DataError, match="same channels and type"):
-        list(stream([item(bands(3)), item(bands(4))], mix_images=2))
+
+
+@pytest.mark.parametrize("mix_images", [1, 2])
+@pytest.mark.parametrize("other", [bands(4), bands(3, torch.uint8)])
+def test_images_that_differ_in_form_are_named(mix_images: int, other: Tensor) -> None:
+    with pytest.raises(DataError, match="all images must have the same channels and type: patches of image 1"):
+        list(stream([item(bands()), item(other)], mix_images=mix_images, mode="test"))
 
 
 def test_unsigned_patches_are_mirrored() -> None:

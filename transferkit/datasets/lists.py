@@ -277,8 +277,8 @@ class TargetDictDataset(Dataset[AnnotatedImage]):
     """A view of a data set whose items are ``(image, target)``.
 
     Images may be PIL images, arrays or tensors, uint8 or floating; arrays and tensors that are no pictures of RGB
-    bytes keep their channels, type and values. Targets have ``boxes`` (n, 4) xyxy and ``labels`` (n,) from 1. They may have ``difficult`` or ``iscrowd``, which both count as difficult, ``truncated``,
-    and ``image_id``.
+    bytes keep their channels, type and values. Targets have ``boxes`` (n, 4) xyxy and ``labels`` (n,) from 1. They
+    may have ``difficult`` or ``iscrowd``, which both count as difficult, ``truncated``, and ``image_id``.
 
     Args:
         dataset: ``len`` and items as above.

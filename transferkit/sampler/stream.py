@@ -58,6 +58,10 @@ class PatchBatch:
         """Return it with pixels, labels and maps in pinned memory, from which a GPU copies beside its work."""
         return self._moved(Tensor.pin_memory)
 
+    def form(self) -> PatchBatch:
+        """Return one of the same channels, sizes and types that holds no patch."""
+        return self._moved(lambda tensor: tensor.new_empty(0, *tensor.shape[1:]))
+
     def _moved(self, move: Callable[[Tensor], Tensor]) -> PatchBatch:
         maps = {name: move(values) for name, values in self.maps.items()}
         return replace(self, pixels=move(self.pixels), labels=move(self.labels), maps=maps)
@@ -191,14 +195,19 @@ class Cutter:
             some = source.make(contents[place], group[place].boxes, rows[here] - first)
             if made is None:
                 made = some.new_empty(len(rows), *some.shape[1:])
-            if (some.shape[1:], some.dtype) != (made.shape[1:], made.dtype):
-                one, other = (f"{tuple(of.shape[1:])} {of.dtype}" for of in (made, some))
-                raise DataError(
-                    f"images that share minibatches must have the same channels and type, got {one} and {other} of "
-                    f"image {group[place].image_index}; use mix_images=1, or make them alike in the data set"
-                )
+            _require_alike(made, some, group[place].image_index)
             made[here.to(made.device)] = some
         return source.blank(0, self.device) if made is None else made
+
+
+def _require_alike(one: Tensor, other: Tensor, image: int) -> None:
+    """Raise unless the patches of an image have the form of those before."""
+    forms = [f"{tuple(of.shape[1:])} {of.dtype}" for of in (one, other)]
+    if forms[0] != forms[1]:
+        raise DataError(
+            f"all images must have the same channels and type: patches of image {image} of the data set are "
+            f"{forms[1]}, those of others {forms[0]}; make them alike in the data set"
+        )
 
 
 # Prefetch: prepare the next minibatches while the device works on this one.
@@ -328,13 +337,16 @@ class PatchStream:
         group, first = schedule.find(start)
         remaining = schedule.groups[group:]
         visits = [(epoch, image) for members in remaining for image in members]
-        place, like = start, None
+        place = start
+        like: PatchBatch | None = None
         with closing(self._workers.results(visits)) as images:
             for members, end in zip(remaining, schedule.ends[group:], strict=True):
                 chosen = [image for image in (self._usable(next(images)) for _ in members) if image is not None]
                 for batch in self.cutter.minibatches(chosen, epoch, first) if chosen else ():
+                    like = batch.form() if like is None else like
+                    _require_alike(like.pixels, batch.pixels, int(batch.image_index[0]))
                     yield place, batch
-                    place, like = place + 1, batch
+                    place += 1
                 if self.keep_step:  # other ranks do not know which images were passed over here
                     yield from self._fillers(range(place, end), epoch, like)
                 place, first = end, 0
