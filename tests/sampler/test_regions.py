@@ -22,7 +22,6 @@ from transferkit.sampler import (
     BackgroundFraction,
     ColorJitter,
     MultiscaleSampler,
-    Opened,
     PatchBatch,
     RandomFlip,
     RegionReader,
@@ -282,15 +281,15 @@ class Files:
     """A memmap per image, opened by whichever process reads it."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         for place in range(3):
             np.save(folder / f"{place}.npy", bands(seed=place).numpy())
-        self._files = [Opened(partial(np.load, folder / f"{place}.npy", "r")) for place in range(3)]
 
     def __len__(self) -> int:
         return 3
 
     def __getitem__(self, index: int) -> Any:
-        return item(self._files[index]())
+        return item(np.load(self.folder / f"{index}.npy", mmap_mode="r"))
 
 
 def note(folder: Path, worker: int) -> None:

@@ -23,7 +23,7 @@ from transferkit.sampler.draw import draw_patches
 from transferkit.sampler.grid import NEON_SCALES, Grid, PatchGrid, Proposals
 from transferkit.sampler.multiscale import MultiscaleSampler
 from transferkit.sampler.patch_transforms import ColorJitter, PatchTransform, RandomFlip
-from transferkit.sampler.regions import ArrayReader, Opened, RegionReader
+from transferkit.sampler.regions import ArrayReader, RegionReader
 from transferkit.sampler.schedule import generator
 from transferkit.sampler.stream import PatchBatch
 
@@ -38,7 +38,6 @@ __all__ = [
     "ColorJitter",
     "Grid",
     "MultiscaleSampler",
-    "Opened",
     "PatchBatch",
     "PatchGrid",
     "PatchTransform",

@@ -203,7 +203,7 @@ def _as_rows(chosen: Any, patches: int, balance: Balance) -> Tensor:
 
 
 def patch_counts(
-    chooser: PatchChooser, num_workers: int, note: Callable[[BadImage], object], **processes: Any
+    chooser: PatchChooser, num_workers: int, note: Callable[[BadImage], object], **started: Any
 ) -> Sequence[int]:
     """Return the number of patches that each image gives, (N,); 0 for an image that cannot be used.
 
@@ -215,7 +215,7 @@ def patch_counts(
         chooser: Of the patches.
         num_workers: Processes that decode.
         note: Called with an image that cannot be used, to raise or to list it.
-        **processes: How they are started, see :class:`Workers`.
+        **started: How they are started, see :class:`Workers`.
     """
     size = getattr(chooser.balance, "size", None)
     images = len(chooser.dataset)
@@ -227,7 +227,7 @@ def patch_counts(
         if least is not None and chooser.source.available(chooser.dataset) is not None:
             found = (_count_told(chooser, index) for index in range(images))
     if found is None:
-        workers = Workers(_Counted(chooser), num_workers, **processes)
+        workers = Workers(_Counted(chooser), num_workers, **started)
         found = workers.results([(0, index) for index in range(images)])
     counts = []
     for count in found:

@@ -137,8 +137,7 @@ class Workers:
         prefetch: Visits that each worker prefetches.
         pin_memory: Put tensors into pinned memory.
         seed: Of what is random in the workers.
-        init: Called with its number in each worker, before its first visit.
-        context: Of multiprocessing, as ``DataLoader`` has it.
+        **started: How they are, by ``DataLoader``'s arguments ``worker_init_fn`` and ``multiprocessing_context``.
     """
 
     def __init__(
@@ -148,11 +147,9 @@ class Workers:
         prefetch: int = 2,
         pin_memory: bool = False,
         seed: int = 0,
-        *,
-        init: Callable[[int], object] | None = None,
-        context: Any = None,
+        **started: Any,
     ) -> None:
-        self._crew = partial(_Crew, work, num_workers, prefetch, pin_memory, seed, init, context)
+        self._crew = partial(_Crew, work, num_workers, prefetch, pin_memory, seed, **started)
         self._idle: _Crew | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -187,8 +184,8 @@ class _Crew:
         prefetch: int,
         pin_memory: bool,
         seed: int,
-        init: Callable[[int], object] | None,
-        context: Any,
+        worker_init_fn: Callable[[int], object] | None = None,
+        multiprocessing_context: Any = None,
     ) -> None:
         self._visits: list[Visit] = []
         self._failed = False
@@ -202,8 +199,8 @@ class _Crew:
             prefetch_factor=prefetch if num_workers else None,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=partial(_enter, self._board, init) if num_workers else None,
-            multiprocessing_context=context if num_workers else None,
+            worker_init_fn=partial(_enter, self._board, worker_init_fn) if num_workers else None,
+            multiprocessing_context=multiprocessing_context if num_workers else None,
             generator=torch.Generator().manual_seed(seed),  # else the loader draws a seed from the global one
         )
 

@@ -165,8 +165,10 @@ class MultiscaleSampler:
             world_size=world_size,
             num_workers=num_workers,
             prefetch=prefetch,
-            worker_init=worker_init_fn,
-            context=multiprocessing_context,
+            started={
+                "worker_init_fn": worker_init_fn,
+                "multiprocessing_context": multiprocessing_context,
+            },
         )
         self._epoch = 0
         self._batch = 0  # minibatches of this epoch that were handed out

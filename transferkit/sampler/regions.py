@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,14 +14,14 @@ from torch import Tensor
 
 from transferkit.errors import DataError
 
-Handle = TypeVar("Handle")
-
 
 class RegionReader(Protocol):
     """An image that is read by region; any object of this form will do as an item's ``image`` or further map.
 
     A patch is made of the whole pixels that its box touches, and of nothing beyond: whoever reads those with numpy
     and resizes them sees the same.
+
+    Open its file in the data set's ``__getitem__``, which the process calls that reads: handles cross no fork.
 
     One that also has ``coarser``, readers of the same picture at smaller sizes, finest first, as slides have them, is
     read at the coarsest that still has a pixel for each of a patch's.
@@ -74,32 +73,6 @@ class ArrayReader:
             return part.permute(2, 0, 1) if part.ndim == 3 else part[None]
         part = as_tensor(self.array[..., top:bottom, left:right])
         return part if part.ndim == 3 else part[None]
-
-
-class Opened(Generic[Handle]):
-    """A file that each process opens for itself when it first uses it: a handle crosses no fork and no pipe.
-
-    Args:
-        open: Opens it; a function that can be sent to worker processes, such as ``partial(rasterio.open, path)``.
-
-    Example:
-        >>> file = Opened(dict)
-        >>> file() is file()
-        True
-    """
-
-    def __init__(self, open: Callable[[], Handle]) -> None:
-        self._open = open
-        self._handle: tuple[int, Handle] | None = None
-
-    def __call__(self) -> Handle:
-        """Return the handle of this process."""
-        if self._handle is None or self._handle[0] != os.getpid():
-            self._handle = os.getpid(), self._open()
-        return self._handle[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_open": self._open, "_handle": None}
 
 
 # From what a data set's item has to a tensor in memory or a reader, and from a reader to patches.

@@ -58,9 +58,11 @@ class PatchBatch:
         """Return it with pixels, labels and maps in pinned memory, from which a GPU copies beside its work."""
         return self._moved(Tensor.pin_memory)
 
-    def form(self) -> PatchBatch:
-        """Return one of the same channels, sizes and types that holds no patch."""
-        return self._moved(lambda tensor: tensor.new_empty(0, *tensor.shape[1:]))
+    def blank(self, count: int) -> PatchBatch:
+        """Return black patches of the same form that train nothing: of no image (-1), labeled ``IGNORE``."""
+        black = self._moved(lambda tensor: tensor.new_zeros(count, *tensor.shape[1:]))
+        ignored, nowhere = self.labels.new_full((count,), IGNORE), torch.zeros(count, 4, dtype=torch.float64)
+        return replace(black, labels=ignored, boxes=nowhere, image_index=torch.full((count,), -1))
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> PatchBatch:
         maps = {name: move(values) for name, values in self.maps.items()}
@@ -121,24 +123,10 @@ class Cutter:
                 {name: self._transformed(make(start), here, of_map=True) for name, make in maps.items()},
             )
 
-    def filler(self, like: PatchBatch | None) -> PatchBatch:
-        """Return a minibatch that trains nothing: black patches of no image (-1), labeled ``IGNORE``.
-
-        Args:
-            like: One whose patches' shape and type it has.
-        """
-        count = self.batch_size
-
-        def black(values: Tensor) -> Tensor:
-            return values.new_zeros(count, *values.shape[1:])
-
-        return PatchBatch(
-            self.source.blank(count, self.device) if like is None else black(like.pixels),
-            torch.full((count,), IGNORE, device=self.device),
-            torch.zeros(count, 4, dtype=torch.float64),
-            torch.full((count,), -1),
-            {} if like is None else {name: black(values) for name, values in like.maps.items()},
-        )
+    def nothing(self) -> PatchBatch:
+        """Return a minibatch of the form that the source's have where nothing else is known."""
+        labels = torch.zeros(1, dtype=torch.int64, device=self.device)
+        return PatchBatch(self.source.blank(1, self.device), labels, torch.zeros(1, 4), torch.zeros(1))
 
     def _transformed(self, pixels: Tensor, draws: Sequence[Tensor], of_map: bool = False) -> Tensor:
         """Change pixels at random; maps only by what moves pixels, and alike."""
@@ -303,8 +291,7 @@ class PatchStream:
         world_size: Processes that share the images.
         num_workers: Processes that decode.
         prefetch: Images that each worker prefetches.
-        worker_init: Called with its number in each worker.
-        context: Of multiprocessing.
+        started: How workers are, by ``DataLoader``'s arguments.
         bad_images: What was wrong with each image that was passed over.
         empty_images: Images on which no patch lies.
     """
@@ -318,8 +305,7 @@ class PatchStream:
     world_size: int
     num_workers: int
     prefetch: int
-    worker_init: Callable[[int], object] | None = None
-    context: Any = None
+    started: Mapping[str, Any]
     bad_images: dict[int, str] = field(default_factory=dict)
     empty_images: set[int] = field(default_factory=set)
     _warned: int = 0
@@ -343,7 +329,7 @@ class PatchStream:
             for members, end in zip(remaining, schedule.ends[group:], strict=True):
                 chosen = [image for image in (self._usable(next(images)) for _ in members) if image is not None]
                 for batch in self.cutter.minibatches(chosen, epoch, first) if chosen else ():
-                    like = batch.form() if like is None else like
+                    like = batch.blank(1) if like is None else like
                     _require_alike(like.pixels, batch.pixels, int(batch.image_index[0]))
                     yield place, batch
                     place += 1
@@ -354,11 +340,14 @@ class PatchStream:
 
     def _fillers(self, places: Sequence[int], epoch: int, like: PatchBatch | None) -> Iterator[Placed]:
         """Yield minibatches that train nothing, of the form of others."""
-        if places and like is None:  # this rank has seen none
+        if not places:
+            return
+        if like is None:  # this rank has seen none
             images = (self.chooser[(epoch, index)] for index in range(len(self.chooser.dataset)))
-            image = next((one for one in images if isinstance(one, ChosenPatches) and len(one.labels)), None)
-            like = None if image is None else next(self.cutter.minibatches([image], epoch), None)
-        yield from ((place, self.cutter.filler(like)) for place in places)
+            usable = (image for image in images if isinstance(image, ChosenPatches) and len(image.labels))
+            like = next((batch for image in usable for batch in self.cutter.minibatches([image], epoch)), None)
+        like = like or self.cutter.nothing()
+        yield from ((place, like.blank(self.cutter.batch_size)) for place in places)
 
     def warn_of_bad_images(self) -> None:
         """Warn of images that were passed over, if there are more than it last told of.
@@ -407,7 +396,7 @@ class PatchStream:
     @cached_property
     def _scheduler(self) -> Scheduler:
         return Scheduler(
-            counts=patch_counts(self.chooser, self.num_workers, self._note, **self._processes),
+            counts=patch_counts(self.chooser, self.num_workers, self._note, **self.started),
             batch_size=self.cutter.batch_size,
             mix_images=self.mix_images,
             shuffle=self.cutter.shuffle,
@@ -421,8 +410,4 @@ class PatchStream:
     @cached_property
     def _workers(self) -> Workers:
         pinned = self.cutter.device.type == "cuda"
-        return Workers(self.chooser, self.num_workers, self.prefetch, pinned, **self._processes)
-
-    @property
-    def _processes(self) -> dict[str, Any]:
-        return {"init": self.worker_init, "context": self.context}
+        return Workers(self.chooser, self.num_workers, self.prefetch, pinned, **self.started)
