@@ -133,6 +133,15 @@ def test_a_rank_without_images_keeps_step_with_patches_of_the_same_form() -> Non
     assert batch.maps["mask"].dtype == torch.uint8
 
 
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int16, torch.bool])
+@pytest.mark.parametrize("read", [ArrayReader, lambda image: image])
+def test_maps_of_any_type_keep_it_in_shared_minibatches(read: Any, dtype: torch.dtype) -> None:
+    data = [item(bands(seed=seed), levels=read(bands(seed=seed).to(dtype))) for seed in range(2)]
+    for batch in stream(data, maps={"levels": "nearest"}, mix_images=2, transforms=(RandomFlip(),)):
+        assert batch.maps["levels"].dtype == dtype
+        assert torch.equal(batch.maps["levels"].int(), batch.pixels.to(dtype).int())
+
+
 @pytest.mark.parametrize("mix_images", [1, 2])
 @pytest.mark.parametrize("read", [ArrayReader, lambda image: image])
 def test_maps_are_cut_and_mirrored_like_the_image(mix_images: int, read: Any) -> None:

@@ -17,7 +17,7 @@ from transferkit.boxes import as_boxes
 from transferkit.errors import ArgumentError, DataError, StateError, require
 from transferkit.sampler.crop import crop_and_resize
 from transferkit.sampler.grid import Grid, Proposals
-from transferkit.sampler.regions import as_image, cut_regions, size_of
+from transferkit.sampler.regions import as_image, bits, cut_regions, size_of
 
 _METHODS = {"image_size", "objects", "presence", "photo_file", "fingerprint", "patch_source"}
 
@@ -280,7 +280,9 @@ class PixelSource:
 
     def make(self, content: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
         """Cut patches, (n, C, S, S), or take those that are cut already."""
-        return content[rows.to(content.device)] if content.ndim == 4 else self._cut(content, boxes[rows])
+        if content.ndim == 3:
+            return self._cut(content, boxes[rows])
+        return bits(content)[rows.to(content.device)].view(content.dtype)
 
     def blank(self, count: int, device: torch.device) -> Tensor:
         """Return black patches, (count, 3, S, S)."""

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from transferkit.errors import ArgumentError, require
+from transferkit.sampler.regions import bits
 
 # Rec. 601 luma, as PIL converts to gray.
 _GRAY = (0.299, 0.587, 0.114)
-
-_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}  # of the same bits, which torch can mirror
 
 
 class PatchTransform(Protocol):
@@ -54,8 +53,8 @@ class RandomFlip:
 
     def apply(self, pixels: Tensor, draws: Tensor) -> Tensor:
         """Return the patches, some of them mirrored."""
-        bits = pixels.view(_SIGNED.get(pixels.dtype, pixels.dtype))
-        return torch.where(draws[:, :, None, None] > 0, bits.flip(3), bits).view(pixels.dtype)
+        values = bits(pixels)
+        return torch.where(draws[:, :, None, None] > 0, values.flip(3), values).view(pixels.dtype)
 
 
 @dataclass(frozen=True)

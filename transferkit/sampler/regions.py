@@ -75,6 +75,14 @@ class ArrayReader:
         return part if part.ndim == 3 else part[None]
 
 
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
+def bits(values: Tensor) -> Tensor:
+    """Return the same memory as a type that torch can index and mirror, as it cannot most unsigned ones."""
+    return values.view(_SIGNED.get(values.dtype, values.dtype))
+
+
 # From what a data set's item has to a tensor in memory or a reader, and from a reader to patches.
 
 
@@ -133,7 +141,7 @@ def cut_regions(
         patch = _cut_one(reader, box, size, cut)
         if not len(patches):
             patches = patch.new_empty(len(boxes), *patch.shape[1:])
-        patches[places] = patch
+        bits(patches)[places] = bits(patch)
     return patches
 
 

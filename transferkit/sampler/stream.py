@@ -20,6 +20,7 @@ from transferkit.sampler._choose import BadImage, ChosenPatches, PatchChooser, p
 from transferkit.sampler._source import PatchSource, PixelSource
 from transferkit.sampler._workers import Workers
 from transferkit.sampler.patch_transforms import PatchTransform
+from transferkit.sampler.regions import bits
 from transferkit.sampler.schedule import Schedule, Scheduler, generator
 
 
@@ -184,7 +185,7 @@ class Cutter:
             if made is None:
                 made = some.new_empty(len(rows), *some.shape[1:])
             _require_alike(made, some, group[place].image_index)
-            made[here.to(made.device)] = some
+            bits(made)[here.to(made.device)] = bits(some)
         return source.blank(0, self.device) if made is None else made
 
 
