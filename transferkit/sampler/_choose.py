@@ -65,15 +65,6 @@ class BadImage(NamedTuple):
         return BadImage(index, f"{type(error).__name__}: {error}", error, skippable)
 
 
-class _Laid(NamedTuple):
-    """An image's item, all its patches with their labels, and the rows that were chosen."""
-
-    item: Any
-    boxes: Tensor
-    labels: Tensor
-    rows: Tensor
-
-
 @dataclass(frozen=True, eq=False)
 class PatchChooser(Dataset["ChosenPatches | BadImage"]):
     """Decodes an image and chooses its patches; a data set of ``(epoch, image)``, for DataLoader's workers.
@@ -105,10 +96,10 @@ class PatchChooser(Dataset["ChosenPatches | BadImage"]):
         require(callable(self.balance), "balance", "called as (labels, count, generator)", self.balance)
 
     def __getitem__(self, visit: Visit) -> ChosenPatches | BadImage:
-        laid = self.choose(visit)
-        if isinstance(laid, BadImage):
-            return laid
-        item, boxes, labels, rows = laid
+        found = self.choose(visit)
+        if isinstance(found, BadImage):
+            return found
+        item, boxes, labels, rows = found
         chosen = boxes[rows]
         try:
             content = call(self.source.content, item, rows, chosen)
@@ -117,8 +108,8 @@ class PatchChooser(Dataset["ChosenPatches | BadImage"]):
             return BadImage.of(visit[1], error, (Exception,))
         return ChosenPatches(visit[1], content, chosen, labels[rows], maps, len(boxes))
 
-    def choose(self, visit: Visit) -> _Laid | BadImage:
-        """Choose an image's patches; of one that is read by region, no pixel is read."""
+    def choose(self, visit: Visit) -> tuple[Any, Tensor, Tensor, Tensor] | BadImage:
+        """Return an image's item, all its patches and their labels, and the rows that are chosen; reads no region."""
         epoch, index = visit
         try:
             item = self.dataset[index]
@@ -130,7 +121,7 @@ class PatchChooser(Dataset["ChosenPatches | BadImage"]):
         except Exception as error:
             return BadImage.of(index, error)
         chosen = self.balance(labels, self.count, generator(self.seed, epoch, index, "balance"))
-        return _Laid(item, boxes, labels, _as_rows(chosen, len(labels), self.balance))
+        return item, boxes, labels, _as_rows(chosen, len(labels), self.balance)
 
     def labels(self, index: int, item: Any, boxes: Tensor) -> Tensor:
         """Return the labels, (P,), of an annotated image's patches."""
@@ -256,5 +247,5 @@ class _Counted:
         return self.chooser.dataset
 
     def __getitem__(self, visit: Visit) -> int | BadImage:
-        laid = self.chooser.choose(visit)
-        return laid if isinstance(laid, BadImage) else len(laid.rows)
+        found = self.chooser.choose(visit)
+        return found if isinstance(found, BadImage) else len(found[-1])

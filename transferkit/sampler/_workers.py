@@ -136,20 +136,14 @@ class Workers:
         num_workers: Processes of one iteration; 0 for none.
         prefetch: Visits that each worker prefetches.
         pin_memory: Put tensors into pinned memory.
-        seed: Of what is random in the workers.
-        **started: How they are, by ``DataLoader``'s arguments ``worker_init_fn`` and ``multiprocessing_context``.
+        **started: How they are: the ``seed`` of what is random in them, and ``worker_init_fn`` and
+            ``multiprocessing_context`` as ``DataLoader`` has them.
     """
 
     def __init__(
-        self,
-        work: Any,
-        num_workers: int,
-        prefetch: int = 2,
-        pin_memory: bool = False,
-        seed: int = 0,
-        **started: Any,
+        self, work: Any, num_workers: int, prefetch: int = 2, pin_memory: bool = False, **started: Any
     ) -> None:
-        self._crew = partial(_Crew, work, num_workers, prefetch, pin_memory, seed, **started)
+        self._crew = partial(_Crew, work, num_workers, prefetch, pin_memory, **started)
         self._idle: _Crew | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -177,16 +171,7 @@ class Workers:
 class _Crew:
     """The workers of one iteration at a time."""
 
-    def __init__(
-        self,
-        work: Any,
-        num_workers: int,
-        prefetch: int,
-        pin_memory: bool,
-        seed: int,
-        worker_init_fn: Callable[[int], object] | None = None,
-        multiprocessing_context: Any = None,
-    ) -> None:
+    def __init__(self, work: Any, num_workers: int, prefetch: int, pin_memory: bool, **started: Any) -> None:
         self._visits: list[Visit] = []
         self._failed = False
         self._board = _Board(work.dataset, num_workers)
@@ -199,9 +184,9 @@ class _Crew:
             prefetch_factor=prefetch if num_workers else None,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=partial(_enter, self._board, worker_init_fn) if num_workers else None,
-            multiprocessing_context=multiprocessing_context if num_workers else None,
-            generator=torch.Generator().manual_seed(seed),  # else the loader draws a seed from the global one
+            worker_init_fn=partial(_enter, self._board, started.get("worker_init_fn")) if num_workers else None,
+            multiprocessing_context=started.get("multiprocessing_context") if num_workers else None,
+            generator=torch.Generator().manual_seed(started.get("seed", 0)),  # else the loader draws a seed from the global one
         )
 
     def results(self, visits: Sequence[Visit]) -> Iterator[Any]:

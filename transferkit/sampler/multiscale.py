@@ -136,6 +136,7 @@ class MultiscaleSampler:
             name: replace(self._pixels, attribute=name, mode=mode, dtype=None)
             for name, mode in (maps or {}).items()
         }
+        started = {"worker_init_fn": worker_init_fn, "multiprocessing_context": multiprocessing_context}
         source = _source_of(dataset, self._pixels, [*transforms, *cut_alike])
         self._stream = PatchStream(
             chooser=PatchChooser(
@@ -165,10 +166,7 @@ class MultiscaleSampler:
             world_size=world_size,
             num_workers=num_workers,
             prefetch=prefetch,
-            started={
-                "worker_init_fn": worker_init_fn,
-                "multiprocessing_context": multiprocessing_context,
-            },
+            started=started,
         )
         self._epoch = 0
         self._batch = 0  # minibatches of this epoch that were handed out

@@ -129,9 +129,11 @@ def size_of(image: Tensor | RegionReader) -> tuple[int, int]:
         raise DataError(f"its size cannot be read: {type(error).__name__}: {error}") from error
 
 
-def cut_regions(
-    reader: RegionReader, boxes: Tensor, size: int, cut: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+Cut = Callable[[Tensor, Tensor], Tensor]
+"""Takes a region, (C, h, w), and boxes in it, (n, 4); returns patches, (n, C, S, S)."""
+
+
+def cut_regions(reader: RegionReader, boxes: Tensor, size: int, cut: Cut) -> Tensor:
     """Read each of the boxes, (B, 4), once, and return them as ``cut(region, box)`` makes patches, (B, C, S, S)."""
     rows: dict[tuple[float, ...], list[int]] = {}
     for row, box in enumerate(boxes.tolist()):
@@ -145,9 +147,7 @@ def cut_regions(
     return patches
 
 
-def _cut_one(
-    reader: RegionReader, box: Sequence[float], size: int, cut: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+def _cut_one(reader: RegionReader, box: Sequence[float], size: int, cut: Cut) -> Tensor:
     """Read one box, out to whole pixels and as far as the image goes, and return its patch, (1, C, S, S)."""
     reader, (x0, y0, x1, y1) = _coarse_enough(reader, box, size)
     height, width = size_of(reader)
@@ -155,16 +155,16 @@ def _cut_one(
     right, bottom = max(min(math.ceil(x1), width), left + 1), max(min(math.ceil(y1), height), top + 1)
     region = as_tensor(reader.read((left, top, right, bottom)))
     if region.ndim != 3 or tuple(region.shape[1:]) != (bottom - top, right - left):
-        wanted = f"(C, {bottom - top}, {right - left})"
+        found, wanted = tuple(region.shape), f"(C, {bottom - top}, {right - left})"
         raise DataError(
-            f"read({(left, top, right, bottom)}) of {reader!r:.80} must return {wanted}, got {tuple(region.shape)}"
+            f"read({(left, top, right, bottom)}) must return {wanted}, got {found} of {reader!r:.80}"
         )
     return cut(region, torch.tensor([[x0 - left, y0 - top, x1 - left, y1 - top]], dtype=torch.float64))
 
 
 def _coarse_enough(
     reader: RegionReader, box: Sequence[float], size: int
-) -> tuple[RegionReader, tuple[float, float, float, float]]:
+) -> tuple[RegionReader, Sequence[float]]:
     """Return the coarsest reader that has a pixel for each of the patch's, and the box in its pixels."""
     x0, y0, x1, y1 = box
     height, width = size_of(reader)
@@ -173,4 +173,4 @@ def _coarse_enough(
         x, y = columns / width, rows / height
         if min((x1 - x0) * x, (y1 - y0) * y) >= 0.99 * size:  # sizes are rounded: 3073 pixels become 768
             return coarse, (x0 * x, y0 * y, x1 * x, y1 * y)
-    return reader, (x0, y0, x1, y1)
+    return reader, box

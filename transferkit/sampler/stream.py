@@ -341,9 +341,7 @@ class PatchStream:
 
     def _fillers(self, places: Sequence[int], epoch: int, like: PatchBatch | None) -> Iterator[Placed]:
         """Yield minibatches that train nothing, of the form of others."""
-        if not places:
-            return
-        if like is None:  # this rank has seen none
+        if places and like is None:  # this rank has seen none
             images = (self.chooser[(epoch, index)] for index in range(len(self.chooser.dataset)))
             usable = (image for image in images if isinstance(image, ChosenPatches) and len(image.labels))
             like = next((batch for image in usable for batch in self.cutter.minibatches([image], epoch)), None)
