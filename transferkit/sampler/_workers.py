@@ -186,7 +186,8 @@ class _Crew:
             pin_memory=pin_memory,
             worker_init_fn=partial(_enter, self._board, started.get("worker_init_fn")) if num_workers else None,
             multiprocessing_context=started.get("multiprocessing_context") if num_workers else None,
-            generator=torch.Generator().manual_seed(started.get("seed", 0)),  # else the loader draws a seed from the global one
+            # Else the loader draws a seed from the global generator.
+            generator=torch.Generator().manual_seed(started.get("seed", 0)),
         )
 
     def results(self, visits: Sequence[Visit]) -> Iterator[Any]:
