@@ -59,15 +59,16 @@ class PatchBatch:
         """Return it with pixels, labels and maps in pinned memory, from which a GPU copies beside its work."""
         return self._moved(Tensor.pin_memory)
 
-    def blank(self, count: int) -> PatchBatch:
-        """Return black patches of the same form that train nothing: of no image (-1), labeled ``IGNORE``."""
-        black = self._moved(lambda tensor: tensor.new_zeros(count, *tensor.shape[1:]))
-        ignored, nowhere = self.labels.new_full((count,), IGNORE), torch.zeros(count, 4, dtype=torch.float64)
-        return replace(black, labels=ignored, boxes=nowhere, image_index=torch.full((count,), -1))
-
     def _moved(self, move: Callable[[Tensor], Tensor]) -> PatchBatch:
         maps = {name: move(values) for name, values in self.maps.items()}
         return replace(self, pixels=move(self.pixels), labels=move(self.labels), maps=maps)
+
+
+def blank_like(batch: PatchBatch, count: int) -> PatchBatch:
+    """Return black patches of the form of others that train nothing: of no image (-1), labeled ``IGNORE``."""
+    black = batch._moved(lambda tensor: tensor.new_zeros(count, *tensor.shape[1:]))
+    ignored, nowhere = batch.labels.new_full((count,), IGNORE), torch.zeros(count, 4, dtype=torch.float64)
+    return replace(black, labels=ignored, boxes=nowhere, image_index=torch.full((count,), -1))
 
 
 # From the chosen patches of a group of images to minibatches of pixels.
@@ -330,7 +331,7 @@ class PatchStream:
             for members, end in zip(remaining, schedule.ends[group:], strict=True):
                 chosen = [image for image in (self._usable(next(images)) for _ in members) if image is not None]
                 for batch in self.cutter.minibatches(chosen, epoch, first) if chosen else ():
-                    like = batch.blank(1) if like is None else like
+                    like = blank_like(batch, 1) if like is None else like
                     _require_alike(like.pixels, batch.pixels, int(batch.image_index[0]))
                     yield place, batch
                     place += 1
@@ -346,7 +347,7 @@ class PatchStream:
             usable = (image for image in images if isinstance(image, ChosenPatches) and len(image.labels))
             like = next((batch for image in usable for batch in self.cutter.minibatches([image], epoch)), None)
         like = like or self.cutter.nothing()
-        yield from ((place, like.blank(self.cutter.batch_size)) for place in places)
+        yield from ((place, blank_like(like, self.cutter.batch_size)) for place in places)
 
     def warn_of_bad_images(self) -> None:
         """Warn of images that were passed over, if there are more than it last told of.
