@@ -316,7 +316,7 @@ def _of_floats(levels: NDArray[Any], float_range: FloatRange | None) -> NDArray[
     if float_range is None:
         raise DataError(
             f"floating pixels need their range, got {found}: say float_range=(0, 1) if 1 is white, or "
-            "float_range=(0, 255) if 255 is"
+            "float_range=(0, 255) if 255 is; a sampler takes any floats as they are from a data set of your own"
         )
     low, high = float_range
     if not low < high:
