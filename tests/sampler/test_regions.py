@@ -264,6 +264,12 @@ def test_what_cannot_be_used_is_named(wrong: Any, message: str) -> None:
         list(stream([wrong], maps={"mask": "nearest"}))
 
 
+@pytest.mark.parametrize("read", [ArrayReader, lambda image: image])
+def test_a_grid_that_leaves_the_image_needs_a_fill(read: Any) -> None:
+    with pytest.raises(DataError, match="image 0 .* boxes must lie inside the image, 80 wide and 96 high, got"):
+        list(stream([item(read(bands()))], grid=lambda size: tiles(size) + 20))
+
+
 def test_colors_need_three_channels() -> None:
     with pytest.raises(ArgumentError, match="ColorJitter needs three channels.* got 13 of torch.float32"):
         list(stream([item(bands(13))], transforms=(ColorJitter(),)))

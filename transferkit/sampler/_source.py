@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from transferkit.boxes import as_boxes
+from transferkit.boxes import as_boxes, require_inside
 from transferkit.errors import ArgumentError, DataError, StateError, require
 from transferkit.sampler.crop import crop_and_resize
 from transferkit.sampler.grid import Grid, Proposals
@@ -246,7 +246,7 @@ class PixelSource:
         size = size_of(as_image(item, "image"))
         parts = []
         if self.grid is not None:
-            parts.append(as_boxes(torch.as_tensor(self.grid(size)), "patches of the grid").double())
+            parts.append(as_boxes(torch.as_tensor(self.grid(size)), "patches of the grid").double().cpu())
         if self.proposals is not None:
             if generator is None and asked_for(self.proposals) > 1:
                 raise ArgumentError(
@@ -254,10 +254,10 @@ class PixelSource:
                 )
             proposed = call(self.proposals, item, generator)
             parts.append(as_boxes(torch.as_tensor(proposed), "proposals").double().cpu())
-            outside = (parts[-1] < 0) | (parts[-1] > torch.tensor([*size[::-1]] * 2))
-            if self.fill is None and outside.any():
-                raise DataError(f"proposals must lie inside the image, {size[1]} wide and {size[0]} high")
-        return torch.cat(parts)
+        boxes = torch.cat(parts)
+        if self.fill is None:
+            require_inside(boxes, size)
+        return boxes
 
     def available(self, dataset: Any) -> Iterable[int] | None:
         """Return how many patches each image has, (N,), where its size tells, which the data set knows."""
