@@ -599,6 +599,7 @@ def test_what_does_not_change_the_patches_may_change() -> None:
         ({"mode": "validate"}, "mode must be"),
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         ({"patches_per_image": 0}, "patches_per_image must be 1 or more"),
+        ({"patch_size": (16, 32)}, r"patch_size must be 1 or more, got \(16, 32\)"),
         ({"mix_images": 0}, "mix_images must be 1 or more"),
         ({"num_workers": -1}, "num_workers must be 0 or more"),
         ({"on_bad_image": "warn"}, "on_bad_image must be"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -124,7 +125,7 @@ class MultiscaleSampler:
         require(num_workers >= 0, "num_workers", "0 or more", num_workers)
         least_one = {"patches_per_image": patches_per_image, "batch_size": batch_size, "patch_size": patch_size}
         for name, value in {**least_one, "mix_images": mix_images, "prefetch": prefetch}.items():
-            require(value is None or value >= 1, name, "1 or more", value)
+            require(value is None or (isinstance(value, Integral) and value >= 1), name, "1 or more", value)
         require(len(dataset) > 0, "dataset", "not empty", dataset)
         if grid is None and proposals is None:
             raise ArgumentError("patches must come from somewhere: give a grid, proposals, or both")
