@@ -17,7 +17,8 @@ class AnnotatedImage:
     """One image with its objects; any object with the same attributes serves as well.
 
     Attributes:
-        image: (3, H, W) uint8, RGB.
+        image: (3, H, W) uint8, RGB. A sampler takes any number of channels and any real dtype, or what reads an
+            image by region, see :class:`~transferkit.sampler.RegionReader`.
         boxes: (N, 4) float64, xyxy, pixels, 0-based and half-open.
         classes: (N,) int64 in 1..K-1; 0 is the background.
         difficult: (N,) bool, hard to recognize.
@@ -36,7 +37,7 @@ class AnnotatedImage:
     image_labels: Tensor | None = None
 
     def __repr__(self) -> str:
-        height, width = self.image.shape[-2:]
+        height, width = self.image.shape[-2:] if isinstance(self.image, Tensor) else self.image.size
         classes = self.classes if self.image_labels is None else self.image_labels
         return f"AnnotatedImage({self.id!r}, {height} x {width} (h x w), classes {classes.tolist()})"
 

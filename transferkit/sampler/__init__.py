@@ -5,10 +5,9 @@
 tensors.
 
 To read the code, follow ``multiscale``: ``schedule`` (which image comes when, by (seed, epoch)), ``_source``
-(where patches lie and how they become pixels), ``_choose`` (one image's patches, labeled and chosen by
-``balance``), ``_workers`` (processes that do so ahead of the loop), ``stream`` (minibatches), ``crop`` (pixels,
-as ``_taps`` plans).
-``draw`` makes a picture of it.
+(where patches lie and how they become pixels), ``regions`` (images that are read by region), ``_choose`` (one
+image's patches, labeled and chosen by ``balance``), ``_workers`` (processes that do so ahead of the loop), ``stream``
+(minibatches), ``crop`` (pixels, as ``_taps`` plans). ``draw`` makes a picture of it.
 """
 
 from transferkit.annotated import AnnotatedImage
@@ -23,9 +22,10 @@ from transferkit.sampler.balance import (
 )
 from transferkit.sampler.crop import crop_and_resize
 from transferkit.sampler.draw import draw_patches
-from transferkit.sampler.grid import NEON_SCALES, PatchGrid, Tiles
+from transferkit.sampler.grid import NEON_SCALES, Grid, PatchGrid, Proposals, Tiles
 from transferkit.sampler.multiscale import MultiscaleSampler
 from transferkit.sampler.patch_transforms import ColorJitter, PatchTransform, RandomFlip
+from transferkit.sampler.regions import ArrayReader, RegionReader
 from transferkit.sampler.schedule import generator
 from transferkit.sampler.stream import PatchBatch
 
@@ -33,17 +33,21 @@ __all__ = [
     "NEON_SCALES",
     "AllPatches",
     "AnnotatedImage",
+    "ArrayReader",
     "BackgroundFraction",
     "Balance",
     "ClassBalanced",
     "ColorJitter",
+    "Grid",
     "MultiscaleSampler",
     "PatchBatch",
     "PatchGrid",
     "PatchTransform",
     "PositivesFirst",
+    "Proposals",
     "RandomFlip",
     "RandomSubset",
+    "RegionReader",
     "Tiles",
     "coverage",
     "crop_and_resize",

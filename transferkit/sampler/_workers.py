@@ -136,13 +136,14 @@ class Workers:
         num_workers: Processes of one iteration; 0 for none.
         prefetch: Visits that each worker prefetches.
         pin_memory: Put tensors into pinned memory.
-        seed: Of what is random in the workers.
+        **started: How they are: the ``seed`` of what is random in them, and ``worker_init_fn`` and
+            ``multiprocessing_context`` as ``DataLoader`` has them.
     """
 
     def __init__(
-        self, work: Any, num_workers: int, prefetch: int = 2, pin_memory: bool = False, seed: int = 0
+        self, work: Any, num_workers: int, prefetch: int = 2, pin_memory: bool = False, **started: Any
     ) -> None:
-        self._crew: Callable[[], _Crew] = partial(_Crew, work, num_workers, prefetch, pin_memory, seed)
+        self._crew = partial(_Crew, work, num_workers, prefetch, pin_memory, **started)
         self._idle: _Crew | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,7 +171,7 @@ class Workers:
 class _Crew:
     """The workers of one iteration at a time."""
 
-    def __init__(self, work: Any, num_workers: int, prefetch: int, pin_memory: bool, seed: int) -> None:
+    def __init__(self, work: Any, num_workers: int, prefetch: int, pin_memory: bool, **started: Any) -> None:
         self._visits: list[Visit] = []
         self._failed = False
         self._board = _Board(work.dataset, num_workers)
@@ -183,8 +184,10 @@ class _Crew:
             prefetch_factor=prefetch if num_workers else None,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=self._board.enter if num_workers else None,
-            generator=torch.Generator().manual_seed(seed),  # else the loader draws a seed from the global one
+            worker_init_fn=partial(_enter, self._board, started.get("worker_init_fn")) if num_workers else None,
+            multiprocessing_context=started.get("multiprocessing_context") if num_workers else None,
+            # Else the loader draws a seed from the global generator.
+            generator=torch.Generator().manual_seed(started.get("seed", 0)),
         )
 
     def results(self, visits: Sequence[Visit]) -> Iterator[Any]:
@@ -216,6 +219,12 @@ class _Crew:
             _BOARDS.add(self._board)
             _name_images_in_signals()
         return results
+
+
+def _enter(board: _Board, init: Callable[[int], object] | None, worker: int) -> None:
+    board.enter(worker)
+    if init is not None:
+        init(worker)
 
 
 def _as_it_is(result: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,34 @@ from transferkit.errors import ArgumentError, require
 
 NEON_SCALES = (1, 1.3, 1.6, 2, 2.3, 2.6, 3, 3.3, 3.6, 4, 4.3, 4.6, 5)
 """The recipe's scales: a patch's side is the image's shorter side divided by one of these."""
+
+
+class Grid(Protocol):
+    """Lays patches over an image by its size; any function of this form will do.
+
+    One that also has ``count(image_size)``, how many patches it would lay, spares building them to know. An image on
+    which it lays none is passed over.
+    """
+
+    def __call__(self, image_size: tuple[int, int]) -> Tensor:
+        """Return (P, 4) patches, xyxy, pixels, of an image of ``(height, width)`` pixels."""
+        ...
+
+
+class Proposals(Protocol):
+    """Proposes patches of an image by what it shows or at random; any function of this form will do.
+
+    One that needs no random numbers may leave out the generator.
+    """
+
+    def __call__(self, item: Any, generator: torch.Generator) -> Tensor:
+        """Return (P, 4) patches, xyxy, pixels; P must be the same in every epoch.
+
+        Args:
+            item: What the data set has of the image.
+            generator: Of (seed, epoch, image): what is drawn from it is the same for any workers and ranks.
+        """
+        ...
 
 
 def exact(number: float | Fraction) -> Fraction:
