@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing import reduction
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -203,7 +203,7 @@ class _Crew:
     def whole(self) -> bool:
         """Tell whether its workers can do another iteration."""
         if self._failed or not self._board.complete():
-            _BOARDS.discard(self._board)
+            _BOARDS[:] = [each for each in _BOARDS if each() not in (None, self._board)]
             return False
         return True
 
@@ -216,7 +216,7 @@ class _Crew:
                 "there, or use num_workers=0, which needs none"
             ) from error
         if self._loader.num_workers:
-            _BOARDS.add(self._board)
+            _BOARDS[:] = [*(each for each in _BOARDS if each() not in (None, self._board)), ref(self._board)]
             _name_images_in_signals()
         return results
 
@@ -304,7 +304,7 @@ class _Board:
         return f"image {image} of the data set"
 
 
-_BOARDS: WeakSet[_Board] = WeakSet()
+_BOARDS: list[ref[_Board]] = []  # no WeakSet, in whose callbacks an error of the signal's handler would be lost
 
 
 def _name_images_in_signals() -> None:
@@ -321,6 +321,6 @@ def _interrupt(handler: Callable[..., Any], number: int, frame: Any) -> None:
     except RuntimeError as error:
         if _RECEIVING.locked():
             return  # who receives from the dead finds out, and who does not, within the seconds of the loader's look
-        for board in list(_BOARDS):
+        for board in filter(None, [each() for each in _BOARDS]):
             board.raise_if_lost(error)
         raise
