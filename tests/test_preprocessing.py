@@ -31,5 +31,7 @@ def test_it_survives_being_stored() -> None:
 def test_bad_settings_are_named() -> None:
     with pytest.raises(ArgumentError, match="channel_order must be 'RGB' or 'BGR', got 'RBG'"):
         Preprocessing((0, 0, 0), (1, 1, 1), channel_order="RBG")
-    with pytest.raises(ArgumentError, match=r"pixels must be \(..., 3, H, W\), got \(1, 1, 4, 4\)"):
+    with pytest.raises(ArgumentError, match=r"pixels must be \(..., 3, H, W\), .* got '\(1, 1, 4, 4\)"):
         IMAGENET(torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ArgumentError, match=r"uint8 or floating in 0..255, got .* torch.int16"):
+        IMAGENET(torch.zeros(1, 3, 4, 4, dtype=torch.int16))

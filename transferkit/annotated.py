@@ -17,7 +17,8 @@ class AnnotatedImage:
     """One image with its objects; any object with the same attributes serves as well.
 
     Attributes:
-        image: (3, H, W) uint8, RGB.
+        image: (3, H, W) uint8, RGB. A sampler takes any number of channels and any real dtype, or what reads an
+            image by region, see :class:`~transferkit.sampler.RegionReader`.
         boxes: (N, 4) float64, xyxy, pixels, 0-based and half-open.
         classes: (N,) int64 in 1..K-1; 0 is the background.
         difficult: (N,) bool, hard to recognize.
@@ -36,7 +37,7 @@ class AnnotatedImage:
     image_labels: Tensor | None = None
 
     def __repr__(self) -> str:
-        height, width = self.image.shape[-2:]
+        height, width = self.image.shape[-2:] if isinstance(self.image, Tensor) else self.image.size
         classes = self.classes if self.image_labels is None else self.image_labels
         return f"AnnotatedImage({self.id!r}, {height} x {width} (h x w), classes {classes.tolist()})"
 
@@ -127,7 +128,7 @@ def truth(argument: str, values: object) -> Tensor:
         >>> truth("targets", torch.tensor([1.0, 0.0]))
         tensor([ True, False])
     """
-    flags = _tensor(argument, values, "true or false, or 0 and 1")
+    flags = as_tensor(argument, values, "true or false, or 0 and 1")
     if flags.dtype == torch.bool:
         return flags
     other = flags[(flags != 0) & (flags != 1)].reshape(-1)
@@ -156,7 +157,7 @@ def whole_numbers(argument: str, values: object) -> Tensor:
         Traceback (most recent call last):
         transferkit.errors.ArgumentError: classes must be whole numbers, got 1.9
     """
-    numbers = _tensor(argument, values, "whole numbers")
+    numbers = as_tensor(argument, values, "whole numbers")
     if numbers.dtype == torch.bool or numbers.is_complex():
         raise ArgumentError(f"{argument} must be whole numbers, got {numbers.dtype}")
     whole = numbers.long()
@@ -166,9 +167,21 @@ def whole_numbers(argument: str, values: object) -> Tensor:
     return whole
 
 
-def _tensor(argument: str, values: object, constraint: str) -> Tensor:
+def as_tensor(argument: str, values: object, constraint: str = "a tensor, or numbers that make one") -> Tensor:
+    """Return a tensor as it is, and anything else that NumPy understands copied into one.
+
+    Args:
+        argument: Its name, for the message.
+        values: A tensor, an array of any byte order, numbers.
+        constraint: What it must be, for the message.
+
+    Raises:
+        ArgumentError: It is none of these.
+    """
+    if isinstance(values, Tensor):
+        return values
     try:
-        # Torch alone would round a list of 64 bit floats to 32.
-        return values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+        array = np.asarray(values)  # torch alone would round a list of 64 bit floats to 32
+        return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ArgumentError(f"{argument} must be {constraint}, got {values!r:.80}") from error

@@ -53,9 +53,10 @@ class Preprocessing:
         Returns:
             Same shape and device; float32 for uint8, else the input's dtype.
         """
-        if pixels.shape[-3] != 3:
-            require(False, "pixels", "(..., 3, H, W)", tuple(pixels.shape))
         own = not pixels.is_floating_point()
+        if pixels.shape[-3] != 3 or (own and pixels.dtype != torch.uint8):
+            found = f"{tuple(pixels.shape)} {pixels.dtype}"
+            require(False, "pixels", "(..., 3, H, W), uint8 or floating in 0..255", found)
         pixels = pixels.float() if own else pixels
         if self.channel_order == "BGR":
             pixels = pixels.flip(-3)

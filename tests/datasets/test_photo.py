@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import warnings
-from contextlib import suppress
+import zlib
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps
 
 from transferkit.datasets import _photo
-from transferkit.datasets._photo import as_pixels, photo_size, read_photo, rgb, stored_size
+from transferkit.datasets._photo import as_pixels, photo_size, read_photo, stored_size
 from transferkit.errors import DataError
 
 
@@ -41,21 +44,75 @@ def test_other_modes_become_rgb(tmp_path: Path, colors: Image.Image, mode: str) 
     assert torch.equal(read_photo(path), _pixels(Image.open(path).convert("RGB")))
 
 
-def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
-    levels = np.array([[0, 257, 65535], [128 * 257, 100, 200]], dtype=np.uint16)
-    Image.fromarray(levels).save(tmp_path / "gray.png")
-    expected = torch.tensor([[0, 1, 255], [128, 0, 1]], dtype=torch.uint8)
-    assert torch.equal(read_photo(tmp_path / "gray.png"), expected.expand(3, 2, 3))
+def tiff_of_bands(path: Path, bands: int, *, alpha: int | None) -> None:
+    """A TIFF of 2 x 2 pixels and any number of bands, which Pillow cannot write."""
+    pixels = bytes(range(4 * bands))
+    entries = [
+        (256, 2),
+        (257, 2),
+        (258, 8),
+        (259, 1),
+        (262, 2),
+        (273, 8),
+        (277, bands),
+        (278, 2),
+        (279, len(pixels)),
+    ]
+    entries += [] if alpha is None else [(338, alpha)]
+    start = 8 + len(pixels)
+    head = struct.pack("<2sHI", b"II", 42, start) + pixels + struct.pack("<H", len(entries))
+    after = start + 2 + 12 * len(entries) + 4
+    rows = [
+        struct.pack("<HHII", tag, 3, bands, after) if tag == 258 else struct.pack("<HHIHH", tag, 3, 1, value, 0)
+        for tag, value in entries
+    ]
+    path.write_bytes(head + b"".join(rows) + bytes(4) + struct.pack(f"<{bands}H", *[8] * bands))
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
-def test_sixteen_bits_in_any_order(mode: str) -> None:
-    levels = np.array([[0, 257, 65535]], dtype=np.uint16)
-    image = (
-        Image.fromarray(levels) if mode == "I;16" else Image.fromarray(levels.astype(np.int32)).convert(mode)
-    )
-    assert image.mode == mode
-    assert rgb(image)[:, :, 0].tolist() == [[0, 1, 255]]
+@pytest.mark.parametrize(("alpha", "kept"), [(1, True), (2, True), (0, False), (None, False)])
+def test_a_fourth_band_is_alpha_only_where_the_file_says_so(
+    tmp_path: Path, alpha: int | None, kept: bool
+) -> None:
+    tiff_of_bands(tmp_path / "scene.tif", 4, alpha=alpha)
+    for read in (photo_size, read_photo):
+        with nullcontext() if kept else pytest.raises(DataError, match=r"scene\.tif: it has 4 bands"):
+            read(tmp_path / "scene.tif")
+
+
+@pytest.mark.parametrize(
+    ("levels", "found"),
+    [
+        (np.array([[0, 257, 4095]], np.uint16), r"more than 8 bits .*I;16"),
+        (np.array([[-1000, 0, 1000]], np.int32), r"more than 8 bits .*mode I\b"),
+    ],
+)
+def test_more_than_bytes_are_refused(tmp_path: Path, levels: Any, found: str) -> None:
+    image = Image.fromarray(levels)
+    image.save(tmp_path / "scan.tif")
+    for read in (photo_size, read_photo):
+        with pytest.raises(DataError, match=rf"scan\.tif: it has levels of {found}"):
+            read(tmp_path / "scan.tif")
+    with pytest.raises(DataError, match=found):
+        as_pixels(image)
+
+
+def test_sixteen_bits_in_each_channel_are_refused(tmp_path: Path) -> None:
+    rows = b"".join(b"\0" + bytes(range(12)) for _ in range(2))  # 2 x 2 pixels
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with pytest.raises(DataError, match=r"deep\.png: it has 16 bits in each channel"):
+        read_photo(tmp_path / "deep.png")
+
+
+def test_pages_are_not_dropped(tmp_path: Path, colors: Image.Image) -> None:
+    colors.save(tmp_path / "stack.tif", save_all=True, append_images=[colors] * 4)
+    with pytest.raises(DataError, match=r"stack\.tif: it has 5 pages"):
+        read_photo(tmp_path / "stack.tif")
 
 
 def test_floats_need_their_range(tmp_path: Path) -> None:
@@ -210,15 +267,11 @@ def test_what_goes_wrong_in_pillow_is_the_photo_s_own_error(
                 read_photo(path)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "F"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA", "CMYK", "F"])
 def test_large_photos_are_converted_in_strips(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     levels = np.random.default_rng(0).integers(0, 256, (50, 37, 4), dtype=np.uint8)
-    if mode in ("I;16", "F"):
-        image = Image.fromarray(
-            (levels[:, :, 0] / 255).astype(np.float32)
-            if mode == "F"
-            else levels[:, :, 0].astype(np.uint16) * 257
-        )
+    if mode == "F":
+        image = Image.fromarray((levels[:, :, 0] / 255).astype(np.float32))
     else:
         image = Image.fromarray(levels).convert("RGB" if mode == "P" else "RGBA").convert(mode)
     if mode == "P":

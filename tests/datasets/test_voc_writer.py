@@ -145,4 +145,7 @@ def test_sides_are_written_to_the_last_digit(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write .*: File name too long"):
         write_voc_images(tmp_path / "voc", "t", [item("x" * 300)], NAMES)
+    bands = torch.zeros(4, 8, 8, dtype=torch.uint8)  # which a JPEG would take for inks
+    with pytest.raises(DataError, match=r"image must be a \(3, H, W\) uint8 tensor, got \(4, 8, 8\)"):
+        write_voc_images(tmp_path / "voc", "t", [item(image=bands)], NAMES)
     assert not content(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -259,8 +260,17 @@ def test_a_sampler_of_other_patches_is_refused_with_both_sides(tmp_path: Path) -
         MultiscaleSampler(cache, **{**SETTINGS, "patch_size": 48})
     with pytest.raises(ArgumentError, match="grid: .* for the features"):
         MultiscaleSampler(cache, **{**SETTINGS, "grid": PatchGrid()})
-    with pytest.raises(ArgumentError, match="transforms change pixels"):
-        MultiscaleSampler(cache, transforms=[RandomFlip()], **SETTINGS)
+    for changes in ({"transforms": [RandomFlip()]}, {"maps": {"mask": "nearest"}}):
+        with pytest.raises(ArgumentError, match="transforms change pixels"):
+            MultiscaleSampler(cache, **changes, **SETTINGS)  # type: ignore[arg-type]
+
+
+def test_random_proposals_and_other_than_rgb_bytes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="proposals must be called with an item alone"):
+        cache_of(tmp_path, proposals=lambda item, generator: torch.rand(3, 4, generator=generator))
+    bands = replace(Scenes()[0], image=torch.zeros(13, 40, 60, dtype=torch.uint8))
+    with pytest.raises(DataError, match=r"image must be a \(3, H, W\) uint8 tensor, got \(13, 40, 60\)"):
+        list(MultiscaleSampler(FeatureImages([bands], features()), **SETTINGS))
 
 
 def test_one_that_is_not_filled_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from transferkit.errors import ArgumentError
 from transferkit.labeling import (
     IGNORE,
     CenterRule,
+    Evidence,
     IoURule,
     MatchRule,
     Objects,
@@ -158,6 +160,7 @@ def tensors(objects: list[Box], classes: list[int], *flags: list[bool]) -> tuple
     )
 
 
+@pytest.mark.filterwarnings("ignore:.* objects have no area")
 @settings(deadline=None, max_examples=250)
 @given(rules(), scenes())
 def test_a_slow_loop_from_the_definition_agrees(rule: MatchRule, scene: Any) -> None:
@@ -173,6 +176,7 @@ def test_a_slow_loop_from_the_definition_agrees(rule: MatchRule, scene: Any) -> 
         assert (classes[row] == label) if label > 0 else row == -1
 
 
+@pytest.mark.filterwarnings("ignore:.* objects have no area")
 @settings(deadline=None, max_examples=120)
 @given(rules(), scenes(), st.randoms(use_true_random=False), st.integers(-50, 50), st.integers(-50, 50))
 def test_neither_the_order_of_objects_nor_their_place_matters(
@@ -266,3 +270,34 @@ def test_numbers_are_not_rounded_to_classes_and_flags(
     with pytest.raises(ArgumentError, match=message):
         label_patches(boxes, boxes, classes, difficult=difficult)
     assert label_patches(boxes, boxes, torch.tensor([2.0])).labels.tolist() == [2]
+
+
+def test_points_that_a_rule_never_matches_are_told() -> None:
+    patches, points = np.array([[0, 0, 10, 10], [5, 5, 9, 9]]), np.array([[5, 5, 5, 5], [3, 3, 6, 6]])
+    for rule in (OverlapRule(1e-6, 1e-6), IoURule(1e-6)):
+        with pytest.warns(UserWarning, match=r"1 of 2 objects have no area, .*CenterRule\(\)"):
+            assert label_patches(patches, points, [1, 2], rule=rule).matched.tolist() == [1, 1]
+    assert label_patches(patches, points[:1], [1], rule=CenterRule()).labels.tolist() == [1, 0]
+
+
+def test_many_patches_are_labeled_in_pieces_and_a_rule_of_ones_own_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = np.random.default_rng(0)
+    corners = draw.uniform(0, 50, (2, 60, 2))
+    patches, objects = (np.concatenate([c, c + draw.uniform(5, 20, (60, 2))], axis=1) for c in corners)
+    classes, seen = draw.integers(1, 5, 60), []
+
+    class BestOnly(IoURule):
+        def evidence(self, boxes: Tensor, objects: Objects) -> Evidence:
+            seen.append(len(boxes))
+            found = super().evidence(boxes, objects)
+            return dataclasses.replace(found, matched=found.strength == found.strength.amax(dim=0))
+
+    rules = (OverlapRule(0.1, 0.1, several="largest"), IoURule(0.2, negative=0.1), CenterRule(0.3), BestOnly())
+    whole = [label_patches(patches, objects, classes, rule=rule) for rule in rules]
+    monkeypatch.setattr("transferkit.labeling.rules._PAIRS_AT_ONCE", 400)
+    for rule, expected in zip(rules, whole, strict=True):
+        for found, same in zip(label_patches(patches, objects, classes, rule=rule), expected, strict=True):
+            assert torch.equal(found, same) and same.unique().numel() > 2
+    assert seen == [60, 60]

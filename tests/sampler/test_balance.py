@@ -97,3 +97,15 @@ def test_background_is_drawn_evenly() -> None:
 def test_parts_are_checked(make: Callable[[], object]) -> None:
     with pytest.raises(ArgumentError, match="from 0 to 1"):
         make()
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.rand(8, 3), torch.rand(8), torch.ones(8, 2).long(), torch.ones(8).bool()]
+)
+def test_labels_that_are_no_classes_are_refused_where_they_are_looked_at(labels: torch.Tensor) -> None:
+    source = torch.Generator().manual_seed(0)
+    for balance in (PositivesFirst(), ClassBalanced(), BackgroundFraction()):
+        with pytest.raises(ArgumentError, match=r"one class for each patch, .*RandomSubset\(\)"):
+            balance(labels, 4, source)
+    assert len(RandomSubset()(labels, 4, source)) == 4
+    assert AllPatches()(labels, None, source).tolist() == list(range(8))

@@ -481,8 +481,8 @@ def test_when_every_image_is_bad() -> None:
     [
         (SimpleNamespace(image=torch.zeros(3, 4, 4)), "has no boxes and no classes; an adapter"),
         (
-            replace(Scenes()[0], image=torch.zeros(3, 40, 40)),
-            r"image must be a \(3, H, W\) uint8 tensor, got .*float32",
+            replace(Scenes()[0], image=torch.zeros(1, 3, 40, 40)),
+            r"image must be \(C, H, W\) of real numbers, .* got \(1, 3, 40, 40\) torch.float32",
         ),
         (replace(Scenes()[0], classes=torch.tensor([1])), "there are 2 objects, but classes"),
         (replace(Scenes()[0], boxes=[[0, 0, 9, 9]]), "boxes must be a tensor, got list"),  # type: ignore[arg-type]
@@ -599,6 +599,7 @@ def test_what_does_not_change_the_patches_may_change() -> None:
         ({"mode": "validate"}, "mode must be"),
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         ({"patches_per_image": 0}, "patches_per_image must be 1 or more"),
+        ({"patch_size": (16, 32)}, r"patch_size must be 1 or more, got \(16, 32\)"),
         ({"mix_images": 0}, "mix_images must be 1 or more"),
         ({"num_workers": -1}, "num_workers must be 0 or more"),
         ({"on_bad_image": "warn"}, "on_bad_image must be"),
@@ -606,8 +607,17 @@ def test_what_does_not_change_the_patches_may_change() -> None:
         ({"dataset": []}, "dataset must be not empty"),
         ({"rule": 0.5}, "rule must be a value with a method label"),
         ({"balance": 0.1}, "balance must be called as"),
+        ({"grid": 64}, r"grid must be called with \(height, width\), or None, got 64"),
+        ({"maps": {"mask": "cubic"}}, "maps must be 'bilinear' or 'nearest' by name, got 'cubic'"),
+        (
+            {"labels": lambda item, boxes: boxes, "rule": IoURule()},
+            "rule must be left out where labels are given",
+        ),
         ({"proposals": torch.zeros(1, 4)}, "proposals must be called with an item"),
-        ({"dtype": torch.int32}, "dtype must be torch.uint8 or floating, got torch.int32"),
+        (
+            {"dtype": torch.int32},
+            "dtype must be None for the image's own, torch.uint8 or floating, got torch.int32",
+        ),
     ],
 )
 def test_arguments_are_checked(changes: dict[str, Any], message: str) -> None:

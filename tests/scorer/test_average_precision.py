@@ -222,3 +222,11 @@ def test_on_the_device(device):
 def test_refuses_what_cannot_be_ranked(scores, targets, arguments, message):
     with pytest.raises(ArgumentError, match=message):
         average_precision(scores, targets, **arguments)
+
+
+def test_arrays_of_numpy_are_taken_as_they_are():
+    scores = np.array([0.9, 0.8, 0.7], ">f8")
+    scores.setflags(write=False)
+    assert float(average_precision(scores, np.array([1, 0, 1]))) == pytest.approx(5 / 6)
+    with pytest.raises(ArgumentError, match="scores must be a tensor, or numbers"):
+        average_precision("best", [True])

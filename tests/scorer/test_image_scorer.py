@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from transferkit.errors import ArgumentError, StateError
-from transferkit.scorer import ImageScorer, Scorer
+from transferkit.scorer import ImageScorer, PatchLog, Scorer
 
 EXPONENTS = [1.0, 2.0, 5.0, 10.0, math.inf]
 
@@ -261,3 +261,22 @@ def test_an_empty_batch_changes_nothing_and_the_protocol_is_met():
     scorer.add_batch(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
     assert scorer.counts.tolist() == [0, 0]
     assert isinstance(scorer, Scorer)
+
+
+def test_unchecked_values_below_0_are_no_score_of_0():
+    for exponent in (1, 2, math.inf):
+        scorer = ImageScorer(2, 2, exponent, validate=False)
+        scorer.add_batch(torch.tensor([[-0.5, 0.25], [-0.25, 0.25]]), torch.tensor([0, 0]))
+        scorer.add_batch(torch.tensor([[0.5, 0.25]]), torch.tensor([1]))
+        assert scorer.compute().isnan().tolist() == [[True, False], [False, False]]
+
+
+def test_arrays_of_numpy_are_taken_and_what_is_no_number_is_named():
+    probs, index, boxes = np.array([[0.5, 0.25]]), np.array([0], np.int32), np.array([[0, 0, 4, 4]])
+    scorer, log = ImageScorer(np.int64(1), np.int64(2), 1), PatchLog(1, 2, 1)
+    for taken in (scorer, log):
+        taken.add_batch(probs, index, boxes)
+        assert taken.compute().tolist() == [[0.5, 0.25]]
+    assert scorer.best_boxes[0, 0].tolist() == [0, 0, 4, 4]
+    with pytest.raises(ArgumentError, match="probs must be a tensor, or numbers"):
+        scorer.add_batch("half", index)

@@ -97,3 +97,14 @@ def test_refuses_what_it_cannot_draw():
         score_map(torch.rand(3, 2), torch.rand(3, 4), (5, 5), exponent=0)
     with pytest.raises(ArgumentError, match="threshold"):
         map_box(torch.rand(3, 2), threshold=0)
+
+
+def test_a_coarser_map_is_that_of_a_smaller_image():
+    source = torch.Generator().manual_seed(0)
+    probs, corners = torch.rand(9, 2, generator=source), torch.rand(9, 2, generator=source) * 200
+    boxes = torch.cat([corners, corners + 50], dim=1)
+    coarse = score_map(probs.numpy(), boxes.numpy(), (240, 320), map_size=(30, 40))
+    torch.testing.assert_close(coarse, score_map(probs, boxes.double() / 8, (30, 40)))
+    assert torch.equal(
+        score_map(probs, boxes, (240, 320), map_size=(240, 320)), score_map(probs, boxes, (240, 320))
+    )

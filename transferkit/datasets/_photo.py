@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from transferkit.annotated import as_tensor
 from transferkit.errors import DataError
 from transferkit.files import is_file
 
@@ -158,6 +159,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path, formats=PHOTO_FORMATS) as image:
             what = "damaged"
             _require_small(image)
+            _require_bytes(image)
             yield image
     except MemoryError as error:
         raise DataError(f"{path} needs more memory than there is: {error}") from error
@@ -181,6 +183,32 @@ def _require_small(image: Image.Image) -> None:
         )
 
 
+def _require_bytes(image: Image.Image) -> None:
+    """Raise if an image is of more than bytes, or of more than a picture, of which Pillow would drop the rest."""
+    encodings = str([tile[3] for tile in getattr(image, "tile", ())])
+    found = ""
+    if image.mode.startswith("I"):
+        found = f"levels of more than 8 bits (Pillow's mode {image.mode})"
+    elif ";16" in encodings or ";12" in encodings:
+        found = "16 bits in each channel"
+    elif image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        pages, more = image.n_frames, tags.get(_EXTRA_SAMPLES, (0,))  # type: ignore[attr-defined]
+        if pages > 1:
+            found = f"{pages} pages"
+        elif tags.get(_PHOTOMETRIC) == _RGB and tags.get(_SAMPLES, 1) > 3 and more[0] not in _ALPHA:
+            found = f"{tags[_SAMPLES]} bands"
+    if found:
+        raise DataError(
+            f"it has {found}, which no picture of RGB bytes holds, and nothing is converted unasked; save it as one, "
+            "or read it yourself and give the tensor (C, H, W), whose values are kept"
+        )
+
+
+_PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES = 262, 277, 338  # TIFF's tags
+_RGB, _ALPHA = 2, (1, 2)  # what the first says of red, green and blue, and the last of transparency
+
+
 def _tensor(image: Image.Image, float_range: FloatRange | None) -> Tensor:
     """Return an image of any mode as (3, H, W) uint8, converted in strips to hold little beside it."""
     width, height = image.size
@@ -196,12 +224,8 @@ def _tensor(image: Image.Image, float_range: FloatRange | None) -> Tensor:
 
 def rgb(image: Image.Image, float_range: FloatRange | None = None) -> NDArray[np.uint8]:
     """Return an image of any mode as (H, W, 3) uint8; see :func:`as_pixels`."""
-    if image.mode.startswith(("I", "F")):  # Pillow's own conversion would clip at 255
-        levels = np.asarray(image)
-        if image.mode == "F":
-            image = Image.fromarray(_of_floats(levels, float_range))
-        else:
-            image = Image.fromarray((levels.astype(np.float64) / 257).clip(0, 255).round().astype(np.uint8))
+    if image.mode == "F":  # Pillow's own conversion would clip at 255
+        image = Image.fromarray(_of_floats(np.asarray(image), float_range))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         backdrop = Image.new("RGBA", image.size, "white")
@@ -209,7 +233,7 @@ def rgb(image: Image.Image, float_range: FloatRange | None = None) -> NDArray[np
     return np.array(image.convert("RGB"))
 
 
-# Images of any common kind as RGB tensors: files, PIL images, arrays, tensors.
+# Images of any common kind as tensors: files, PIL images, arrays, tensors.
 
 FloatRange = tuple[float, float]
 AnyImage = str | Path | Image.Image | NDArray[Any] | Tensor
@@ -217,10 +241,11 @@ AnyImage = str | Path | Image.Image | NDArray[Any] | Tensor
 
 
 def as_pixels(image: AnyImage, float_range: FloatRange | None = None, *, upright: bool = False) -> Tensor:
-    """Return an image as an RGB tensor.
+    """Return an image as a tensor: a picture as RGB bytes, and anything else as it is.
 
-    Files are turned the way their EXIF orientation asks, PIL images if ``upright``. Gray becomes three equal
-    channels, what is transparent is laid on white, and 16 bits are scaled to 8. uint8 stays as it is.
+    Files are turned the way their EXIF orientation asks, PIL images if ``upright``. Gray bytes become three equal
+    channels, and what is transparent in a file or a PIL image is laid on white. Arrays and tensors of other types or
+    of other numbers of channels keep them, and their values.
 
     Args:
         image: See :data:`AnyImage`.
@@ -229,35 +254,42 @@ def as_pixels(image: AnyImage, float_range: FloatRange | None = None, *, upright
         upright: Turn a PIL image as its EXIF orientation asks.
 
     Returns:
-        (3, H, W) uint8.
+        (3, H, W) uint8 of a picture; (C, H, W) of its own type of another array or tensor.
 
     Raises:
-        DataError: A file that cannot be read, or an array of another shape, type or range.
+        DataError: A file that cannot be read or is no picture of bytes, or an array of another shape, type or range.
     """
     if isinstance(image, (str, Path)):
         return read_photo(Path(image), upright=True, float_range=float_range)
     if isinstance(image, Image.Image):
         return _of_pil(image, float_range, upright)
-    if isinstance(image, Tensor):
-        image = image.detach().cpu()
-        image = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
-    elif not isinstance(image, np.ndarray):
+    if not isinstance(image, (Tensor, np.ndarray)):
         kind = type(image).__name__
         raise DataError(f"an image must be a path, a PIL image, an array or a tensor, got {kind}")
-    levels = _eight_bits(np.asarray(image), float_range)
-    if levels.ndim == 3 and levels.shape[2] == 1:
-        levels = levels[:, :, 0]
-    channels = levels.shape[2] if levels.ndim == 3 else 1
-    if levels.ndim not in (2, 3) or channels not in (1, 3, 4) or not levels.size:
+    pixels = as_tensor("image", image).detach().cpu()
+    if pixels.ndim == 3 and isinstance(image, np.ndarray):
+        pixels = pixels.permute(2, 0, 1) if image.shape[2] in (1, 3, 4) else pixels[:0]
+    pixels = pixels[None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or not pixels.numel():
         raise DataError(
             "an image array must be (H, W), or (H, W, C) with C of 1, 3 or 4, and a tensor (C, H, W), "
             f"got {tuple(image.shape)}"
         )
-    return torch.from_numpy(rgb(Image.fromarray(levels))).permute(2, 0, 1).contiguous()
+    if pixels.is_floating_point():
+        pixels = torch.from_numpy(_of_floats(pixels.numpy(), float_range))
+    if pixels.dtype not in _KEPT:
+        raise DataError(f"an image array must be {', '.join(map(str, _KEPT))} or floating, got {pixels.dtype}")
+    return (
+        pixels.expand(3, -1, -1) if len(pixels) == 1 and pixels.dtype == torch.uint8 else pixels
+    ).contiguous()
+
+
+_KEPT = (torch.uint8, torch.uint16, torch.int16, torch.int32, torch.bool)
 
 
 def _of_pil(image: Image.Image, float_range: FloatRange | None, upright: bool) -> Tensor:
     try:
+        _require_bytes(image)
         return _tensor(ImageOps.exif_transpose(image) if upright else image, float_range)
     except DataError:
         raise
@@ -278,25 +310,13 @@ def size_of(image: AnyImage, upright: bool = False) -> tuple[int, int]:
     return int(image.shape[0]), int(image.shape[1])
 
 
-def _eight_bits(levels: NDArray[Any], float_range: FloatRange | None) -> NDArray[np.uint8]:
-    if levels.dtype == np.uint8:
-        return np.ascontiguousarray(levels)
-    if levels.dtype == np.bool_:
-        return levels.astype(np.uint8) * np.uint8(255)
-    if levels.dtype == np.uint16:
-        return (levels / 257).round().astype(np.uint8)
-    if np.issubdtype(levels.dtype, np.floating) and levels.size:
-        return _of_floats(levels, float_range)
-    raise DataError(f"an image array must be uint8, uint16, bool, or floating, got {levels.dtype}")
-
-
 def _of_floats(levels: NDArray[Any], float_range: FloatRange | None) -> NDArray[np.uint8]:
     """Return floats of a range that was told as uint8."""
     found = f"{levels.dtype} from {levels.min():g} to {levels.max():g}"
     if float_range is None:
         raise DataError(
             f"floating pixels need their range, got {found}: say float_range=(0, 1) if 1 is white, or "
-            "float_range=(0, 255) if 255 is"
+            "float_range=(0, 255) if 255 is; a sampler takes any floats as they are from a data set of your own"
         )
     low, high = float_range
     if not low < high:

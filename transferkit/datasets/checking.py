@@ -55,6 +55,8 @@ def _content(dataset: Any, index: int) -> Content:
         return Content(tuple(digests), (), str(error))
     pixels = np.ascontiguousarray(torch.as_tensor(image).cpu().permute(1, 2, 0))
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
+    if pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        return Content((*digests, f"pixels {pixels.shape} {pixels.dtype} {digest}"), (), "")
     small = Image.fromarray(pixels).convert("L").resize((9, 8), Image.Resampling.BOX)
     levels = np.asarray(small, dtype=np.int16)
     darker = (

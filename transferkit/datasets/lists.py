@@ -34,7 +34,8 @@ class ImageListDataset(Dataset[AnnotatedImage]):
     boxes are read when the data set is made.
 
     Args:
-        images: Files, PIL images, arrays (H, W) or (H, W, C), or tensors (C, H, W).
+        images: Files, PIL images, arrays (H, W) or (H, W, C), or tensors (C, H, W); arrays and tensors that are no
+            pictures of RGB bytes keep their channels, type and values.
         boxes: Of each image, (n, 4) xyxy, pixels, 0-based, half-open; ``None`` for no objects at all.
         classes: Of each image, n whole numbers from 1.
         image_labels: Of each image, the classes that it shows where it is not known where they are, whole numbers
@@ -275,9 +276,9 @@ def _ways(paths: list[Path]) -> Iterator[list[str]]:
 class TargetDictDataset(Dataset[AnnotatedImage]):
     """A view of a data set whose items are ``(image, target)``.
 
-    Images may be PIL images, arrays or tensors, uint8 or floating. Targets have ``boxes`` (n, 4) xyxy and
-    ``labels`` (n,) from 1. They may have ``difficult`` or ``iscrowd``, which both count as difficult, ``truncated``,
-    and ``image_id``.
+    Images may be PIL images, arrays or tensors, uint8 or floating; arrays and tensors that are no pictures of RGB
+    bytes keep their channels, type and values. Targets have ``boxes`` (n, 4) xyxy and ``labels`` (n,) from 1. They
+    may have ``difficult`` or ``iscrowd``, which both count as difficult, ``truncated``, and ``image_id``.
 
     Args:
         dataset: ``len`` and items as above.

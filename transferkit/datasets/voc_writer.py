@@ -14,6 +14,7 @@ from transferkit.datasets._objects import PLAIN_TEXT, checked_class_names, repea
 from transferkit.errors import DataError, OutputError, TransferKitError, require
 from transferkit.files import as_file_name, fits_a_file
 from transferkit.labeling.decision import Objects
+from transferkit.sampler._source import require_photo
 
 
 def write_voc_images(
@@ -43,7 +44,7 @@ def write_voc_images(
         (N,) ids as written.
 
     Raises:
-        DataError: An id that is taken, or that is no name for a file.
+        DataError: An id that is taken, or that is no name for a file; or an image that is no RGB bytes.
         ArgumentError: Class names, objects or an image set of which the same is true.
         OutputError: A file cannot be written.
     """
@@ -53,6 +54,7 @@ def write_voc_images(
     marks: dict[str, list[int]] = {}  # image id -> per class 1 present, 0 only difficult ones, -1 absent
     try:
         for item in images:
+            require_photo(item)
             name = _free_id(folder, str(item.id), rename)
             annotation = _xml(item, name, names, folder.name).encode()
             _write(folder / "Annotations" / f"{name}.xml", annotation, written)

@@ -22,7 +22,7 @@ from transferkit.errors import DataError
 from transferkit.files import write_atomically
 from transferkit.progress import Progress, track
 from transferkit.sampler._choose import BAD_IMAGE
-from transferkit.sampler._source import PixelSource, within
+from transferkit.sampler._source import PixelSource, require_photo, within
 from transferkit.sampler._workers import Visit, Workers
 
 Objects = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -212,6 +212,8 @@ def look_at(dataset: Any, pixels: PixelSource, index: int, item: Any = None) -> 
     sized = teller(dataset, index, "image_size") is not None and pixels.proposals is None
     if item is None and (own or not sized or (file is None and printed is None)):
         item = dataset[index]
+    if item is not None:
+        require_photo(item)
     if item is None and pixels.grid is not None:
         size = tuple(ask(dataset, index, "image_size"))
         patches = pixels.grid(size)

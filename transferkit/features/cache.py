@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from transferkit.locks import lock_folder
 from transferkit.progress import Progress, track
 from transferkit.sampler import PatchGrid
 from transferkit.sampler._choose import BAD_IMAGE
-from transferkit.sampler._source import PixelSource, Proposals
+from transferkit.sampler._source import PixelSource, asked_for
 from transferkit.sampler._workers import Visit, Workers
 from transferkit.scorer._tally import gather_objects
 
@@ -102,7 +102,7 @@ class FeatureCache(ViewOfImages):
         dataset: Any,
         *,
         grid: PatchGrid | None = PatchGrid(),  # noqa: B008 - a frozen value
-        proposals: Proposals | None = None,
+        proposals: Callable[[Any], Tensor] | None = None,
         precision: torch.dtype = torch.float16,
         limit: int | None = None,
     ) -> None:
@@ -111,6 +111,8 @@ class FeatureCache(ViewOfImages):
         require(limit is None or limit > 0, "limit", "positive or None", limit)
         require(len(dataset) > 0, "dataset", "not empty", dataset)
         require(grid is not None or proposals is not None, "grid", "given where there are no proposals", grid)
+        alike = proposals is None or asked_for(proposals) < 2
+        require(alike, "proposals", "called with an item alone, to give the same in every epoch", proposals)
         cutting = features.resizing
         self._pixels = PixelSource(
             grid, proposals, cutting.patch_size, cutting.antialias, cutting.whole_pixels, cutting.dtype

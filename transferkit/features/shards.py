@@ -18,7 +18,7 @@ from transferkit.errors import ArgumentError, DataError, OutputError, StateError
 from transferkit.features._photos import FileIndex, Stamp, digest_of, read_digest
 from transferkit.features.patch_features import PatchFeatures
 from transferkit.files import write_atomically
-from transferkit.sampler._source import PixelSource, described, tellers_of
+from transferkit.sampler._source import PixelSource, described, require_photo, tellers_of
 
 # NumPy has no bfloat16; its bytes are stored as whole numbers.
 _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
@@ -198,7 +198,7 @@ class CachedSource:
         """Whether every image has a patch."""
         return self.pixels.always_some
 
-    def patches(self, item: CachedImage) -> Tensor:
+    def patches(self, item: CachedImage, generator: torch.Generator | None = None) -> Tensor:
         """Return all patches of an image, (P, 4) float64."""
         return item.patches
 
@@ -207,7 +207,7 @@ class CachedSource:
         tellers = tellers_of(dataset, "patch_source")
         return None if tellers is None else (data.patch_count(place) for data, place in tellers)
 
-    def content(self, item: CachedImage, rows: Tensor) -> Tensor:
+    def content(self, item: CachedImage, rows: Tensor, boxes: Tensor) -> Tensor:
         """Read the features of the chosen patches, (B, *shape), in the cache's precision."""
         return self.shards.rows(item, rows)
 
@@ -241,17 +241,18 @@ class ComputedSource:
         """Whether every image has a patch."""
         return self.pixels.always_some
 
-    def patches(self, item: Any) -> Tensor:
+    def patches(self, item: Any, generator: torch.Generator | None = None) -> Tensor:
         """Return all patches of an image, (P, 4) float64."""
-        return self.pixels.patches(item)
+        require_photo(item)
+        return self.pixels.patches(item, generator)
 
     def available(self, dataset: Any) -> Iterable[int] | None:
         """Return how many patches each image has, (N,), where that is known without decoding."""
         return self.pixels.available(dataset)
 
-    def content(self, item: Any, rows: Tensor) -> Tensor:
+    def content(self, item: Any, rows: Tensor, boxes: Tensor) -> Tensor:
         """Return the image, (3, H, W) uint8."""
-        return self.pixels.content(item, rows)
+        return self.pixels.content(item, rows, boxes)
 
     def make(self, content: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
         """Return the features of some of the chosen patches, (n, *shape) float32."""

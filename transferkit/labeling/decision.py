@@ -73,10 +73,6 @@ class Objects:
         wrong = [f"{name} {tuple(column.shape)}" for name, column in columns.items() if column.numel() != rows]
         if wrong:
             raise ArgumentError(f"there are {rows} objects, but {', '.join(wrong)}; each must be ({rows},)")
-        if classes.dtype == torch.bool or bool(
-            (classes != classes.long()).any()
-        ):  # 1.9 is no class, nor is NaN
-            raise ArgumentError(f"classes must be whole numbers, got {classes.dtype} {classes.tolist()[:3]}")
         if rows and int(classes.min()) <= BACKGROUND:
             raise ArgumentError(
                 f"classes must be 1 or more (0 is the background), got {int(classes.min())} "

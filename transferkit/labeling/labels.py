@@ -23,6 +23,8 @@ def label_patches(
 ) -> PatchLabels:
     """Label each patch with the class of the object in it, or as background.
 
+    Arrays of NumPy are taken too. However many patches there are, the rules of this package look at some at a time.
+
     Args:
         boxes: (P, 4) patches, xyxy, pixels.
         objects: (N, 4) annotated boxes, xyxy, pixels, same frame.
@@ -36,6 +38,9 @@ def label_patches(
 
     Raises:
         ArgumentError: Malformed boxes, columns that do not fit them, or a class below 1.
+
+    Warns:
+        UserWarning: Objects without area, and a rule that never matches such points.
 
     Example:
         >>> import torch

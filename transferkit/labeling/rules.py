@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,12 +20,15 @@ _SEVERAL = ("background", "ignore", "largest", "same_class")
 
 _SPECIAL = ("count", "ignore", "drop")
 
+_PAIRS_AT_ONCE = 2**22  # of a patch and an object; some 100 bytes are needed for each
+
 
 @dataclass(frozen=True, kw_only=True)
 class MatchRule(ABC):
     """Labels a patch by the one object that matches it, else as background.
 
-    A rule of your own derives from this and measures (:meth:`evidence`), or has a ``label`` method of its own.
+    A rule of your own derives from this and measures (:meth:`evidence`), or has a ``label`` method of its own. It may
+    compare patches: only the rules of this module, which look at each alone, are given many in pieces.
 
     Attributes:
         several: What a patch is that more than one object matches: ``"background"``, ``"ignore"``, the class of
@@ -50,8 +54,11 @@ class MatchRule(ABC):
 
     def label(self, boxes: Tensor, objects: Objects) -> PatchLabels:
         """Return the labels of ``boxes``, (P, 4) xyxy, pixels."""
-        decision = self.decide(boxes, objects)
-        return PatchLabels(decision.labels, decision.matched)
+        alone = type(self).__module__ == __name__
+        patches = max(1, len(boxes))
+        at_once = max(1, _PAIRS_AT_ONCE // max(1, len(objects))) if alone else patches
+        decided = [self.decide(boxes[i : i + at_once], objects) for i in range(0, patches, at_once)]
+        return PatchLabels(torch.cat([d.labels for d in decided]), torch.cat([d.matched for d in decided]))
 
     def decide(self, boxes: Tensor, objects: Objects) -> Decision:
         """Return the labels of ``boxes`` with their reasons."""
@@ -121,6 +128,7 @@ class OverlapRule(MatchRule):
 
     def evidence(self, boxes: Tensor, objects: Objects) -> Evidence:
         """Measure both fractions."""
+        _tell_points(self, objects)
         shared = intersection(boxes, objects.boxes)  # (P, N)
         of_patch = fraction(shared, area(boxes)[:, None])
         of_object = fraction(shared, area(objects.boxes)[None, :])
@@ -145,6 +153,17 @@ def fraction(shared: Tensor, whole: Tensor) -> Tensor:
     (0.1 * 3 is more than 0.3).
     """
     return torch.where(whole > 0, shared / whole, 0)
+
+
+def _tell_points(rule: MatchRule, objects: Objects) -> None:
+    """Warn of objects that a rule about areas never matches."""
+    points = int((area(objects.boxes) <= 0).sum())
+    if points:
+        warnings.warn(
+            f"{points} of {len(objects)} objects have no area, and {type(rule).__name__} never matches such points: "
+            "label them by CenterRule(), or give them the size that they stand for",
+            stacklevel=2,
+        )
 
 
 # The detectors' rule: patch and object must nearly coincide.
@@ -184,6 +203,7 @@ class IoURule(MatchRule):
 
     def evidence(self, boxes: Tensor, objects: Objects) -> Evidence:
         """Measure intersection over union."""
+        _tell_points(self, objects)
         shared = iou(boxes, objects.boxes)  # (P, N)
         matched = shared >= self.positive
         near = None if self.negative is None else (shared >= self.negative) & ~matched

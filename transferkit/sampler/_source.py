@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from transferkit.boxes import as_boxes
-from transferkit.errors import DataError, StateError, require
-from transferkit.sampler.crop import crop_and_resize
-from transferkit.sampler.grid import PatchGrid
+from transferkit.boxes import as_boxes, require_inside
+from transferkit.errors import ArgumentError, DataError, StateError, require
+from transferkit.sampler.crop import Mode, crop_and_resize
+from transferkit.sampler.grid import Grid, Proposals
+from transferkit.sampler.regions import as_image, bits, cut_regions, size_of
+
+_METHODS = {"image_size", "objects", "presence", "photo_file", "fingerprint", "patch_source"}
 
 
 def teller_of(dataset: Any, index: int, name: str) -> tuple[Any, int] | None:
@@ -27,7 +31,8 @@ def teller_of(dataset: Any, index: int, name: str) -> tuple[Any, int] | None:
         name: Such as ``"image_size"`` or ``"ids"``.
 
     Returns:
-        ``None`` where neither ``dataset`` nor what it views has the attribute.
+        ``None`` where neither ``dataset`` nor what it views has the attribute, in the form that it has here: one of
+        that name that means something else, such as ``image_size = 512``, is left alone.
 
     Example:
         >>> class Named(list):
@@ -37,12 +42,21 @@ def teller_of(dataset: Any, index: int, name: str) -> tuple[Any, int] | None:
         >>> data.ids[place]
         'c'
     """
-    while not hasattr(dataset, name):
+    while not _tells(dataset, name):
         inner = within(dataset, index)
         if inner is None:
             return None
         dataset, index = inner
     return dataset, index
+
+
+def _tells(dataset: Any, name: str) -> bool:
+    value = getattr(dataset, name, None)
+    if name not in ("ids", "class_names"):
+        return callable(value) if name in _METHODS else value is not None
+    if not isinstance(value, Sized) or isinstance(value, (str, bytes, Mapping)):
+        return False
+    return hasattr(value, "__getitem__") and (name == "class_names" or len(value) == len(dataset))
 
 
 def within(dataset: Any, index: int) -> tuple[Any, int] | None:
@@ -106,7 +120,7 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     different = [
         f"  {name}: {saved.get(name, 'unknown')!r} when it was saved, {value!r} now"
         for name, value in now.items()
-        if name not in saved or saved[name] != value
+        if saved.get(name) != value  # what an earlier version did not know of is None
     ]
     if different:
         raise StateError(
@@ -117,8 +131,26 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 # What a stream of patches is made of: where an image's patches lie, and how the chosen ones become a minibatch.
 
-Proposals = Callable[[Any], Tensor]
-"""Takes an annotated image and returns (P, 4) boxes, xyxy, pixels."""
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function with as many of the arguments as it asks for, and one at least.
+
+    Example:
+        >>> call(lambda item: item, 1, 2), call(lambda item, draws: draws, 1, 2), call(lambda item, n=5: n, 1, 2)
+        (1, 2, 5)
+    """
+    return function(*arguments[: max(1, asked_for(function))])
+
+
+def asked_for(function: Callable[..., Any]) -> int:
+    """Return how many arguments a function must be given by position; one named ``generator`` counts in any case."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtin functions have none
+        return 1
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    wanted = (each for each in parameters if each.default is each.empty or each.name == "generator")
+    return sum(each.kind in by_place for each in wanted)
 
 
 class PatchSource(Protocol):
@@ -133,16 +165,24 @@ class PatchSource(Protocol):
         """Whether every image has a patch."""
         ...
 
-    def patches(self, item: Any) -> Tensor:
-        """Return all patches of an annotated image, (P, 4) float64 xyxy, in its pixels."""
+    def patches(self, item: Any, generator: torch.Generator | None = None) -> Tensor:
+        """Return all patches of an annotated image, (P, 4) float64 xyxy, in its pixels.
+
+        Args:
+            item: The annotated image.
+            generator: Of (seed, epoch, image), for patches that lie at random; may be left out of the method.
+        """
         ...
 
     def available(self, dataset: Any) -> Iterable[int] | None:
         """Return how many patches each image has, (N,), or ``None`` if only looking at it tells."""
         ...
 
-    def content(self, item: Any, rows: Tensor) -> Tensor:
-        """Return what the chosen ``rows`` of an image's patches, (B,), can be made from; workers call it."""
+    def content(self, item: Any, rows: Tensor, boxes: Tensor) -> Tensor:
+        """Return what the chosen ``rows`` of an image's patches, (B,), can be made from; workers call it.
+
+        ``boxes``, (B, 4), are those patches; they may be left out of the method.
+        """
         ...
 
     def make(self, content: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
@@ -162,7 +202,7 @@ class PatchSource(Protocol):
 
 @dataclass(frozen=True)
 class PixelSource:
-    """Patches of a grid and of proposals, cut from decoded images.
+    """Patches of a grid and of proposals, cut from images or from further maps of them.
 
     Attributes:
         grid: Lays patches by the image's size; ``None`` for none.
@@ -170,42 +210,54 @@ class PixelSource:
         patch_size: S.
         antialias: See :func:`crop_and_resize`.
         whole_pixels: See :func:`crop_and_resize`.
-        dtype: Of the pixels.
+        dtype: Of the pixels; ``None`` for the image's own.
+        fill: Of what lies outside the image; ``None`` where no patch may.
+        attribute: Of the item: the ``image``, or a map of its size.
+        mode: ``"bilinear"`` or ``"nearest"``.
     """
 
-    grid: PatchGrid | None
-    proposals: Proposals | None
+    grid: Grid | None
+    proposals: Proposals | Callable[[Any], Tensor] | None
     patch_size: int
     antialias: bool
     whole_pixels: bool
-    dtype: torch.dtype
+    dtype: torch.dtype | None
+    fill: float | None = None
+    attribute: str = "image"
+    mode: Mode = "bilinear"
 
     def __post_init__(self) -> None:
-        proposals = self.proposals
+        grid, proposals = self.grid, self.proposals
+        require(grid is None or callable(grid), "grid", "called with (height, width), or None", grid)
         require(
             proposals is None or callable(proposals), "proposals", "called with an item, or None", proposals
         )
+        require(self.mode in ("bilinear", "nearest"), "maps", "'bilinear' or 'nearest' by name", self.mode)
 
     @property
     def always_some(self) -> bool:
-        """Whether every image has a patch: a grid lays at least one."""
+        """Whether every image has a patch: a grid is taken to lay one, and an image without is passed over."""
         return self.grid is not None
 
-    def patches(self, item: Any) -> Tensor:
+    def patches(self, item: Any, generator: torch.Generator | None = None) -> Tensor:
         """Return all patches of an annotated image, (P, 4) float64, those of the grid before the proposals."""
-        check_item(item)
-        height, width = item.image.shape[-2:]
+        if not hasattr(item, "image"):
+            raise DataError(f"a data set's items must have an image, this {type(item).__name__} has none")
+        size = size_of(as_image(item, "image"))
         parts = []
         if self.grid is not None:
-            parts.append(self.grid((height, width)))
+            parts.append(as_boxes(torch.as_tensor(self.grid(size)), "patches of the grid").double().cpu())
         if self.proposals is not None:
-            proposed = as_boxes(torch.as_tensor(self.proposals(item)), "proposals").double().cpu()
-            if len(proposed) and (
-                (proposed < 0).any() or (proposed.amax(0) > torch.tensor([width, height] * 2)).any()
-            ):
-                raise DataError(f"proposals must lie inside the image, {width} wide and {height} high")
-            parts.append(proposed)
-        return torch.cat(parts)
+            if generator is None and asked_for(self.proposals) > 1:
+                raise ArgumentError(
+                    "proposals that take a generator lie elsewhere each epoch: they cannot be kept"
+                )
+            proposed = call(self.proposals, item, generator)
+            parts.append(as_boxes(torch.as_tensor(proposed), "proposals").double().cpu())
+        boxes = torch.cat(parts)
+        if self.fill is None:
+            require_inside(boxes, size)
+        return boxes
 
     def available(self, dataset: Any) -> Iterable[int] | None:
         """Return how many patches each image has, (N,), where its size tells, which the data set knows."""
@@ -214,43 +266,53 @@ class PixelSource:
             return None
         grid = self.grid
         count = getattr(grid, "count", lambda size: len(grid(size)))  # a grid may be a function
-        sizes = (data.image_size(place) for data, place in tellers)
-        return (count((height, width)) for height, width in sizes)
+        return (count(_told_size(data, place)) for data, place in tellers)
 
-    def content(self, item: Any, rows: Tensor) -> Tensor:
-        """Return the image, (3, H, W) uint8, whichever patches were chosen."""
-        image: Tensor = item.image
-        return image
+    def content(self, item: Any, rows: Tensor, boxes: Tensor) -> Tensor:
+        """Return an image in memory whole, (C, H, W); of one that is read by region the patches, (B, C, S, S)."""
+        image = as_image(item, self.attribute)
+        whole = size_of(as_image(item, "image"))
+        if size_of(image) != whole:
+            raise DataError(f"{self.attribute} must be of the image's size {whole}, got {size_of(image)}")
+        if isinstance(image, Tensor):
+            return image
+        return cut_regions(image, boxes, self.patch_size, self._cut)
 
     def make(self, content: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
-        """Cut patches, (n, 3, S, S)."""
-        return crop_and_resize(
-            content,
-            boxes[rows],
-            self.patch_size,
-            self.antialias,
-            whole_pixels=self.whole_pixels,
-            dtype=self.dtype,
-        )
+        """Cut patches, (n, C, S, S), or take those that are cut already."""
+        if content.ndim == 3:
+            return self._cut(content, boxes[rows])
+        return bits(content)[rows.to(content.device)].view(content.dtype)
 
     def blank(self, count: int, device: torch.device) -> Tensor:
         """Return black patches, (count, 3, S, S)."""
-        return torch.zeros(count, 3, self.patch_size, self.patch_size, dtype=self.dtype, device=device)
+        shape = (count, 3, self.patch_size, self.patch_size)
+        return torch.zeros(shape, dtype=self.dtype or torch.uint8, device=device)
 
-
-def check_item(item: Any) -> None:
-    """Raise unless ``item`` has the attributes and the kind of image that the sampler needs."""
-    missing = [name for name in ("image", "boxes", "classes") if not hasattr(item, name)]
-    if missing:
-        raise DataError(
-            f"a data set's items must have image, boxes and classes, this {type(item).__name__} has no "
-            f"{' and no '.join(missing)}; an adapter in transferkit.datasets may help"
+    def _cut(self, image: Tensor, boxes: Tensor) -> Tensor:
+        return crop_and_resize(
+            image,
+            boxes,
+            self.patch_size,
+            antialias=self.antialias,
+            whole_pixels=self.whole_pixels,
+            mode=self.mode,
+            fill=self.fill,
+            dtype=self.dtype,
         )
+
+
+def _told_size(data: Any, place: int) -> tuple[int, int]:
+    """Return what a data set tells of an image's size."""
+    size = data.image_size(place)
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise DataError(f"image_size({place}) must return (height, width), got {size!r}")
+    return size[0], size[1]
+
+
+def require_photo(item: Any) -> None:
+    """Raise unless an item's image is RGB bytes, which networks take."""
     image = item.image
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
         found = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
         raise DataError(f"image must be a (3, H, W) uint8 tensor, got {found}")
-    for name in ("boxes", "classes"):
-        column = getattr(item, name)
-        if not isinstance(column, Tensor):
-            raise DataError(f"{name} must be a tensor, got {type(column).__name__}: wrap it in torch.as_tensor")

@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing import reduction
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -136,13 +136,14 @@ class Workers:
         num_workers: Processes of one iteration; 0 for none.
         prefetch: Visits that each worker prefetches.
         pin_memory: Put tensors into pinned memory.
-        seed: Of what is random in the workers.
+        **started: How they are: the ``seed`` of what is random in them, and ``worker_init_fn`` and
+            ``multiprocessing_context`` as ``DataLoader`` has them.
     """
 
     def __init__(
-        self, work: Any, num_workers: int, prefetch: int = 2, pin_memory: bool = False, seed: int = 0
+        self, work: Any, num_workers: int, prefetch: int = 2, pin_memory: bool = False, **started: Any
     ) -> None:
-        self._crew: Callable[[], _Crew] = partial(_Crew, work, num_workers, prefetch, pin_memory, seed)
+        self._crew = partial(_Crew, work, num_workers, prefetch, pin_memory, **started)
         self._idle: _Crew | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,7 +171,7 @@ class Workers:
 class _Crew:
     """The workers of one iteration at a time."""
 
-    def __init__(self, work: Any, num_workers: int, prefetch: int, pin_memory: bool, seed: int) -> None:
+    def __init__(self, work: Any, num_workers: int, prefetch: int, pin_memory: bool, **started: Any) -> None:
         self._visits: list[Visit] = []
         self._failed = False
         self._board = _Board(work.dataset, num_workers)
@@ -183,8 +184,10 @@ class _Crew:
             prefetch_factor=prefetch if num_workers else None,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=self._board.enter if num_workers else None,
-            generator=torch.Generator().manual_seed(seed),  # else the loader draws a seed from the global one
+            worker_init_fn=partial(_enter, self._board, started.get("worker_init_fn")) if num_workers else None,
+            multiprocessing_context=started.get("multiprocessing_context") if num_workers else None,
+            # Else the loader draws a seed from the global generator.
+            generator=torch.Generator().manual_seed(started.get("seed", 0)),
         )
 
     def results(self, visits: Sequence[Visit]) -> Iterator[Any]:
@@ -200,7 +203,7 @@ class _Crew:
     def whole(self) -> bool:
         """Tell whether its workers can do another iteration."""
         if self._failed or not self._board.complete():
-            _BOARDS.discard(self._board)
+            _BOARDS[:] = [each for each in _BOARDS if each() not in (None, self._board)]
             return False
         return True
 
@@ -213,9 +216,15 @@ class _Crew:
                 "there, or use num_workers=0, which needs none"
             ) from error
         if self._loader.num_workers:
-            _BOARDS.add(self._board)
+            _BOARDS[:] = [*(each for each in _BOARDS if each() not in (None, self._board)), ref(self._board)]
             _name_images_in_signals()
         return results
+
+
+def _enter(board: _Board, init: Callable[[int], object] | None, worker: int) -> None:
+    board.enter(worker)
+    if init is not None:
+        init(worker)
 
 
 def _as_it_is(result: Any) -> Any:
@@ -295,7 +304,7 @@ class _Board:
         return f"image {image} of the data set"
 
 
-_BOARDS: WeakSet[_Board] = WeakSet()
+_BOARDS: list[ref[_Board]] = []  # no WeakSet, in whose callbacks an error of the signal's handler would be lost
 
 
 def _name_images_in_signals() -> None:
@@ -312,6 +321,6 @@ def _interrupt(handler: Callable[..., Any], number: int, frame: Any) -> None:
     except RuntimeError as error:
         if _RECEIVING.locked():
             return  # who receives from the dead finds out, and who does not, within the seconds of the loader's look
-        for board in list(_BOARDS):
+        for board in filter(None, [each() for each in _BOARDS]):
             board.raise_if_lost(error)
         raise

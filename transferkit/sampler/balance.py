@@ -50,6 +50,7 @@ class PositivesFirst:
 
     def __call__(self, labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
         """Return (count,) rows, positives before background."""
+        labels = _classes(labels)
         positive = _rows(labels > BACKGROUND)[:count]
         background = _rows(labels == BACKGROUND)
         if count is None:
@@ -86,6 +87,7 @@ class ClassBalanced:
 
     def __call__(self, labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
         """Return (count,) rows, background first and then class by class."""
+        labels = _classes(labels)
         count = len(labels) if count is None else count
         classes = torch.unique(labels[labels > BACKGROUND])
         classes = classes[torch.randperm(len(classes), generator=generator)]  # the first ones get the remainder
@@ -147,6 +149,7 @@ class BackgroundFraction:
 
     def __call__(self, labels: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
         """Return the rows of all positives, then those of the background."""
+        labels = _classes(labels)
         background = _rows(labels == BACKGROUND)
         chosen = draw(background, round(self.fraction * len(background)), generator)
         return torch.cat([_rows(labels > BACKGROUND), chosen])
@@ -164,6 +167,14 @@ def draw(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     rounds = -(-count // len(rows))
     order = [torch.randperm(len(rows), generator=generator) for _ in range(rounds)]
     return rows[torch.cat(order)[:count]]
+
+
+def _classes(labels: Tensor) -> Tensor:
+    """Return labels if they are what a balance of classes can choose by."""
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    what = "one class for each patch, (P,) whole numbers (RandomSubset() and AllPatches() look at none)"
+    require(labels.ndim == 1 and whole, "labels", what, (tuple(labels.shape), labels.dtype))
+    return labels
 
 
 def _rows(chosen: Tensor) -> Tensor:

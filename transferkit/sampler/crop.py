@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Barrier
-from typing import TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from transferkit.boxes import as_boxes, require_inside
-from transferkit.errors import ArgumentError, require
+from transferkit.annotated import as_tensor
+from transferkit.boxes import as_boxes, as_size, require_inside
+from transferkit.errors import require
+from transferkit.sampler._taps import CutPlan, Taps, nearest_pixels, plan_cut
 
 Piece = TypeVar("Piece")
 
@@ -37,9 +39,7 @@ def in_threads(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
     """
     threads = torch.get_num_threads()
     if threads == 1:
-        for piece in pieces:
-            work(piece)
-        return
+        return _in_turn(work, pieces)
     inference = torch.is_inference_mode_enabled()
 
     def call(piece: Piece) -> None:
@@ -48,6 +48,11 @@ def in_threads(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
 
     for _ in _pool(os.getpid(), threads).map(call, pieces):  # so that an error is raised here
         pass
+
+
+def _in_turn(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
+    for piece in pieces:
+        work(piece)
 
 
 @lru_cache(maxsize=1)
@@ -75,29 +80,54 @@ _VALUES_IN_CACHE = 2**19
 
 _VALUES_AT_ONCE = 2**26
 
+_VALUES_IN_WINDOW = 2**27  # half a GiB of float32
+
+_EXTRA = 2  # a row, and a column, of the value outside the image, and one of 0 for surplus taps
+
+
+Pixels: TypeAlias = "Tensor | NDArray[Any]"
+
+Mode = Literal["bilinear", "nearest"]
+
+_NARROW = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.float16, torch.bfloat16, torch.float32)
+
+_WIDE = (torch.uint32, torch.int32, torch.float64)  # a float32 does not hold all of their values
+
+# Torch indexes few kinds of integers; these have the same bits.
+_TWINS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
 
 @torch.no_grad()
 def crop_and_resize(
-    image: Tensor,
-    boxes: Tensor,
+    image: Pixels,
+    boxes: Pixels,
     size: int | tuple[int, int],
     antialias: bool = True,
     *,
     whole_pixels: bool = False,
+    mode: Mode = "bilinear",
+    fill: float | None = None,
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Cut each box out of the image and resize it bilinearly.
+    """Cut each box out of the image and resize it.
 
     Boxes are exact: one from 10.25 to 20.5 is sampled just there, and near its border sees pixels beyond it, as far
-    as the image goes. A patch comes out bit for bit the same whichever others are cut in the same call.
+    as the image goes. A patch comes out bit for bit the same whichever others are cut in the same call. A pixel that
+    is NaN or infinite is seen in the values that it has a weight in, and in no other.
 
     Args:
-        image: (C, H, W), uint8 or floating, on any device.
-        boxes: (B, 4) xyxy, pixels, inside the image. They are looked at on the cpu, so are best kept there.
+        image: (C, H, W) on any device, any number of channels: integers up to 32 bits, floats, or, with
+            ``"nearest"``, any real dtype. Of an array that is no tensor, but indexed like NumPy's (a memory map,
+            zarr), no more is read than what the boxes see.
+        boxes: (B, 4) xyxy, pixels, inside the image unless there is a ``fill``. They are looked at on the cpu, so
+            are best kept there.
         size: S, or ``(height, width)``, of a resized patch.
         antialias: Widen the filter where a patch shrinks, as PIL does; without it fine patterns alias.
         whole_pixels: Cut first, then resize: edges are truncated to whole pixels, and nothing beyond them is seen.
+        mode: ``"bilinear"``, computed in float32 (integers of 32 bits and float64 in float64) and rounded for
+            integers, or ``"nearest"``, the pixel under each value's center, for label maps.
+        fill: The value of pixels outside the image, as far as a box goes there; ``None`` refuses such boxes.
         dtype: Of the result; the image's own by default. Floats keep the image's range, 0..255 for uint8.
         out: (B, C, S, S), filled and returned instead of a new tensor.
 
@@ -105,38 +135,95 @@ def crop_and_resize(
         (B, C, S, S) on the image's device.
 
     Raises:
-        ArgumentError: Shapes or types other than these, or a box that leaves the image.
+        ArgumentError: Shapes or types other than these, a box that leaves the image without a ``fill``, or a ``fill``
+            that the image's dtype does not have.
 
     Example:
         >>> image = torch.arange(16, dtype=torch.uint8).reshape(1, 4, 4)
         >>> crop_and_resize(image, torch.tensor([[0.5, 1.0, 2.5, 3.0]]), 2)
         tensor([[[[ 5,  6],
                   [ 9, 10]]]], dtype=torch.uint8)
+        >>> crop_and_resize(image, torch.tensor([[2.0, 3.0, 5.0, 5.0]]), (2, 3), fill=99)
+        tensor([[[[14, 15, 99],
+                  [99, 99, 99]]]], dtype=torch.uint8)
     """
-    xyxy = _checked(image, boxes)
-    size = (size, size) if isinstance(size, int) else size
-    require(min(size) >= 1, "size", "1 or more", size)
-    shape = (len(xyxy), image.shape[0], *size)
+    like, size = _kind(image, mode, fill), as_size("size", size)
+    xyxy = as_boxes(boxes).double().cpu()
+    image_size = (int(image.shape[1]), int(image.shape[2]))
+    if fill is None:
+        require_inside(xyxy, image_size)
+    shape = (len(xyxy), int(image.shape[0]), *size)
     if out is None:
-        out = _empty(shape, dtype or image.dtype, image.device)
+        out = _empty(shape, dtype or like.dtype, like.device)
     require(tuple(out.shape) == shape, "out", f"a tensor of shape {shape}", tuple(out.shape))
-    fits = out.is_floating_point() or out.dtype == image.dtype
-    require(fits, "dtype", f"floating, or the image's own {image.dtype}", out.dtype)
-    image_size = (image.shape[1], image.shape[2])
+    fits = out.is_floating_point() or out.dtype == like.dtype
+    require(fits, "dtype", f"floating, or the image's own {like.dtype}", out.dtype)
+    own = bool((xyxy % 1 == 0).all() and (xyxy[:, 2:] - xyxy[:, :2] == xyxy.new_tensor(size[::-1])).all())
+    if mode == "nearest" or own:  # whole pixels at their own size are themselves
+        _pick(image, xyxy.numpy(), whole_pixels, fill or 0, out)
+        return out
     for first in range(0, len(xyxy), _BOXES_AT_ONCE):
         some = slice(first, first + _BOXES_AT_ONCE)
-        plan = plan_cut(xyxy[some], image_size, size, antialias=antialias, whole_pixels=whole_pixels)
-        _cut(image, plan, out[some])
+        plan = plan_cut(xyxy.numpy()[some], image_size, size, antialias=antialias, whole_pixels=whole_pixels)
+        _cut(image, fill or 0, plan, out[some])
     return out
 
 
-def _cut(image: Tensor, plan: CutPlan, out: Tensor) -> None:
+def _kind(image: Pixels, mode: Mode, fill: float | None) -> Tensor:
+    """Return an empty tensor of the image's dtype and device, or say why it cannot be cut so."""
+    require(mode in ("bilinear", "nearest"), "mode", "'bilinear' or 'nearest'", mode)
+    known = hasattr(image, "shape") and hasattr(image, "dtype")
+    require(known, "image", "a tensor or an array, (C, H, W)", type(image))
+    like = image.new_empty(0) if isinstance(image, Tensor) else as_tensor("image", np.empty(0, image.dtype))
+    kind, shape = like.dtype, tuple(image.shape)
+    fits = len(shape) == 3 and 0 not in shape and not kind.is_complex
+    require(fits, "image", "(C, H, W), real and not empty", (shape, kind))
+    fits = mode == "nearest" or kind in (*_NARROW, *_WIDE)
+    require(fits, "image", "integers up to 32 bits, or floats (cut labels and flags with mode='nearest')", kind)
+    one = fill is None or np.ndim(fill) == 0
+    exact = one and (fill is None or kind.is_floating_point or torch.tensor(fill).to(kind).item() == fill)
+    require(exact, "fill", f"one value of the image's {kind}", fill)
+    return like
+
+
+def _region(image: Pixels, rows: slice, columns: slice) -> Tensor:
+    """Return a part of the image, (C, h, w)."""
+    part = image[:, rows, columns]
+    return part if isinstance(part, Tensor) else as_tensor("image", part)
+
+
+def _pick(image: Pixels, boxes: NDArray[np.float64], whole_pixels: bool, fill: float, out: Tensor) -> None:
+    """Fill ``out``, (B, C, S, S), with the pixels under the values' centers."""
+    height, width = image.shape[1:]
+    rows = nearest_pixels(boxes[:, 1::2], out.shape[2], height, whole_pixels)
+    columns = nearest_pixels(boxes[:, 0::2], out.shape[3], width, whole_pixels)
+
+    def pick(place: int) -> None:
+        y, x = rows[place], columns[place]  # ascending
+        down, across = slice(*np.searchsorted(y, (0, height))), slice(*np.searchsorted(x, (0, width)))
+        y, x, patch = y[down], x[across], out[place].fill_(fill)
+        if len(y) and len(x):
+            part = _region(image, slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1))
+            index_y, index_x = (torch.from_numpy(index - index[0]).to(part.device) for index in (y, x))
+            twin = part.view(_TWINS.get(part.dtype, part.dtype))
+            patch[:, down, across] = twin[:, index_y[:, None], index_x].view(part.dtype)
+
+    in_threads(pick, range(len(boxes)))
+
+
+def _cut(image: Pixels, fill: float, plan: CutPlan, out: Tensor) -> None:
     """Fill ``out``, (B, C, S, S), as planned: strip by strip, and for each the patches that are cut from it."""
-    window = _Window.of(image, plan, round_up=not out.is_floating_point())
-    across = _Filter.of(plan.across, window.left, window.table)
-    down = _Filter.of(plan.down, window.top, window.table)
+    on_cpu = out.device.type == "cpu"
+    spread = in_threads if on_cpu else _in_turn
+    islands = plan.islands(1 if on_cpu else _VALUES_AT_ONCE, _VALUES_IN_WINDOW // int(image.shape[0]))
+    if islands:  # in one window all that lies between them would be resampled too
+        spread(lambda some: _cut(image, fill, plan.part(some), out), islands)
+        return
+    window = _Window.of(image, fill, plan, round_up=not out.is_floating_point())
+    across = _Filter.of(plan.across, window.left, window.width, window.table)
+    down = _Filter.of(plan.down, window.top, window.height, window.table)
+    stride = window.height + _EXTRA
     strip_values, patch_values = window.table[0].numel() * out.shape[3], out[0].numel()
-    on_cpu = image.device.type == "cpu"
     if on_cpu:
         strips_at_once, patches_at_once = 1, max(1, _VALUES_IN_CACHE // patch_values)
     else:
@@ -148,15 +235,10 @@ def _cut(image: Tensor, plan: CutPlan, out: Tensor) -> None:
         start, stop = int(plan.ends[first - 1]) if first else 0, int(plan.ends[last - 1])
         for begin in range(start, stop, patches_at_once):
             some = slice(begin, min(begin + patches_at_once, stop))
-            rows = down(strips, plan.rows_of[some], (plan.edges_of[some] - first) * window.height)
+            rows = down(strips, plan.rows_of[some], (plan.edges_of[some] - first) * stride)
             _store(rows, plan.order[some], out)
 
-    every = range(0, len(plan.ends), strips_at_once)
-    if on_cpu:
-        in_threads(cut, every)
-    else:
-        for first in every:
-            cut(first)
+    spread(cut, range(0, len(plan.ends), strips_at_once))
 
 
 class _Filter:
@@ -166,10 +248,11 @@ class _Filter:
         self._index, self._weight, self._needed = index, weight, needed
 
     @staticmethod
-    def of(taps: Taps, start: int, table: Tensor) -> _Filter:
-        """Make ready the taps of an axis whose pixel ``start`` is the first of ``table``."""
-        index = torch.from_numpy(taps.index - np.int32(start)).to(table.device)
-        return _Filter(index, torch.from_numpy(taps.weight).to(table), taps.needed)
+    def of(taps: Taps, start: int, length: int, table: Tensor) -> _Filter:
+        """Make ready the taps of an axis of which ``table`` has ``length`` pixels, from ``start`` on."""
+        index = np.where(taps.index < 0, length - 1 - taps.index, taps.index - np.int32(start))
+        weight = torch.from_numpy(taps.weight).to(table)
+        return _Filter(torch.from_numpy(index).to(table.device), weight, taps.needed)
 
     def __call__(self, table: Tensor, which: NDArray[np.int64], offset: NDArray[np.int64] | int = 0) -> Tensor:
         """Return the weighted sums of rows of ``table``, (n * S, D), for n of the intervals, ``which``.
@@ -187,33 +270,41 @@ class _Filter:
 
 @dataclass(frozen=True, eq=False)
 class _Window:
-    """The part of an image that all boxes of a plan see.
+    """The part of an image that all boxes of a plan see, with a row and a column of ``fill``, and of 0, at the end.
 
     Attributes:
-        table: (w, h * C), one row for each column of pixels.
+        table: (w + 2, (h + 2) * C), one row for each column of pixels.
         left: The image's column that the window begins at.
         top: The image's row that it begins at.
+        width: w.
         height: h.
     """
 
     table: Tensor
     left: int
     top: int
+    width: int
     height: int
 
     @staticmethod
-    def of(image: Tensor, plan: CutPlan, *, round_up: bool) -> _Window:
+    def of(image: Pixels, fill: float, plan: CutPlan, *, round_up: bool) -> _Window:
         """Take the window out of the image.
 
         With ``round_up`` all pixels are half too large. Weights sum to 1, so that half is still there when a patch
         is done, and to cut off its fraction rounds it.
         """
-        left, right = int(plan.across.index.min()), int(plan.across.index.max()) + 1
-        top, bottom = int(plan.down.index.min()), int(plan.down.index.max()) + 1
-        working = torch.float64 if image.dtype == torch.float64 else torch.float32
-        part = image[:, top:bottom, left:right].permute(2, 1, 0).to(working)  # (w, h, C)
-        table = part.reshape(right - left, -1)
-        return _Window(table + 0.5 if round_up else table.contiguous(), left, top, bottom - top)
+        (left, right), (top, bottom) = plan.across.extent(), plan.down.extent()
+        part = _region(image, slice(top, bottom), slice(left, right)).permute(2, 1, 0)  # (w, h, C)
+        width, height, channels = part.shape
+        shape = (width + _EXTRA, height + _EXTRA, channels)
+        working = torch.float64 if part.dtype in _WIDE else torch.float32
+        table = torch.empty(shape, dtype=working, device=part.device)
+        table[:width, :height] = part
+        table[width:] = table[:, height:] = fill
+        if round_up:
+            table += 0.5
+        table[width + 1] = table[:, height + 1] = 0
+        return _Window(table.flatten(1), left, top, width, height)
 
     def strips(self, across: _Filter, which: NDArray[np.int64]) -> Tensor:
         """Resample columns between E pairs of edges: (E * h, C * S)."""
@@ -222,17 +313,20 @@ class _Window:
             rows = columns.t().contiguous()  # torch has a fast transpose for matrices
         else:
             rows = columns.view(len(which), -1, self.table.shape[1]).transpose(1, 2).contiguous()
-        return rows.view(len(which) * self.height, -1)
+        return rows.view(len(which) * (self.height + _EXTRA), -1)
 
 
 def _store(values: Tensor, places: NDArray[np.int64], out: Tensor) -> None:
     """Write patches, (B * S, C * S), to their ``places`` in ``out``."""
     count, channels, height, width = len(places), *out.shape[1:]
+    if out.dtype.is_signed and not out.is_floating_point():  # below 0 the fraction would be cut off upwards
+        values = values.floor_()
     patches = values.view(count, height, channels, width).transpose(1, 2)
     if out.device.type != "cpu":
-        out[torch.from_numpy(places).to(out.device)] = patches.to(out.dtype)
+        twin = _TWINS.get(out.dtype, out.dtype)
+        out.view(twin)[torch.from_numpy(places).to(out.device)] = patches.to(out.dtype).view(twin)
         return
-    if out.dtype == torch.uint8:  # NumPy converts in one pass over memory where torch takes two
+    if out.dtype in (torch.uint8, torch.uint16):  # NumPy converts in one pass over memory where torch takes two
         target, source = out.numpy(), patches.numpy()
         for place, patch in zip(places.tolist(), source, strict=True):
             np.copyto(target[place], patch, casting="unsafe")
@@ -242,135 +336,9 @@ def _store(values: Tensor, places: NDArray[np.int64], out: Tensor) -> None:
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu":
+    if device.type != "cpu" or 0 in shape:
         return torch.empty(shape, dtype=dtype, device=device)
     # NumPy asks the system for large pages. With small ones, first touching the memory of a few hundred patches
     # takes as long as computing them.
     item = torch.empty((), dtype=dtype).element_size()
     return torch.from_numpy(np.empty((*shape[:-1], shape[-1] * item), dtype=np.uint8)).view(dtype)
-
-
-def _checked(image: Tensor, boxes: Tensor) -> NDArray[np.float64]:
-    """Return the boxes as an array."""
-    if image.ndim != 3 or not image.numel() or not (image.is_floating_point() or image.dtype == torch.uint8):
-        raise ArgumentError(
-            f"image must be (C, H, W), uint8 or floating, and not empty, got {tuple(image.shape)} {image.dtype}"
-        )
-    xyxy = as_boxes(boxes).double().cpu()
-    require_inside(xyxy, (image.shape[1], image.shape[2]))
-    return xyxy.numpy()
-
-
-# Resampling: which pixels an output pixel is made of, and how much of each.
-
-
-@dataclass(frozen=True, eq=False)
-class Taps:
-    """For G intervals resampled to S values each, the T pixels that every value is a weighted mean of.
-
-    NumPy, because these are small arrays, on which torch spends most of its time in starting.
-
-    Attributes:
-        index: (G, S, T) int32, always inside the axis; surplus taps have weight 0.
-        weight: (G, S, T) float64, summing to 1 over T.
-        needed: (G,) how many of the T each interval has use for.
-    """
-
-    index: NDArray[np.int32]
-    weight: NDArray[np.float64]
-    needed: NDArray[np.int64]
-
-
-def bilinear_taps(
-    intervals: NDArray[np.float64],
-    count: int,
-    length: int,
-    *,
-    antialias: bool = True,
-    whole_pixels: bool = False,
-) -> Taps:
-    """Return the taps that resample intervals of an axis to ``count`` values each.
-
-    Value i looks at ``start + (i + 0.5) * scale``, where ``scale = (end - start) / count``. A pixel whose center
-    is at distance d from there weighs ``max(0, 1 - d / width)``, where ``width`` is 1, or ``scale`` where an
-    antialiased interval shrinks. Pixels outside the axis weigh nothing; the rest is scaled to a sum of 1.
-
-    Args:
-        intervals: (G, 2) start and end, pixels, within ``0..length``.
-        count: S, how many values each interval becomes.
-        length: Pixels of the axis.
-        antialias: Widen the filter where an interval shrinks.
-        whole_pixels: Truncate the intervals to whole pixels, at least one, and weigh only pixels inside them.
-    """
-    start, end = intervals[:, 0], intervals[:, 1]
-    first, last = np.zeros_like(start), np.full_like(end, length)  # pixels first..last-1 may be seen
-    if whole_pixels:
-        start = first = np.minimum(np.floor(start), length - 1)
-        end = last = np.maximum(np.floor(end), start + 1)
-    # The filter is a triangle of half-width 1 in source pixels; where a box shrinks, of one output pixel,
-    # so that every source pixel has a say and fine patterns do not alias. PIL's resize(box=...) does the same.
-    scale = (end - start) / count  # (G,)
-    width = np.maximum(scale, 1) if antialias else np.ones_like(scale)
-    needed = np.ceil(2 * width).astype(np.int64)  # source pixels under one triangle, wherever its center falls
-    # Value i is centered in its share of the interval; pixel j has its center at j + 0.5.
-    center = start[:, None] + (np.arange(count) + 0.5) * scale[:, None]  # (G, S)
-    lowest = np.floor(center - width[:, None] + 0.5)
-    index = lowest[..., None] + np.arange(needed.max())  # (G, S, T)
-    weight = 1 - np.abs(index + 0.5 - center[..., None]) / width[:, None, None]
-    seen = (weight > 0) & (index >= first[:, None, None]) & (index < last[:, None, None])
-    # Outside the image there is nothing to weigh: what remains is scaled to 1, which leaves an even image even.
-    weight = np.where(seen, weight, 0)
-    weight /= weight.sum(axis=2, keepdims=True)
-    return Taps(np.clip(index, 0, length - 1).astype(np.int32), weight, needed)
-
-
-@dataclass(frozen=True, eq=False)
-class CutPlan:
-    """Everything about cutting B boxes but the pixels.
-
-    Boxes are sorted by their left and right edges, so that those which share both are neighbors.
-
-    Attributes:
-        order: (B,) the boxes in the order in which they are cut.
-        edges_of: (B,) in that order, which of the E pairs of left and right edges each box has.
-        ends: (E,) how many boxes come before the end of each pair's.
-        across: Taps along x of each pair of left and right edges.
-        rows_of: (B,) in that order, which of the R pairs of top and bottom each box has.
-        down: Taps along y of each pair of top and bottom.
-    """
-
-    order: NDArray[np.int64]
-    edges_of: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    across: Taps
-    rows_of: NDArray[np.int64]
-    down: Taps
-
-
-def plan_cut(
-    boxes: NDArray[np.float64],
-    image_size: tuple[int, int],
-    size: tuple[int, int],
-    *,
-    antialias: bool = True,
-    whole_pixels: bool = False,
-) -> CutPlan:
-    """Plan to cut boxes, (B, 4) xyxy, out of an image of ``(height, width)`` and resize them to ``size``."""
-    edges, edges_of = _distinct(boxes[:, 0::2])
-    rows, rows_of = _distinct(boxes[:, 1::2])
-    order = np.argsort(edges_of, kind="stable")
-    return CutPlan(
-        order=order,
-        edges_of=edges_of[order],
-        ends=np.bincount(edges_of).cumsum(),
-        across=bilinear_taps(edges, size[1], image_size[1], antialias=antialias, whole_pixels=whole_pixels),
-        rows_of=rows_of[order],
-        down=bilinear_taps(rows, size[0], image_size[0], antialias=antialias, whole_pixels=whole_pixels),
-    )
-
-
-def _distinct(pairs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the different rows of ``pairs``, (B, 2), and which of them each row is."""
-    names = pairs[:, 0] + 1j * pairs[:, 1]  # NumPy sorts complex numbers, far faster than rows
-    _, first, which = np.unique(names, return_index=True, return_inverse=True)
-    return pairs[first], which

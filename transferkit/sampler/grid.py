@@ -1,19 +1,48 @@
-"""The multiscale grid: square patches laid evenly over an image at several scales."""
+"""Where patches lie: evenly over an image at several scales, or as tiles of fixed pixels."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from transferkit.errors import require
+from transferkit.boxes import as_size
+from transferkit.errors import ArgumentError, require
 
 NEON_SCALES = (1, 1.3, 1.6, 2, 2.3, 2.6, 3, 3.3, 3.6, 4, 4.3, 4.6, 5)
 """The recipe's scales: a patch's side is the image's shorter side divided by one of these."""
+
+
+class Grid(Protocol):
+    """Lays patches over an image by its size; any function of this form will do.
+
+    One that also has ``count(image_size)``, how many patches it would lay, spares building them to know. An image on
+    which it lays none is passed over.
+    """
+
+    def __call__(self, image_size: tuple[int, int]) -> Tensor:
+        """Return (P, 4) patches, xyxy, pixels, of an image of ``(height, width)`` pixels."""
+        ...
+
+
+class Proposals(Protocol):
+    """Proposes patches of an image by what it shows or at random; any function of this form will do.
+
+    One that needs no random numbers may leave out the generator.
+    """
+
+    def __call__(self, item: Any, generator: torch.Generator) -> Tensor:
+        """Return (P, 4) patches, xyxy, pixels; P must be the same in every epoch.
+
+        Args:
+            item: What the data set has of the image.
+            generator: Of (seed, epoch, image): what is drawn from it is the same for any workers and ranks.
+        """
+        ...
 
 
 def exact(number: float | Fraction) -> Fraction:
@@ -141,3 +170,88 @@ class PatchGrid:
 
 def _whole(number: object) -> bool:
     return isinstance(number, int) and number >= 1
+
+
+# Tiles: one size, in pixels.
+
+Edge = Literal["inside", "drop", "over"]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of a fixed size at a fixed distance, as a pure function of the image's size.
+
+    Attributes:
+        size: Of a tile, pixels, or its ``(height, width)``.
+        stride: From one tile's start to the next one's, pixels, or ``(down, across)``; that or ``overlap``.
+        overlap: Of a tile with the next, pixels, or ``(down, across)``; by default there is none.
+        edge: What becomes of the last tile along an axis, where it does not fit: it is moved back ``"inside"`` the
+            image, left out (``"drop"``), or reaches ``"over"`` the edge, to be cut with a ``fill``.
+
+    Example:
+        >>> Tiles(256, overlap=64)((256, 600))[:, 0].tolist()
+        [0.0, 192.0, 344.0]
+        >>> [Tiles(256, stride=192, edge=edge).count((256, 600)) for edge in ("inside", "drop", "over")]
+        [3, 2, 3]
+    """
+
+    size: int | tuple[int, int]
+    stride: int | tuple[int, int] | None = None
+    overlap: int | tuple[int, int] | None = None
+    edge: Edge = "inside"
+
+    def __post_init__(self) -> None:
+        require(self.edge in get_args(Edge), "edge", f"one of {get_args(Edge)}", self.edge)
+        one = self.stride is None or self.overlap is None
+        require(one, "stride", "given, or overlap, not both", (self.stride, self.overlap))
+        require(min(self._size_and_stride()[1]) >= 1, "overlap", f"below the size {self.size}", self.overlap)
+
+    def __call__(self, image_size: tuple[int, int]) -> Tensor:
+        """Return the tiles of an image.
+
+        Args:
+            image_size: ``(height, width)``, pixels.
+
+        Returns:
+            (P, 4) float64, xyxy, whole pixels; column by column (x is the outer loop).
+
+        Raises:
+            ArgumentError: An image smaller than a tile that must lie inside it.
+        """
+        height, width = self._size_and_stride()[0]
+        rows, columns = (torch.tensor(starts, dtype=torch.float64) for starts in self._starts(image_size))
+        corners = torch.cartesian_prod(columns, rows)
+        return torch.cat([corners, corners + corners.new_tensor([width, height])], dim=1)
+
+    def count(self, image_size: tuple[int, int]) -> int:
+        """Return P, the number of tiles of an image, without building them."""
+        rows, columns = self._starts(image_size)
+        return len(rows) * len(columns)
+
+    def _size_and_stride(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        size = as_size("size", self.size)
+        if self.stride is not None:
+            return size, as_size("stride", self.stride)
+        down, across = as_size("overlap", self.overlap or 0, least=0)
+        return size, (size[0] - down, size[1] - across)
+
+    def _starts(self, image_size: tuple[int, int]) -> list[list[int]]:
+        """Return where tiles start, downwards and across."""
+        extents, (size, stride) = as_size("image_size", image_size), self._size_and_stride()
+        if self.edge == "inside" and (extents[0] < size[0] or extents[1] < size[1]):
+            raise ArgumentError(
+                f"image_size must hold a tile of (height, width) = {size}, got {extents}: let it reach "
+                "edge='over' the image, to be cut with a fill, or edge='drop' it"
+            )
+        return [_along(*each, self.edge) for each in zip(extents, size, stride, strict=True)]
+
+
+def _along(extent: int, side: int, stride: int, edge: Edge) -> list[int]:
+    """Return the starts of tiles along an axis."""
+    room = extent - side
+    if edge == "drop":
+        return list(range(0, room + 1, stride))
+    if edge == "inside":
+        return [*range(0, room, stride), room]
+    last = -(-max(room, 0) // stride) * stride  # the first that reaches the edge
+    return list(range(0, min(last + 1, extent), stride))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
 from typing import Any, Literal, NoReturn
 
 import torch
+from torch import Tensor
 
 from transferkit.distributed import place_among_ranks
 from transferkit.errors import ArgumentError, require
@@ -14,14 +17,13 @@ from transferkit.sampler._choose import PatchChooser
 from transferkit.sampler._source import (
     PatchSource,
     PixelSource,
-    Proposals,
     describe_data,
     described,
     require_same,
     tellers_of,
 )
 from transferkit.sampler.balance import Balance, PositivesFirst, RandomSubset
-from transferkit.sampler.grid import PatchGrid
+from transferkit.sampler.grid import Grid, PatchGrid, Proposals
 from transferkit.sampler.patch_transforms import PatchTransform
 from transferkit.sampler.stream import Cutter, PatchBatch, PatchStream, prefetched
 
@@ -37,11 +39,16 @@ class MultiscaleSampler:
 
     Args:
         dataset: ``len`` and items like :class:`AnnotatedImage`, or a :class:`FeatureCache` of such: then ``pixels``
-            of minibatches are features. May have ``image_size(i) -> (height, width)``, which spares decoding where
-            only sizes matter, and ``ids``, by which a saved state knows its data.
-        grid: Lays patches over an image; ``None`` to use ``proposals`` alone.
-        proposals: Called with an item, gives (P, 4) boxes more, such as selective search's.
+            of minibatches are features. An item's ``image`` is (C, H, W) of any real dtype, a tensor or an array, or
+            is read by region, the chosen boxes alone and in the workers, see :class:`RegionReader`. The data set may
+            have ``image_size(i) -> (height, width)``, which spares decoding where only sizes matter, and ``ids``, by
+            which a saved state knows its data.
+        grid: Lays patches over an image, see :class:`Grid`; ``None`` to use ``proposals`` alone.
+        proposals: Gives (P, 4) boxes more, such as selective search's or ones drawn at random, see
+            :class:`Proposals`.
         rule: Labels patches by the objects in them.
+        labels: Labels patches in place of a rule: called with an item, which then needs no ``boxes`` and no
+            ``classes``, and its patches, (P, 4); gives (P,) int64.
         balance: Chooses among an image's patches. By default, in training :class:`PositivesFirst`, at test
             :class:`RandomSubset`.
         patches_per_image: How many patches the balance is asked for; ``None`` for as many as there are.
@@ -55,14 +62,19 @@ class MultiscaleSampler:
         transforms: Random changes to patches, made on the device.
         antialias: See :func:`crop_and_resize`.
         whole_pixels: See :func:`crop_and_resize`.
-        dtype: Of the pixels; floats keep the range 0..255.
+        dtype: Of the pixels, floating, or ``None`` for the image's own; floats keep the image's range.
+        fill: Pixel value of what lies outside the image; ``None`` where no patch may reach out.
+        maps: Further maps that are cut by the same boxes and mirrored alike: an item's attributes, of its image's
+            size, each with ``"nearest"``, for class numbers, or ``"bilinear"``, such as ``{"mask": "nearest"}``.
         seed: Of all random choices.
         num_workers: Processes that decode and label; 0 for none. A container's small ``/dev/shm`` is no limit.
         prefetch: How many images each of them prefetches.
+        worker_init_fn: Called with its number in each of them, before its first image.
+        multiprocessing_context: How they are started, as ``DataLoader`` has it, such as ``"spawn"``.
         device: Where patches are cut and stay; ``None`` for the cpu.
         on_bad_image: What to do when an image, or its size, cannot be read: raise an ``"error"``, or ``"skip"`` it;
-            then ``bad_images`` tells which and why, and a warning at the end of the epoch how many. What no damaged
-            file explains, such as a ``KeyError``, is an error either way: a ``DataError`` with it as its cause.
+            then ``bad_images`` tells which and why, and a warning at the end of the epoch how many. Whatever the data
+            set or a reader raises is skipped, but lack of memory; what a rule or a balance raises is an error.
         rank: This process among those that share the images; by default its rank in ``torch.distributed``.
         world_size: How many processes share the images; by default the number of ranks in ``torch.distributed``.
 
@@ -77,9 +89,10 @@ class MultiscaleSampler:
         self,
         dataset: Any,
         *,
-        grid: PatchGrid | None = PatchGrid(),  # noqa: B008 - a frozen value
-        proposals: Proposals | None = None,
+        grid: Grid | None = PatchGrid(),  # noqa: B008 - a frozen value
+        proposals: Proposals | Callable[[Any], Tensor] | None = None,
         rule: Rule = OverlapRule(),  # noqa: B008 - a frozen value
+        labels: Callable[[Any, Tensor], Tensor] | None = None,
         balance: Balance | None = None,
         patches_per_image: int | None = 448,
         batch_size: int = 64,
@@ -91,10 +104,14 @@ class MultiscaleSampler:
         transforms: Sequence[PatchTransform] = (),
         antialias: bool = True,
         whole_pixels: bool = False,
-        dtype: torch.dtype = torch.uint8,
+        dtype: torch.dtype | None = None,
+        fill: float | None = None,
+        maps: Mapping[str, Literal["nearest", "bilinear"]] | None = None,
         seed: int = 0,
         num_workers: int = 0,
         prefetch: int = 2,
+        worker_init_fn: Callable[[int], object] | None = None,
+        multiprocessing_context: Any = None,
         device: torch.device | str | None = None,
         on_bad_image: Literal["error", "skip"] = "error",
         rank: int | None = None,
@@ -102,19 +119,26 @@ class MultiscaleSampler:
     ) -> None:
         require(mode in ("train", "test"), "mode", "'train' or 'test'", mode)
         require(on_bad_image in ("error", "skip"), "on_bad_image", "'error' or 'skip'", on_bad_image)
-        require(dtype == torch.uint8 or dtype.is_floating_point, "dtype", "torch.uint8 or floating", dtype)
+        right = dtype in (None, torch.uint8) or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
+        require(right, "dtype", "None for the image's own, torch.uint8 or floating", dtype)
+        require(labels is None or rule == OverlapRule(), "rule", "left out where labels are given", rule)
         require(num_workers >= 0, "num_workers", "0 or more", num_workers)
         least_one = {"patches_per_image": patches_per_image, "batch_size": batch_size, "patch_size": patch_size}
         for name, value in {**least_one, "mix_images": mix_images, "prefetch": prefetch}.items():
-            require(value is None or value >= 1, name, "1 or more", value)
+            require(value is None or (isinstance(value, Integral) and value >= 1), name, "1 or more", value)
         require(len(dataset) > 0, "dataset", "not empty", dataset)
         if grid is None and proposals is None:
             raise ArgumentError("patches must come from somewhere: give a grid, proposals, or both")
         rank, world_size = place_among_ranks(rank, world_size)
         train = mode == "train"
         self.mode = mode
-        self._pixels = PixelSource(grid, proposals, patch_size, antialias, whole_pixels, dtype)
-        source = _source_of(dataset, self._pixels, transforms)
+        self._pixels = PixelSource(grid, proposals, patch_size, antialias, whole_pixels, dtype, fill)
+        cut_alike = {
+            name: replace(self._pixels, attribute=name, mode=mode, dtype=None)
+            for name, mode in (maps or {}).items()
+        }
+        started = {"worker_init_fn": worker_init_fn, "multiprocessing_context": multiprocessing_context}
+        source = _source_of(dataset, self._pixels, [*transforms, *cut_alike])
         self._stream = PatchStream(
             chooser=PatchChooser(
                 dataset=dataset,
@@ -123,6 +147,8 @@ class MultiscaleSampler:
                 balance=balance or (PositivesFirst() if train else RandomSubset()),
                 count=patches_per_image,
                 seed=seed,
+                own_labels=labels,
+                maps=cut_alike,
             ),
             cutter=Cutter(
                 source=source,
@@ -132,6 +158,7 @@ class MultiscaleSampler:
                 drop_last=drop_last,
                 seed=seed,
                 device=torch.device(device or "cpu"),
+                maps=cut_alike,
             ),
             mix_images=mix_images,
             keep_step=train and world_size > 1,
@@ -140,6 +167,7 @@ class MultiscaleSampler:
             world_size=world_size,
             num_workers=num_workers,
             prefetch=prefetch,
+            started=started,
         )
         self._epoch = 0
         self._batch = 0  # minibatches of this epoch that were handed out
@@ -149,6 +177,11 @@ class MultiscaleSampler:
     def bad_images(self) -> Mapping[int, str]:
         """What was wrong with each image that was skipped, by its place in the data set."""
         return self._stream.bad_images
+
+    @property
+    def empty_images(self) -> frozenset[int]:
+        """The images passed over so far because neither grid nor proposals lay a patch on them, by their place."""
+        return frozenset(self._stream.empty_images)
 
     @property
     def epoch(self) -> int:
@@ -255,6 +288,7 @@ class MultiscaleSampler:
             "grid": pixels.grid,
             "proposals": pixels.proposals,
             "rule": chooser.rule,
+            "labels": chooser.own_labels,
             "balance": chooser.balance,
             "patches_per_image": chooser.count,
             "batch_size": cutter.batch_size,
@@ -265,7 +299,8 @@ class MultiscaleSampler:
             "patch_size": pixels.patch_size,
             "antialias": pixels.antialias,
             "whole_pixels": pixels.whole_pixels,
-            "dtype": pixels.dtype,
+            "dtype": pixels.dtype or torch.uint8,
+            "fill": pixels.fill,
             "world_size": stream.world_size,
         }
         return {
@@ -274,7 +309,7 @@ class MultiscaleSampler:
         }
 
 
-def _source_of(dataset: Any, pixels: PixelSource, transforms: Sequence[PatchTransform]) -> PatchSource:
+def _source_of(dataset: Any, pixels: PixelSource, changes: Sequence[object]) -> PatchSource:
     """Return the data set's own source of patches where it, or what it views, has one; else one that cuts pixels."""
     tellers = tellers_of(dataset, "patch_source")
     if tellers is None:
@@ -285,10 +320,11 @@ def _source_of(dataset: Any, pixels: PixelSource, transforms: Sequence[PatchTran
             f"patches must come from one data set that makes them, got a view of {len(owners)}; make one of the "
             "joined images instead"
         )
-    if transforms:
+    if changes:
         raise ArgumentError(
-            f"transforms change pixels, and {type(dataset).__name__} gives patches that were worked on already; "
-            "leave the transforms out, or give the images themselves"
+            f"transforms change pixels and maps go with them, but {type(dataset).__name__} gives patches that were "
+            "worked on already; leave both out, or give the images themselves"
         )
-    source: PatchSource = owners.popitem()[1].patch_source(pixels)
+    of_photos = replace(pixels, dtype=pixels.dtype or torch.uint8)
+    source: PatchSource = owners.popitem()[1].patch_source(of_photos)
     return source

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from transferkit.errors import require
+from transferkit.errors import ArgumentError, require
+from transferkit.sampler.regions import bits
 
 # Rec. 601 luma, as PIL converts to gray.
 _GRAY = (0.299, 0.587, 0.114)
@@ -18,7 +19,8 @@ class PatchTransform(Protocol):
     """A random change to patches. Any object with these two methods will do.
 
     What is drawn for a patch depends on (seed, epoch, image) alone. So all draws of an image are made at once, and
-    applied in whatever minibatches its patches come.
+    applied in whatever minibatches its patches come. One with ``moves_pixels = True`` is applied to
+    further maps, too.
     """
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
@@ -26,7 +28,7 @@ class PatchTransform(Protocol):
         ...
 
     def apply(self, pixels: Tensor, draws: Tensor) -> Tensor:
-        """Return (B, 3, S, S) changed ``pixels``, of the same type, by (B, D) draws on the same device."""
+        """Return (B, C, S, S) changed ``pixels``, of the same type, by (B, D) draws on the same device."""
         ...
 
 
@@ -37,6 +39,8 @@ class RandomFlip:
     Attributes:
         probability: Of mirroring it.
     """
+
+    moves_pixels: ClassVar[bool] = True
 
     probability: float = 0.5
 
@@ -49,7 +53,8 @@ class RandomFlip:
 
     def apply(self, pixels: Tensor, draws: Tensor) -> Tensor:
         """Return the patches, some of them mirrored."""
-        return torch.where(draws[:, :, None, None] > 0, pixels.flip(3), pixels)
+        values = bits(pixels)
+        return torch.where(draws[:, :, None, None] > 0, values.flip(3), values).view(pixels.dtype)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,16 @@ class ColorJitter:
         return 1 + widths * (2 * torch.rand(count, 3, generator=generator) - 1)
 
     def apply(self, pixels: Tensor, draws: Tensor) -> Tensor:
-        """Return the patches with other colors, within 0..255."""
+        """Return the patches with other colors, within 0..255.
+
+        Raises:
+            ArgumentError: They have no three channels, or are not of a type that holds 0..255 as photos do.
+        """
+        if pixels.shape[1] != 3 or not (pixels.dtype == torch.uint8 or pixels.is_floating_point()):
+            raise ArgumentError(
+                "ColorJitter needs three channels, RGB in 0..255, uint8 or floating, got "
+                f"{pixels.shape[1]} of {pixels.dtype}; leave it out, or give a transform of your own"
+            )
         brightness, contrast, saturation = draws.float()[:, :, None, None, None].unbind(dim=1)  # (B, 1, 1, 1)
         values = pixels.float()
         gray = torch.einsum("bchw,c->bhw", values, torch.tensor(_GRAY, device=pixels.device))[:, None]

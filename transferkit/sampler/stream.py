@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from queue import Empty, Queue
 from threading import Event, Thread
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from transferkit.errors import DataError
 from transferkit.labeling import IGNORE
-from transferkit.sampler._choose import BAD_IMAGE, BadImage, ChosenPatches, PatchChooser, patch_counts
-from transferkit.sampler._source import PatchSource
+from transferkit.sampler._choose import BadImage, ChosenPatches, PatchChooser, patch_counts
+from transferkit.sampler._source import PatchSource, PixelSource
 from transferkit.sampler._workers import Workers
 from transferkit.sampler.patch_transforms import PatchTransform
+from transferkit.sampler.regions import bits
 from transferkit.sampler.schedule import Schedule, Scheduler, generator
 
 
@@ -27,16 +29,18 @@ class PatchBatch:
     """A minibatch of patches.
 
     Attributes:
-        pixels: (B, 3, S, S), uint8 or floating in 0..255, RGB, on the sampler's device.
+        pixels: (B, C, S, S) on the sampler's device; of photos uint8 or floating in 0..255, RGB.
         labels: (B,) int64 on the same device: class, 0 for background, ``IGNORE``.
         boxes: (B, 4) float64 on the cpu: xyxy, pixels, in the patch's image.
         image_index: (B,) int64 on the cpu: the image's place in the data set.
+        maps: (B, C, S, S) of the sampler's ``maps`` by name, on its device.
     """
 
     pixels: Tensor
     labels: Tensor
     boxes: Tensor
     image_index: Tensor
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,6 +50,25 @@ class PatchBatch:
         pixels = f"pixels {tuple(self.pixels.shape)} {str(self.pixels.dtype).removeprefix('torch.')}"
         images = len(self.image_index.unique())  # type: ignore[no-untyped-call]
         return f"PatchBatch({pixels}, {shown} with an object, of {images} images)"
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PatchBatch:
+        """Return it with pixels, labels and maps on a device; boxes and image indices stay on the cpu."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PatchBatch:
+        """Return it with pixels, labels and maps in pinned memory, from which a GPU copies beside its work."""
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> PatchBatch:
+        maps = {name: move(values) for name, values in self.maps.items()}
+        return replace(self, pixels=move(self.pixels), labels=move(self.labels), maps=maps)
+
+
+def blank_like(batch: PatchBatch, count: int) -> PatchBatch:
+    """Return black patches of the form of others that train nothing: of no image (-1), labeled ``IGNORE``."""
+    black = batch._moved(lambda tensor: tensor.new_zeros(count, *tensor.shape[1:]))
+    ignored, nowhere = batch.labels.new_full((count,), IGNORE), torch.zeros(count, 4, dtype=torch.float64)
+    return replace(black, labels=ignored, boxes=nowhere, image_index=torch.full((count,), -1))
 
 
 # From the chosen patches of a group of images to minibatches of pixels.
@@ -63,6 +86,7 @@ class Cutter:
         drop_last: Leave out a minibatch that is not full.
         seed: Of all random choices.
         device: Where patches are cut and stay.
+        maps: Make further maps of the patches, by name.
     """
 
     source: PatchSource
@@ -72,6 +96,7 @@ class Cutter:
     drop_last: bool
     seed: int
     device: torch.device
+    maps: Mapping[str, PixelSource] = field(default_factory=dict)
 
     def minibatches(self, group: Sequence[ChosenPatches], epoch: int, first: int = 0) -> Iterator[PatchBatch]:
         """Yield the minibatches of a group of images, from the ``first``-th on.
@@ -83,33 +108,34 @@ class Cutter:
         labels = torch.cat([chosen.labels for chosen in group])
         member = torch.repeat_interleave(torch.tensor([len(chosen.labels) for chosen in group]))
         draws = self._draws(group, epoch)
-        contents = [chosen.content.to(self.device, non_blocking=True) for chosen in group]
         order = self._order(group, epoch)
-        whole = self.source.make(contents[0], boxes, order) if len(group) == 1 else None
+        pixels = self._made(self.source, [chosen.content for chosen in group], group, order)
+        maps = {
+            name: self._made(source, [chosen.maps[name] for chosen in group], group, order)
+            for name, source in self.maps.items()
+        }
         for start in range(first * self.batch_size, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            if whole is not None:
-                pixels = whole[start : start + self.batch_size]
-            else:
-                pixels = self._make_from_several(group, contents, member, rows)
-            for transform, drawn in zip(self.transforms, draws, strict=True):
-                pixels = transform.apply(pixels, drawn[rows].to(self.device, non_blocking=True))
+            here = [drawn[rows].to(self.device, non_blocking=True) for drawn in draws]
             yield PatchBatch(
-                pixels,
+                self._transformed(pixels(start), here),
                 labels[rows].to(self.device, non_blocking=True),
                 boxes[rows],
                 torch.tensor([chosen.image_index for chosen in group])[member[rows]],
+                {name: self._transformed(make(start), here, of_map=True) for name, make in maps.items()},
             )
 
-    def filler(self) -> PatchBatch:
-        """Return a minibatch that trains nothing: black patches of no image (-1), labeled ``IGNORE``."""
-        count = self.batch_size
-        return PatchBatch(
-            self.source.blank(count, self.device),
-            torch.full((count,), IGNORE, device=self.device),
-            torch.zeros(count, 4, dtype=torch.float64),
-            torch.full((count,), -1),
-        )
+    def nothing(self) -> PatchBatch:
+        """Return a minibatch of the form that the source's have where nothing else is known."""
+        labels = torch.zeros(1, dtype=torch.int64, device=self.device)
+        return PatchBatch(self.source.blank(1, self.device), labels, torch.zeros(1, 4), torch.zeros(1))
+
+    def _transformed(self, pixels: Tensor, draws: Sequence[Tensor], of_map: bool = False) -> Tensor:
+        """Change pixels at random; maps only by what moves pixels, and alike."""
+        for transform, drawn in zip(self.transforms, draws, strict=True):
+            if not of_map or getattr(transform, "moves_pixels", False):
+                pixels = transform.apply(pixels, drawn)
+        return pixels
 
     def _order(self, group: Sequence[ChosenPatches], epoch: int) -> Tensor:
         """Return the order of the group's patches, numbered image by image."""
@@ -134,21 +160,44 @@ class Cutter:
             for place, transform in enumerate(self.transforms)
         ]
 
+    def _made(
+        self, source: Any, contents: Sequence[Tensor], group: Sequence[ChosenPatches], order: Tensor
+    ) -> Callable[[int], Tensor]:
+        """Return what makes the minibatch that begins at a place of the ``order``."""
+        there = [content.to(self.device, non_blocking=True) for content in contents]
+        if len(group) == 1:
+            whole = source.make(there[0], group[0].boxes, order)
+            return lambda start: whole[start : start + self.batch_size]
+        return lambda start: self._make_from_several(
+            source, there, group, order[start : start + self.batch_size]
+        )
+
     def _make_from_several(
-        self, group: Sequence[ChosenPatches], contents: Sequence[Tensor], member: Tensor, rows: Tensor
+        self, source: Any, contents: Sequence[Tensor], group: Sequence[ChosenPatches], rows: Tensor
     ) -> Tensor:
-        """Make the group's patches ``rows``, (B,), each of the image that ``member`` says."""
-        first = torch.tensor([0, *(len(chosen.labels) for chosen in group)]).cumsum(
-            0
-        )  # of each image's patches
+        """Make the group's patches ``rows``, (B,), numbered image by image."""
+        ends = torch.tensor([len(chosen.labels) for chosen in group]).cumsum(0)
+        member = torch.bucketize(rows, ends, right=True)
         made: Tensor | None = None
-        for place in torch.unique(member[rows]).tolist():
-            here = (member[rows] == place).nonzero()[:, 0]
-            some = self.source.make(contents[place], group[place].boxes, rows[here] - first[place])
+        for place in torch.unique(member).tolist():
+            here = (member == place).nonzero()[:, 0]
+            first = ends[place] - len(group[place].labels)
+            some = source.make(contents[place], group[place].boxes, rows[here] - first)
             if made is None:
                 made = some.new_empty(len(rows), *some.shape[1:])
-            made[here.to(made.device)] = some
-        return self.source.blank(0, self.device) if made is None else made
+            _require_alike(made, some, group[place].image_index)
+            bits(made)[here.to(made.device)] = bits(some)
+        return source.blank(0, self.device) if made is None else made
+
+
+def _require_alike(one: Tensor, other: Tensor, image: int) -> None:
+    """Raise unless the patches of an image have the form of those before."""
+    forms = [f"{tuple(of.shape[1:])} {of.dtype}" for of in (one, other)]
+    if forms[0] != forms[1]:
+        raise DataError(
+            f"all images must have the same channels and type: patches of image {image} of the data set are "
+            f"{forms[1]}, those of others {forms[0]}; make them alike in the data set"
+        )
 
 
 # Prefetch: prepare the next minibatches while the device works on this one.
@@ -175,8 +224,8 @@ def prefetched(batches: Iterator[Placed], device: torch.device) -> Iterator[Plac
             consumer = torch.cuda.current_stream(device)
             consumer.wait_event(done)
             # The allocator must not give this memory away before the consumer's stream is through with it.
-            placed[1].pixels.record_stream(consumer)
-            placed[1].labels.record_stream(consumer)
+            for tensor in (placed[1].pixels, placed[1].labels, *placed[1].maps.values()):
+                tensor.record_stream(consumer)
             yield placed
     finally:
         maker.stop()
@@ -244,7 +293,9 @@ class PatchStream:
         world_size: Processes that share the images.
         num_workers: Processes that decode.
         prefetch: Images that each worker prefetches.
+        started: How workers are, by ``DataLoader``'s arguments.
         bad_images: What was wrong with each image that was passed over.
+        empty_images: Images on which no patch lies.
     """
 
     chooser: PatchChooser
@@ -256,7 +307,9 @@ class PatchStream:
     world_size: int
     num_workers: int
     prefetch: int
+    started: Mapping[str, Any]
     bad_images: dict[int, str] = field(default_factory=dict)
+    empty_images: set[int] = field(default_factory=set)
     _warned: int = 0
     _latest: tuple[int, Schedule] | None = None
 
@@ -273,16 +326,28 @@ class PatchStream:
         remaining = schedule.groups[group:]
         visits = [(epoch, image) for members in remaining for image in members]
         place = start
+        like: PatchBatch | None = None
         with closing(self._workers.results(visits)) as images:
             for members, end in zip(remaining, schedule.ends[group:], strict=True):
                 chosen = [image for image in (self._usable(next(images)) for _ in members) if image is not None]
                 for batch in self.cutter.minibatches(chosen, epoch, first) if chosen else ():
+                    like = blank_like(batch, 1) if like is None else like
+                    _require_alike(like.pixels, batch.pixels, int(batch.image_index[0]))
                     yield place, batch
                     place += 1
                 if self.keep_step:  # other ranks do not know which images were passed over here
-                    yield from ((missing, self.cutter.filler()) for missing in range(place, end))
+                    yield from self._fillers(range(place, end), epoch, like)
                 place, first = end, 0
-        yield from ((missing, self.cutter.filler()) for missing in range(place, schedule.length))
+        yield from self._fillers(range(place, schedule.length), epoch, like)
+
+    def _fillers(self, places: Sequence[int], epoch: int, like: PatchBatch | None) -> Iterator[Placed]:
+        """Yield minibatches that train nothing, of the form of others."""
+        if places and like is None:  # this rank has seen none
+            images = (self.chooser[(epoch, index)] for index in range(len(self.chooser.dataset)))
+            usable = (image for image in images if isinstance(image, ChosenPatches) and len(image.labels))
+            like = next((batch for image in usable for batch in self.cutter.minibatches([image], epoch)), None)
+        like = like or self.cutter.nothing()
+        yield from ((place, blank_like(like, self.cutter.batch_size)) for place in places)
 
     def warn_of_bad_images(self) -> None:
         """Warn of images that were passed over, if there are more than it last told of.
@@ -291,8 +356,9 @@ class PatchStream:
             DataError: No image is left.
         """
         new, self._warned = len(self.bad_images) - self._warned, len(self.bad_images)
-        if len(self.bad_images) == len(self.chooser.dataset):
-            raise DataError(f"no image can be used; the first: {next(iter(self.bad_images.values()))}")
+        if len({*self.bad_images, *self.empty_images}) == len(self.chooser.dataset):
+            first = next(iter(self.bad_images.values()), "neither grid nor proposals lay a patch on any")
+            raise DataError(f"no image can be used; the first: {first}")
         if new:
             index, problem = next(reversed(self.bad_images.items()))
             images = "an image" if new == 1 else f"{new} images"
@@ -306,27 +372,31 @@ class PatchStream:
             self._note(image)
             return None
         index = image.image_index
+        if not image.laid:
+            self.empty_images.add(index)
+            return None
         expected = self._scheduler.counts[index]
         if not expected and index in self.bad_images:  # it could not be used when patches were counted
             return None
         if len(image.labels) != expected:
             raise DataError(
                 f"image {index} of the data set gave {len(image.labels)} patches where {expected} were expected; a "
-                "balance must choose as many of the same labels every time, and image_size() must be the image's"
+                "balance must choose as many of the same labels every time, proposals must give as many boxes, and "
+                "image_size() must be the image's"
             )
         return image
 
     def _note(self, image: BadImage) -> None:
         """List an image that is to be passed over, or raise."""
         index = image.image_index
-        if not (self.skip_bad and isinstance(image.error, BAD_IMAGE)):
+        if not (self.skip_bad and image.skippable):
             raise DataError(f"image {index} of the data set cannot be used: {image.problem}") from image.error
         self.bad_images[index] = image.problem
 
     @cached_property
     def _scheduler(self) -> Scheduler:
         return Scheduler(
-            counts=patch_counts(self.chooser, self.num_workers, self._note),
+            counts=patch_counts(self.chooser, self.num_workers, self._note, **self.started),
             batch_size=self.cutter.batch_size,
             mix_images=self.mix_images,
             shuffle=self.cutter.shuffle,
@@ -340,4 +410,4 @@ class PatchStream:
     @cached_property
     def _workers(self) -> Workers:
         pinned = self.cutter.device.type == "cuda"
-        return Workers(self.chooser, self.num_workers, self.prefetch, pinned)
+        return Workers(self.chooser, self.num_workers, self.prefetch, pinned, **self.started)

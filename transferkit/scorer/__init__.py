@@ -6,7 +6,7 @@ use, and :func:`calibrate` turns them into probabilities and into yes or no.
 
 To read the code: ``image_scorer`` over ``_tally`` (sums that do not underflow, joined across ranks), ``ap_rules``
 (average precision to the letter), ``evaluation`` and ``result`` (all rules at once, with intervals),
-``calibration`` (probabilities and thresholds), ``localization`` (maps), and ``pictures``.
+``calibration`` (probabilities and thresholds), ``localization`` and ``stitcher`` (maps), and ``pictures``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transferkit.scorer.evaluation import Extremes, evaluate, find_extremes
 from transferkit.scorer.image_scorer import ImageScorer, PatchLog, Scorer
 from transferkit.scorer.localization import LocalizationMeter, LocalizationResult, map_box, map_peak, score_map
 from transferkit.scorer.result import ClassificationResult, Interval, read_devkit_results, write_devkit_results
+from transferkit.scorer.stitcher import Stitcher
 
 __all__ = [
     "ALL_RULES",
@@ -33,6 +34,7 @@ __all__ = [
     "LocalizationResult",
     "PatchLog",
     "Scorer",
+    "Stitcher",
     "average_precision",
     "calibrate",
     "evaluate",

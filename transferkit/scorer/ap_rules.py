@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from transferkit.annotated import shape_problems, truth
+from transferkit.annotated import as_tensor, shape_problems, truth
 from transferkit.errors import ArgumentError, did_you_mean, require
 
 
@@ -96,7 +97,7 @@ def rank(
     Raises:
         ArgumentError: Shapes that do not fit, targets other than 0 and 1, no image at all, or a NaN score.
     """
-    scores, targets = torch.as_tensor(scores), truth("targets", targets)
+    scores, targets = as_tensor("scores", scores), truth("targets", targets)
     ignore = torch.zeros_like(targets) if ignore is None else truth("ignore", ignore)
     _check(scores, targets, ignore)
     scores = scores.double().reshape(len(scores), -1)
@@ -172,7 +173,7 @@ def average_precision(
         VOC2007 and VOC2012 development kits, VOCevalcls.m and VOCap.m.
     """
     ranking = rank(scores, targets, ignore=ignore, minimum_score=minimum_score)
-    return ranking_ap(ranking, interpolation).reshape(torch.as_tensor(scores).shape[1:])
+    return ranking_ap(ranking, interpolation).reshape(np.shape(scores)[1:])
 
 
 def ranking_ap(ranking: Ranking, interpolation: Interpolation) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transferkit.annotated import shape_problems, truth
+from transferkit.annotated import as_tensor, shape_problems, truth
 from transferkit.errors import ArgumentError, require
 from transferkit.scorer.ap_rules import ALL_RULES, VOC2010, APRule, Interpolation, Ranking, ranking_ap
 from transferkit.scorer.calibration import Calibration
@@ -182,7 +182,7 @@ def evaluate(
         >>> result.class_names, result.mean_ap()
         (('cat', 'dog'), 1.0)
     """
-    scores, targets = torch.as_tensor(scores), truth("targets", targets)
+    scores, targets = as_tensor("scores", scores), truth("targets", targets)
     difficult = torch.zeros_like(targets) if difficult is None else truth("difficult", difficult)
     _check(scores, targets, difficult, class_names, image_ids)
     decisions = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from transferkit.annotated import as_tensor
 from transferkit.distributed import in_process_group
 from transferkit.errors import ArgumentError, StateError, require
 from transferkit.scorer._tally import Tally, combine, gather_objects, gather_tallies, tally_batch
@@ -27,13 +28,11 @@ _SLACK = 1e-6
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
-_NOT_INTEGER = (torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-
-def check_batch(
+def checked_batch(
     probs: Tensor, image_index: Tensor, boxes: Tensor | None, num_images: int, num_classes: int, *, values: bool
-) -> None:
-    """Raise ``ArgumentError`` unless the batch fits a scorer of N images and K classes.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the batch as tensors, or raise ``ArgumentError`` unless it fits a scorer of N images and K classes.
 
     Args:
         probs: (B, K) probabilities.
@@ -43,6 +42,8 @@ def check_batch(
         num_classes: K.
         values: Whether to look at the values too, which waits for their device.
     """
+    probs, image_index = as_tensor("probs", probs), as_tensor("image_index", image_index)
+    boxes = None if boxes is None else as_tensor("boxes", boxes)
     problems = []
     if probs.ndim != 2 or probs.shape[1] != num_classes or not probs.is_floating_point():
         problems.append(f"probs must be (B, {num_classes}) floats, got {tuple(probs.shape)} {probs.dtype}")
@@ -56,6 +57,7 @@ def check_batch(
         problems += [] if boxes is None else _wrong_boxes(boxes)
     if problems:
         raise ArgumentError("; ".join(problems))
+    return probs, image_index, boxes
 
 
 def _wrong_images(image_index: Tensor, num_images: int) -> list[str]:
@@ -114,7 +116,7 @@ class ImageScorer:
         reduction: ``"sum"`` or ``"mean"`` over the patches of an image.
         device: Where the sums are kept; ``None`` is cpu. Batches are moved there.
         validate: Whether the values of each batch are checked. The check waits for the device that holds them.
-            Unchecked, a NaN makes the image's score NaN, which :func:`evaluate` refuses.
+            Unchecked, a NaN or a negative value makes the image's score NaN, which :func:`evaluate` refuses.
         keep_boxes: Keep the box of the best patch, where boxes are given: 32 bytes per image and class, twice what
             the scores take.
 
@@ -192,7 +194,7 @@ class ImageScorer:
         """Take in a batch of patches.
 
         Args:
-            probs: (B, K) probabilities of each patch, any floating dtype and device.
+            probs: (B, K) probabilities of each patch, any floating dtype and device; an array of NumPy too.
             image_index: (B,) integers in 0..N-1: the image of each patch.
             boxes: (B, 4) xyxy in pixels of the image: where the patches lie; kept for the best patch only.
 
@@ -200,12 +202,14 @@ class ImageScorer:
             ArgumentError: Shapes that do not fit, an image outside 0..N-1, a probability outside 0..1 or NaN, a
                 box that is inside out or not finite.
         """
-        check_batch(probs, image_index, boxes, self.num_images, self.num_classes, values=self.validate)
+        size = (self.num_images, self.num_classes)
+        probs, image_index, boxes = checked_batch(probs, image_index, boxes, *size, values=self.validate)
         if len(probs) == 0:
             return
         images, slot = image_index.long().unique(return_inverse=True)  # type: ignore[no-untyped-call]
         images, slot = images.to(self.device), slot.to(self.device)
         probs = probs.to(self.device).double()  # moved first: not every device they come from has float64
+        probs = probs.masked_fill(probs < 0, torch.nan)  # no power of it is a score
         boxes = None if boxes is None else boxes.to(self.device).double()
         batch = tally_batch(probs, slot, len(images), boxes, self.exponent, self.keep_boxes)
         if batch.box is not None and self._tally.box is None:
@@ -340,9 +344,9 @@ class PatchLog:
         """
         if boxes is None:
             raise ArgumentError("boxes must be given: maps are drawn from where the patches lie")
-        check_batch(probs, image_index, boxes, self.num_images, self.num_classes, values=True)
-        batch = (probs.detach().float(), image_index.detach().long(), boxes.detach().float())
-        self._batches.append((batch[0].cpu(), batch[1].cpu(), batch[2].cpu()))
+        batch = checked_batch(probs, image_index, boxes, self.num_images, self.num_classes, values=True)
+        columns = [column.detach().cpu() for column in batch if column is not None]
+        self._batches.append((columns[0].float(), columns[1].long(), columns[2].float()))
 
     def compute(
         self, exponent: float | None = None, reduction: Reduction | None = None, *, log: bool = False

@@ -5,24 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from transferkit.annotated import truth
-from transferkit.boxes import iou
+from transferkit.annotated import as_tensor, truth
+from transferkit.boxes import as_size, iou
 from transferkit.display import markdown_table, summary_table
 from transferkit.errors import require
 from transferkit.scorer.image_scorer import BACKGROUND
 from transferkit.scorer.result import marked, number_or_none, percent
+
+Size: TypeAlias = tuple[int, int]
 
 # Pixels whose scores differ by less than this share of the maximum are equally high: the same patches were
 # summed in another order.
 _LEVEL = 1e-9
 
 
-def score_map(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], exponent: float = 1) -> Tensor:
+def score_map(
+    probs: Tensor, boxes: Tensor, image_size: Size, exponent: float = 1, *, map_size: Size | None = None
+) -> Tensor:
     """Return, for every pixel, the sum of ``p ** exponent`` over the patches, each weighted by its nearness.
 
     A patch counts fully at its center and less and less toward its rim, where it ends: ``(1 - |u|) (1 - |v|)``
@@ -40,6 +44,8 @@ def score_map(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], exponen
         boxes: (P, 4) xyxy, pixels; need not lie on whole pixels.
         image_size: ``(height, width)``, pixels.
         exponent: Positive; with ``math.inf`` the best patch of each class counts alone.
+        map_size: ``(height, width)`` of the map, for one coarser than the image; ``None`` for the image's own. Its
+            pixels show what lies at their centers.
 
     Returns:
         (K, H, W) float64; 0 where no patch reaches.
@@ -47,6 +53,7 @@ def score_map(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], exponen
     Raises:
         ArgumentError: One box per patch is not given, or an exponent out of range.
     """
+    probs, boxes = as_tensor("probs", probs), as_tensor("boxes", boxes)
     require(boxes.shape == (len(probs), 4), "boxes", f"({len(probs)}, 4), one per patch", tuple(boxes.shape))
     require(exponent > 0, "exponent", "positive, or math.inf for the best patch", exponent)
     probs, boxes = probs.double(), boxes.double().to(probs.device)
@@ -55,14 +62,18 @@ def score_map(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], exponen
         scores = torch.where(probs == best, probs, 0.0)
     else:
         scores = probs.pow(exponent)
-    rows = _nearness(boxes[:, 1], boxes[:, 3], image_size[0])  # (P, H)
-    columns = _nearness(boxes[:, 0], boxes[:, 2], image_size[1])  # (P, W)
+    (height, width), (down, across) = (
+        image_size,
+        as_size("map_size", image_size if map_size is None else map_size),
+    )
+    rows = _nearness(boxes[:, 1], boxes[:, 3], height, down)  # (P, H)
+    columns = _nearness(boxes[:, 0], boxes[:, 2], width, across)  # (P, W)
     return torch.stack([(rows * score[:, None]).T @ columns for score in scores.unbind(dim=1)])
 
 
-def _nearness(start: Tensor, end: Tensor, length: int) -> Tensor:
-    """Return the (P, length) weight of pixel centers along one axis: 1 in a patch's middle, 0 from its ends on."""
-    centers = torch.arange(length, dtype=start.dtype, device=start.device) + 0.5
+def _nearness(start: Tensor, end: Tensor, length: int, count: int) -> Tensor:
+    """Return the (P, count) weight of pixel centers along one axis: 1 in a patch's middle, 0 from its ends on."""
+    centers = (torch.arange(count, dtype=start.dtype, device=start.device) + 0.5) * (length / count)
     half = ((end - start) / 2).clamp(min=1e-9)[:, None]
     return (1 - (centers - (start[:, None] + half)).abs() / half).clamp(min=0)
 
