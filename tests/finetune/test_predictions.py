@@ -215,6 +215,34 @@ def test_memory_holds_one_lot(tmp_path: Path) -> None:
     assert most <= 2 and len(table(tmp_path / "o.csv")) == 1001
 
 
+@pytest.mark.parametrize("done", [0, 2, 3, 4, 9])
+def test_an_iterator_s_lots_follow_each_other_in_one_file(tmp_path: Path, done: int) -> None:
+    """Each lot is a data set of its own; a job that was stopped may end within one, or in the middle of a line."""
+    sets = [[f"{lot}{name}" for name in "abc"] for lot in range(3)]
+
+    def write(stop: int | None = None) -> int:
+        seen = 0
+
+        def lots(data: list[str], start: int) -> Any:
+            nonlocal seen
+            for name in data[start:]:
+                if seen == stop:
+                    raise Stopped
+                seen += 1
+                yield [{"file": name, "scores": {"a": float(name[0])}}]
+
+        how: dict[str, Any] = {"class_names": ["background", "a"], "labeled": False, "made_by": {}}
+        return write_predictions(tmp_path / "o.csv", [(ids, ids) for ids in sets], lots, **how).resumed
+
+    if done < 9:
+        with pytest.raises(Stopped):
+            write(stop=done)
+        with (tmp_path / "o.csv.part").open("ab") as file:
+            file.write(b"[1]\n{")
+    assert write() == done % 9
+    assert [row[0] for row in table(tmp_path / "o.csv")[1:]] == [name for ids in sets for name in ids]
+
+
 def test_windows_keep_images_whole() -> None:
     def part(*images: int) -> tuple[Tensor, Tensor, Tensor]:
         index = torch.tensor(images)

@@ -238,7 +238,7 @@ class _Journal:
         self._require(head)
         self._known: list[tuple[str, Any]] = []
         self._ends = [self._file.tell()]  # of the head, and of each row
-        while (row := _parsed(line := self._file.readline())) and line.endswith(b"\n"):
+        while _is_row(row := _parsed(line := self._file.readline())) and line.endswith(b"\n"):
             self._known.append((row["file"], row["stamp"]))
             self._ends.append(self._file.tell())
 
@@ -260,7 +260,7 @@ class _Journal:
             same += 1
         self.written, self._place = self.written + same, same
         if same < len(ids):
-            del self._known[self.written :]
+            del self._known[self.written :], self._ends[self.written + 1 :]
             self._file.seek(self._ends[self.written])
             self._file.truncate()
         return same
@@ -270,10 +270,10 @@ class _Journal:
         with faults_named(self.path):
             for record in records:
                 self._file.write(json.dumps({**record, "stamp": _stamp(data, self._place)}).encode() + b"\n")
+                self._ends.append(self._file.tell())
                 self._place += 1
             self._file.flush()
         self.written += len(records)
-        self._ends += [0] * len(records)  # nobody drops what was just written
 
     def records(self) -> Iterator[Record]:
         """Yield the rows that hold."""
@@ -292,6 +292,10 @@ def _parsed(line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and {"file", "stamp"} <= row.keys()
 
 
 def _stamp(data: Any, place: int) -> list[int] | None:
