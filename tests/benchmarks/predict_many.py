@@ -24,11 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 import transferkit as tk
 from tests.benchmarks.table import Table
-from transferkit.preprocessing import IMAGENET
+from tests.finetune.test_predictions import network
 from transferkit.progress import track
 from transferkit.sampler import AnnotatedImage, PatchGrid
 
@@ -87,21 +86,6 @@ def write_photos(folder: Path, count: int) -> None:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(draws.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((64, 64)).save(path)
-
-
-def network() -> nn.Module:
-    """Return a network of two convolutions."""
-    torch.manual_seed(0)
-    layers = [
-        nn.Conv2d(3, 8, 3, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, 2, 1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-    ]
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 10))
-    model.preprocessing = IMAGENET  # type: ignore[assignment]
-    return model
 
 
 def classifier() -> tk.SceneClassifier:
