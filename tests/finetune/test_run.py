@@ -31,6 +31,7 @@ from transferkit.errors import (
     TransferError,
 )
 from transferkit.finetune import AveragedWeights, Run, StopEarly, fit, read_run
+from transferkit.finetune import run as run_module
 from transferkit.finetune.optimizer import build_optimizer
 from transferkit.heads import MultiLabel
 from transferkit.optimization import EarlyStopping, WeightAverage
@@ -237,6 +238,32 @@ def test_a_resumed_run_goes_on_deleting_its_own_epochs_and_no_other_s(tmp_path: 
     other.epoch = 4
     with pytest.raises(OutputError, match=r"holds run_3\.pt, run_4\.pt, which another run wrote"):
         other.require_numbers(path, 2, 9)
+
+
+def test_a_run_that_ends_between_the_two_files_of_an_epoch_loses_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, run, write = tmp_path / "run.pt", tiny_run(), run_module.write_atomically
+    for epoch in (1, 2):
+        run.epoch = epoch
+        run.save(path, keep=2)
+
+    def killed(file: Path, content: object) -> None:
+        if file == path:
+            raise KeyboardInterrupt
+        write(file, content)
+
+    run.epoch = 3
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_module, "write_atomically", killed)
+        run.save(path, keep=2)
+    resumed = tiny_run()
+    resumed.restore(read_run(path))
+    assert resumed.epoch == 2
+    for epoch in (3, 4):
+        resumed.epoch = epoch
+        resumed.save(path, keep=2)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.pt", "run_3.pt", "run_4.pt"]
 
 
 # A run fits, or the one that was to resume it is bit for bit as it was.

@@ -188,10 +188,13 @@ class Run:
         """
         path = Path(path)
         state = self.state_dict()
-        write_atomically(path, lambda file: torch.save(state, file))
-        if keep > 1:
+        newest = path if keep == 1 else _numbered(path, self.epoch)
+        if newest != path:
             self.require_numbers(path, self.epoch, self.epoch)
-            write_atomically(_numbered(path, self.epoch), lambda file: file.write(path.read_bytes()))
+        write_atomically(newest, lambda file: torch.save(state, file))
+        if newest != path:
+            # It comes second: whoever is killed between the two trains that epoch again, and both files are whole.
+            write_atomically(path, lambda file: file.write(newest.read_bytes()))
             own = [number for number in _numbers(path, self.epoch) if self._wrote(_numbered(path, number))]
             for number in own[:-keep]:
                 _numbered(path, number).unlink()
