@@ -70,6 +70,10 @@ class Layer:
         keys: State-dict keys of tensors whose short name here differs from the one in their file.
         path: The name in the file or model, where a wrapper (DDP, ``torch.compile``) put something into it.
         ordered: Whether ``index`` tells the order of definition; some formats keep none.
+        attributes: What the file says of the layer beside its tensors, as plain values: epsilon, stride, padding,
+            groups, activation, data format. Empty where the file says nothing.
+        layout: ``"torch"``, or the format whose axes and names the tensors still have, because it does not tell the
+            layer's kind; the plan of a transfer converts them by the kind of the target module.
     """
 
     index: int
@@ -82,6 +86,8 @@ class Layer:
     keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     path: str = ""
     ordered: bool = True
+    attributes: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    layout: str = "torch"
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -213,6 +219,9 @@ def layers_from_tensors(
     *,
     paths: Mapping[str, str] = MappingProxyType({}),
     ordered: bool = True,
+    kinds: Mapping[str, str] = MappingProxyType({}),
+    attributes: Mapping[str, Mapping[str, Any]] = _EMPTY,
+    layout: str = "torch",
 ) -> tuple[Layer, ...]:
     """Group a flat state dict into layers, in order of first appearance.
 
@@ -222,6 +231,9 @@ def layers_from_tensors(
         raw_index: Each layer's number in the file's own count, by layer name.
         paths: Each layer's name in the file, by layer name, where they differ.
         ordered: Whether the tensors stand in the order of definition.
+        kinds: Each layer's kind, by layer name, where the file tells it.
+        attributes: What the file says of each layer beside its tensors, by layer name.
+        layout: The layers' :attr:`Layer.layout`.
 
     Example:
         >>> import torch
@@ -236,12 +248,14 @@ def layers_from_tensors(
         Layer(
             index,
             name,
-            kind_of_tensors(own),
+            kinds.get(name) or kind_of_tensors(own),
             own,
             own_states.get(name, {}),
             raw_index=raw_index.get(name),
             path=paths.get(name, ""),
             ordered=ordered,
+            attributes=attributes.get(name, _EMPTY),
+            layout=layout,
         )
         for index, (name, own) in enumerate(_grouped(tensors.items()).items())
     )

@@ -94,6 +94,9 @@ class Checkpoint(Sequence[Layer]):
             contents.raw_index,
             paths=contents.paths,
             ordered=contents.ordered,
+            kinds=contents.kinds,
+            attributes=contents.attributes,
+            layout=contents.layout,
         )
         return cls(
             layers,

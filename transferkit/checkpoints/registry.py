@@ -48,6 +48,11 @@ class Contents:
         files: The files that were read, where that is not just the file asked for.
         paths: Each layer's name in the file, by layer name, where a wrapper put something into it.
         ordered: Whether the tensors stand in definition order; ``False`` where the format does not keep it.
+        kinds: Each layer's kind (see :class:`~transferkit.layers.Layer`), by layer name, where the file tells it.
+        attributes: What the file says of each layer beside its tensors (epsilon, stride, padding, groups, activation,
+            data format), as plain values by layer name.
+        layout: ``"torch"``; else the format whose names and axes the tensors still have, because it does not tell
+            layers' kinds: the plan of a transfer converts them by the kind of the target module.
     """
 
     tensors: Mapping[str, Tensor]
@@ -59,6 +64,9 @@ class Contents:
     files: tuple[Path, ...] = ()
     paths: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     ordered: bool = True
+    kinds: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _NOTHING)
+    layout: str = "torch"
 
 
 ReaderFunction = Callable[[Path, ReadOptions], Contents]
