@@ -178,8 +178,8 @@ def as_tensor(argument: str, values: object, constraint: str = "a tensor, or num
     Raises:
         ArgumentError: It is none of these.
     """
-    if isinstance(values, Tensor):
-        return values
+    if isinstance(values, Tensor):  # a subclass, such as MONAI's, may read torch's functions otherwise
+        return values if type(values) is Tensor else values.as_subclass(Tensor)
     try:
         array = np.asarray(values)  # torch alone would round a list of 64 bit floats to 32
         return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))

@@ -160,16 +160,17 @@ def coverage(values: Tensor | NDArray[Any], boxes: Tensor | NDArray[Any]) -> Ten
     require(finite, "values", "finite (ask for the share of values.isnan(), then)", "NaN or infinity")
     seen = clip(as_boxes(boxes).to(values.device).double(), (values.shape[-2], values.shape[-1]))
     channels = values.reshape(-1, *values.shape[-2:])
-    means = torch.stack([_sums(channel, seen) for channel in channels], dim=1) / area(seen)[:, None]
+    means = torch.stack([_means(channel, seen) for channel in channels], dim=1)
     means[area(seen) == 0] = torch.nan
     return means.reshape(len(seen), *values.shape[:-2])
 
 
-def _sums(channel: Tensor, boxes: Tensor) -> Tensor:
-    """Return the sum of a map, (H, W), over each box, (P,)."""
+def _means(channel: Tensor, boxes: Tensor) -> Tensor:
+    """Return the mean of a map, (H, W), over each box, (P,)."""
     height, width = channel.shape
     table = torch.zeros(height + 1, width + 1, dtype=torch.float64, device=channel.device)
     table[1:, 1:] = channel
+    least, most = table[1:, 1:].aminmax()
     table.cumsum_(0).cumsum_(1)  # the sum of all pixels above and to the left of each corner
 
     def before(x: Tensor, y: Tensor) -> Tensor:
@@ -179,4 +180,5 @@ def _sums(channel: Tensor, boxes: Tensor) -> Tensor:
         return above.lerp(below, y - row)
 
     x0, y0, x1, y1 = boxes.unbind(dim=1)
-    return before(x1, y1) - before(x0, y1) - before(x1, y0) + before(x0, y0)
+    sums = before(x1, y1) - before(x0, y1) - before(x1, y0) + before(x0, y0)
+    return (sums / area(boxes)).clamp(least, most)  # rounding would give a share below 0

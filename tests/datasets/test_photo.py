@@ -109,6 +109,55 @@ def test_sixteen_bits_in_each_channel_are_refused(tmp_path: Path) -> None:
         read_photo(tmp_path / "deep.png")
 
 
+def test_what_pillow_would_scale_down_in_silence_is_refused(tmp_path: Path, colors: Image.Image) -> None:
+    colors.save(tmp_path / "deep.j2k")
+    codestream = bytearray((tmp_path / "deep.j2k").read_bytes())
+    codestream[45] = 11  # of green; one less than its bits
+    (tmp_path / "deep.j2k").write_bytes(codestream)
+    (tmp_path / "raw.ppm").write_bytes(b"P6 2 1 4095\n" + bytes(12))
+    (tmp_path / "text.ppm").write_bytes(b"P3 # words\n2 1 4095\n0 300 4095 1 2 3\n")
+    for name in ("deep.j2k", "raw.ppm", "text.ppm"):
+        for read in (photo_size, read_photo):
+            with pytest.raises(DataError, match=rf"{name}: it has 12 bits in each channel"):
+                read(tmp_path / name)
+        with Image.open(tmp_path / name) as image, pytest.raises(DataError, match="12 bits"):
+            as_pixels(image)
+
+
+def test_what_has_bytes_in_an_uncommon_form_is_read(tmp_path: Path, colors: Image.Image) -> None:
+    for name in ("bytes.jp2", "bytes.ppm", "bytes.bmp"):
+        colors.save(tmp_path / name)
+        assert read_photo(tmp_path / name).shape[1:] == (colors.height, colors.width)
+    sixteen = struct.pack(
+        "<IiiHHIIiiII3I", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0, 0xF800, 0x7E0, 0x1F
+    )  # of all channels
+    file = b"BM" + struct.pack("<IHHI", 18 + len(sixteen), 0, 0, 14 + len(sixteen)) + sixteen
+    (tmp_path / "few.bmp").write_bytes(file + struct.pack("<HH", 0xF800, 0x1F))
+    assert read_photo(tmp_path / "few.bmp").flatten().tolist() == [255, 0, 0, 0, 0, 255]
+
+
+def test_colors_that_pillow_takes_for_others_are_refused(tmp_path: Path) -> None:
+    Image.new("LAB", (2, 2), (100, 20, 30)).save(tmp_path / "lab.tif")
+    with pytest.raises(DataError, match=r"lab\.tif: it has colors of CIELAB"):
+        read_photo(tmp_path / "lab.tif")
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png"])
+def test_frames_are_not_dropped(tmp_path: Path, colors: Image.Image, kind: str) -> None:
+    other = colors.rotate(180)
+    colors.save(tmp_path / f"moving.{kind}", save_all=True, append_images=[other])
+    with pytest.raises(DataError, match=rf"moving\.{kind}: it has 2 frames"):
+        read_photo(tmp_path / f"moving.{kind}")
+    colors.save(tmp_path / f"still.{kind}")
+    assert read_photo(tmp_path / f"still.{kind}").shape[1:] == (colors.height, colors.width)
+
+
+def test_a_phones_photo_comes_with_others_and_is_the_first(tmp_path: Path, colors: Image.Image) -> None:
+    colors.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[colors.rotate(180)])
+    colors.save(tmp_path / "alone.jpg")
+    assert torch.equal(read_photo(tmp_path / "phone.jpg"), read_photo(tmp_path / "alone.jpg"))
+
+
 def test_pages_are_not_dropped(tmp_path: Path, colors: Image.Image) -> None:
     colors.save(tmp_path / "stack.tif", save_all=True, append_images=[colors] * 4)
     with pytest.raises(DataError, match=r"stack\.tif: it has 5 pages"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -357,3 +358,15 @@ def test_arrays_and_sizes_of_numpy(tmp_path: Path) -> None:
 def test_what_cannot_be_cut_is_named(image: Tensor, settings: dict, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         crop_and_resize(image, torch.tensor([[0, 0, 4, 4]]), **{"size": 4, **settings})
+
+
+def test_a_tensor_of_others_is_cut_as_a_plain_one() -> None:
+    """MONAI's and torchvision's images are subclasses that read torch's functions otherwise."""
+
+    class Theirs(Tensor):
+        def new_empty(self, *_: Any, **__: Any) -> Tensor:  # type: ignore[override]
+            raise TypeError("argument 'size' must be a tuple")
+
+    image, boxes = torch.arange(48, dtype=torch.uint8).reshape(3, 4, 4), torch.tensor([[0.5, 1, 2.5, 3]])
+    patches = crop_and_resize(image.as_subclass(Theirs), boxes.as_subclass(Theirs), 2)
+    assert type(patches) is Tensor and torch.equal(patches, crop_and_resize(image, boxes, 2))

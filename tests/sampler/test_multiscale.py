@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -469,6 +470,20 @@ def test_a_bad_image_never_vanishes_where_patches_are_counted(
         found = torch.cat([batch.image_index for batch in stream])
     assert set(found.tolist()) == {0, 1, 2, 3, 4} - set(bad)
     assert set(stream.bad_images) == set(bad)
+
+
+def test_a_loop_that_counts_minibatches_is_told_of_bad_images_too() -> None:
+    stream = sampler(Scenes(bad=(1,)), on_bad_image="skip", balance=BackgroundFraction(0.3))
+    batches = islice(stream, len(stream))  # asks for no more, as Lightning does
+    with pytest.warns(UserWarning, match="skipped an image"):
+        assert len(list(batches)) == len(stream)
+
+
+def test_loops_tell_the_epoch_where_they_do_of_a_data_loader_and_none_at_test() -> None:
+    stream = sampler()
+    stream.batch_sampler.sampler.set_epoch(3)
+    assert stream.epoch == 3 and stream.batch_sampler.batch_size == 24
+    assert sampler(mode="test").batch_sampler is None
 
 
 def test_when_every_image_is_bad() -> None:

@@ -88,6 +88,15 @@ def test_cut_and_stitched_is_the_image_bit_for_bit(seed: int, window: str, dtype
     assert torch.equal(found.view(same), image.view(same))
 
 
+def test_coverage_is_a_weight_that_rounding_never_takes_below_nothing_or_above_all() -> None:
+    tissue = torch.zeros(100, 150, dtype=torch.bool)
+    tissue[25:75, 20:50] = True
+    boxes = Tiles(256)((2000, 3000)) / 20
+    shares, others = coverage(tissue, boxes), coverage(~tissue, boxes)
+    assert shares.min() >= 0 and others.max() <= 1
+    assert torch.allclose(shares + others, torch.ones_like(shares))
+
+
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_coverage_is_the_mean_of_the_pixels_by_their_area(seed: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -185,12 +185,15 @@ def _require_small(image: Image.Image) -> None:
 
 def _require_bytes(image: Image.Image) -> None:
     """Raise if an image is of more than bytes, or of more than a picture, of which Pillow would drop the rest."""
-    encodings = str([tile[3] for tile in getattr(image, "tile", ())])
-    found = ""
+    found, bits = "", _bits(image)
     if image.mode.startswith("I"):
         found = f"levels of more than 8 bits (Pillow's mode {image.mode})"
-    elif ";16" in encodings or ";12" in encodings:
-        found = "16 bits in each channel"
+    elif image.mode == "LAB":
+        found = "colors of CIELAB"
+    elif bits > 8:
+        found = f"{bits} bits in each channel"
+    elif image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False):
+        found = f"{image.n_frames} frames"  # type: ignore[attr-defined]  # not MPO's: its first is the photo
     elif image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
         pages, more = image.n_frames, tags.get(_EXTRA_SAMPLES, (0,))  # type: ignore[attr-defined]
@@ -203,6 +206,29 @@ def _require_bytes(image: Image.Image) -> None:
             f"it has {found}, which no picture of RGB bytes holds, and nothing is converted unasked; save it as one, "
             "or read it yourself and give the tensor (C, H, W), whose values are kept"
         )
+
+
+def _bits(image: Image.Image) -> int:
+    """Return how many bits a channel has in an image's file; 8 where that is not told, or it is decoded already."""
+    encodings = [tile[3] for tile in getattr(image, "tile", ())]
+    if image.format == "PPM":
+        told = (value for encoding in encodings if isinstance(encoding, tuple) for value in encoding)
+        return max((value.bit_length() for value in told if isinstance(value, int)), default=8)
+    if image.format == "JPEG2000":
+        return _bits_of_jpeg2000(image.fp) if encodings else 8  # type: ignore[attr-defined]
+    if image.format in ("BMP", "DIB"):  # 16 bits of all three
+        return 8
+    return next((bits for bits in (16, 12) if f";{bits}" in str(encodings)), 8)
+
+
+def _bits_of_jpeg2000(file: IO[bytes]) -> int:
+    begin, place = b"\xff\x4f\xff\x51", file.tell()
+    file.seek(0)
+    head = file.read(1 << 20)
+    head = (head if begin in head else head + file.read()).partition(begin)[2]
+    file.seek(place)
+    components = int.from_bytes(head[36:38], "big")
+    return max(((depth & 127) + 1 for depth in head[38 : 38 + 3 * components : 3]), default=8)
 
 
 _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES = 262, 277, 338  # TIFF's tags

@@ -147,6 +147,7 @@ def crop_and_resize(
         tensor([[[[14, 15, 99],
                   [99, 99, 99]]]], dtype=torch.uint8)
     """
+    image = as_tensor("image", image) if isinstance(image, Tensor) else image
     like, size = _kind(image, mode, fill), as_size("size", size)
     xyxy = as_boxes(boxes).double().cpu()
     image_size = (int(image.shape[1]), int(image.shape[2]))

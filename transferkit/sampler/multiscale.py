@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
+from types import SimpleNamespace
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -188,6 +189,15 @@ class MultiscaleSampler:
         """The epoch that is, or was last, iterated."""
         return self._epoch
 
+    @property
+    def batch_sampler(self) -> SimpleNamespace | None:
+        """What loops for a ``DataLoader`` tell the epoch to: Lightning, which loads no state at an epoch's border.
+
+        ``None`` at test, where the epoch stays.
+        """
+        size = self._stream.cutter.batch_size
+        return SimpleNamespace(sampler=self, batch_size=size) if self.mode == "train" else None
+
     def __repr__(self) -> str:
         chooser, cutter = self._stream.chooser, self._stream.cutter
         patches = f"minibatches of {cutter.batch_size} patches"
@@ -222,11 +232,13 @@ class MultiscaleSampler:
             self._epoch, self._batch = self._epoch + (self.mode == "train"), 0
         self._waiting = False
         epoch = self._epoch
-        batches = self._stream.batches(epoch, self._batch)
+        batches, length = self._stream.batches(epoch, self._batch), self._stream.schedule(epoch).length
         for place, batch in prefetched(batches, self._stream.cutter.device):
             self._stand(epoch, place + 1)
+            if place + 1 == length:  # a loop that counts asks for no more
+                self._stream.warn_of_bad_images()
             yield batch
-        self._stand(epoch, self._stream.schedule(epoch).length)
+        self._stand(epoch, length)
         self._stream.warn_of_bad_images()
 
     def _stand(self, epoch: int, batch: int) -> None:

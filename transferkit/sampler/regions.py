@@ -94,7 +94,7 @@ def as_image(item: Any, name: str) -> Tensor | RegionReader:
         DataError: It is neither.
     """
     image = getattr(item, name)
-    if isinstance(image, np.ndarray) and not isinstance(image, np.memmap):
+    if isinstance(image, (Tensor, np.ndarray)) and not isinstance(image, np.memmap):
         image = as_tensor(name, image)
     if isinstance(image, Tensor):
         image = image[None] if image.ndim == 2 else image
