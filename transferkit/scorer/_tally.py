@@ -203,7 +203,8 @@ def gather_tallies(
         listing = "; ".join(f"rank {rank}: {other}" for rank, other in enumerate(all_settings))
         raise ArgumentError(f"scorers must have the same settings on all ranks, got {listing}")
     has_boxes = any(has for _, has in told)
-    whole = Tally.empty(*tally.peak.shape, tally.peak.device)
+    num_images, num_classes = tally.peak.shape
+    whole = Tally.empty(num_images, num_classes, tally.peak.device)
     whole = replace(whole, box=whole.boxes() if has_boxes else None)
     seen = tally.count.nonzero()[:, 0]
     mine = tally.rows(seen)
