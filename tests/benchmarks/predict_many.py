@@ -93,6 +93,8 @@ def main() -> None:
 def in_shards(options: argparse.Namespace, table: Table) -> str:
     """Predict in shards, three of them killed halfway; join them, and say whether the file is that of one job."""
     whole = (options.out / "out.csv").rename(options.out / "whole.csv")
+    for left in options.out.glob("out.csv*"):
+        left.unlink()
     for number in range(1, options.shards + 1):
         shard = Shard(number, options.shards)
         if number in (1, 4, 7):
