@@ -1,12 +1,16 @@
 """A hundred thousand small photos through predict_to: photos per second, memory at the start and the end, killed and resumed.
 
     python -m tests.benchmarks.predict_many --out OUT
+    python -m tests.benchmarks.predict_many --out OUT --photos 10000 --shards 8
 
 The photos are of 64 x 64 pixels, and the network takes about a millisecond for all patches of one. A process is killed
 when half of the rows are there, and the same call goes on. The first thousand scores are compared with those of predict.
 
 Measured on two cores, one process, one thread, no workers: 285 photos a second until the kill and 321 after it; 555 MB after
 the first lot and 558 after the last, 569 and 573 when resumed. The scores were those of predict.
+
+With shards, one job predicts all photos, then each of N jobs its share; three of those are killed halfway and go on. What
+they wrote is joined, and compared with the file of the one job, byte for byte.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from PIL import Image
 import transferkit as tk
 from tests.benchmarks.table import Table
 from tests.finetune.test_predictions import network
+from transferkit.finetune import Shard, join_predictions
 from transferkit.progress import track
 from transferkit.sampler import AnnotatedImage, PatchGrid
 
@@ -48,6 +53,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where photos and predictions go")
     parser.add_argument("--photos", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--shards", type=int, default=0)
+    parser.add_argument("--shard", type=Shard.parse, help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -61,6 +68,11 @@ def main() -> None:
         f"{options.photos:,} photos of 64 x 64 pixels",
         {"": "", "photos": ",.0f", "a second": ",.0f", "MB, start": ".0f", "MB, end": ".0f"},
     )
+    if options.shards:
+        table.add("one job", *run(options))
+        table.notes.append(in_shards(options, table))
+        print(table.markdown())
+        return
     table.add("killed", *run(options, kill_at=options.photos // 2))
     table.add("resumed", *run(options))
     with (options.out / "out.csv").open(newline="") as file:
@@ -76,6 +88,21 @@ def main() -> None:
         f"One process, one thread, {options.workers} workers. The first {len(rows)} scores are those of predict: {equal}."
     )
     print(table.markdown())
+
+
+def in_shards(options: argparse.Namespace, table: Table) -> str:
+    """Predict in shards, three of them killed halfway; join them, and say whether the file is that of one job."""
+    whole = (options.out / "out.csv").rename(options.out / "whole.csv")
+    for left in options.out.glob("out.csv*"):
+        left.unlink()
+    for number in range(1, options.shards + 1):
+        shard = Shard(number, options.shards)
+        if number in (1, 4, 7):
+            table.add(f"{shard}, killed", *run(options, len(shard.of(options.photos)) // 2, shard))
+        table.add(str(shard), *run(options, shard=shard))
+    joined = join_predictions(options.out / "out.csv")
+    same = joined.path.read_bytes() == whole.read_bytes()
+    return f"The {joined.photos:,} joined rows are those of one job, byte for byte: {same}."
 
 
 def write_photos(folder: Path, count: int) -> None:
@@ -121,13 +148,15 @@ def predict(options: argparse.Namespace) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         print(done, time.monotonic() - began, pages * os.sysconf("SC_PAGE_SIZE") / 1e6, flush=True)
 
-    load(options).predict_to(options.out / "out.csv", options.out / "photos", on_lot=tell)
+    load(options).predict_to(options.out / "out.csv", options.out / "photos", on_lot=tell, shard=options.shard)
 
 
-def run(options: argparse.Namespace, kill_at: int | None = None) -> tuple[float, float, float, float]:
+def run(
+    options: argparse.Namespace, kill_at: int | None = None, shard: Shard | None = None
+) -> tuple[float, float, float, float]:
     """Return photos, photos a second, and memory after the first and the last lot of a process."""
     words = [sys.executable, "-m", "tests.benchmarks.predict_many", "--child", "--out", options.out]
-    words += ["--workers", options.workers]
+    words += ["--workers", options.workers, *([] if shard is None else ["--shard", shard])]
     child = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, text=True)
     seen: list[list[float]] = []
     assert child.stdout is not None

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.finetune.test_predictions import photo
 from transferkit.cli import main
+from transferkit.features.shards import Shards
 from transferkit.finetune import SceneClassifier, small_alexnet
 
 Capture = pytest.CaptureFixture[str]
@@ -118,9 +119,46 @@ def test_maps_are_written(pets: Path, folder: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_shards_are_joined(pets: Path, folder: Path, capsys: Capture, tmp_path: Path) -> None:
+    how = ["--device", "cpu", "--num_workers", "0"]
+    for number in (2, 1):
+        words = ["predict", pets, folder / "new", "--csv", tmp_path / "out.csv", "--shard", f"{number}/2", *how]
+        assert main([str(word) for word in words]) == 0
+    assert main(["predict", str(pets), f"{folder}/new", "--csv", f"{tmp_path}/whole.csv", *how]) == 0
+    capsys.readouterr()
+    assert main(["join", f"{tmp_path}/out.csv"]) == 0
+    assert capsys.readouterr().out.endswith("out.csv: 4 photos\n")
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_features_are_computed_in_shards_and_used_by_the_fit(
+    folder: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = f"fit {folder}/photos --out {tmp_path}/a.tk --model alexnet-small --weights {folder}/small.pt -e 1"
+    fit = [*words.split(), "--device", "cpu", "--num_workers", "0", "--cache_dir", f"{tmp_path}/features"]
+    for number in (1, 2, 3):
+        assert main([*fit, "--shard", f"{number}/3"]) == 0
+    assert "features of 6 of 16 photos are in " in capsys.readouterr().out
+    assert not (tmp_path / "a.tk").exists()
+    assert main(["join", f"{tmp_path}/features"]) == 0
+    assert capsys.readouterr().out.endswith("features: features of 16 photos moved there\n")
+    computed: list[object] = []
+    write = Shards.write
+    monkeypatch.setattr(Shards, "write", lambda self, *some: (computed.append(some), write(self, *some)))
+    assert main([*fit, "--test_share", "0.2"]) == 0
+    assert len(computed) == 4  # of the photos held out to test on alone
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        ("predict {pets} {new} --shard 1/2", "--shard is a share of a file: say which, with --csv or --jsonl"),
+        (
+            "predict {pets} {new} --csv a.csv --shard 3/2",
+            "shard must be number/count, such as 3/8 of 1/8 to 8/8",
+        ),
+        ("fit {new} --out a.tk --shard 1/2", "say where they go, with --cache_dir DIR"),
+        ("join a.csv", "no shard of a.csv is there"),
         ("predict {pets} {new} --precision 0.9 --csv a.csv --jsonl b.jsonl", "give --csv or --jsonl, not both"),
         ("predict {new}/30.png {new}", "cannot be read as a saved classifier"),
         ("predict {pets} {new}/nowhere", "no file or folder"),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import transferkit
 from transferkit.cli._commands import CHECK, DIFF, INSPECT, PLAN, complain, script
-from transferkit.cli._photos import FIT, PREDICT
+from transferkit.cli._photos import FIT, JOIN, PREDICT
 from transferkit.errors import TransferKitError
 
 OK, FAILED, INTERRUPTED = 0, 2, 130
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"transferkit {transferkit.__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for command in (INSPECT, DIFF, PLAN, CHECK, FIT, PREDICT):
+    for command in (INSPECT, DIFF, PLAN, CHECK, FIT, PREDICT, JOIN):
         added = commands.add_parser(
             command.name,
             help=command.purpose,

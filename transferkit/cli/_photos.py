@@ -1,4 +1,4 @@
-"""The commands for photos: fit a classifier on a folder, and predict with it."""
+"""The commands for photos: fit a classifier on a folder, predict with it, and join the shards of either."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transferkit.cli._commands import Command, say
 from transferkit.errors import ArgumentError, harmless
 
 if TYPE_CHECKING:
-    from transferkit.finetune import Predictions, SceneClassifier
+    from transferkit.finetune import PredictionFile, Predictions, SceneClassifier, Shard
 
 # What trains and scores is imported when a command runs: the others start faster without.
 
@@ -27,6 +27,8 @@ examples:
   transferkit fit labels.csv --out pets.tk                    a table of files and labels
   transferkit fit photos/ --out pets.tk --model alexnet-convolutions --weights alexnet.pth
   transferkit fit photos/ --out pets.tk --test_share 0        train on all of them, and measure nothing
+  transferkit fit photos/ --out pets.tk --cache_dir features --shard 3/8    the third of 8 jobs that compute
+                                    the features to train on; `transferkit join features`, then fit without --shard
 
 Of a folder without a test set a fifth is held out, and the mean AP on it is printed at the end.
 `transferkit check photos/` says what is in a folder, and what is wrong with it.
@@ -39,6 +41,8 @@ examples:
   transferkit predict pets.tk new/ --csv out.csv              a table: file, one column a class, labels
   transferkit predict pets.tk new/ --csv out.csv --precision 0.9    say a class where 9 of 10 are right
   transferkit predict pets.tk new/ --maps maps/               where in each photo its classes are seen
+  transferkit predict pets.tk new/ --csv out.csv --shard 3/8  the third of 8 jobs, each on any machine; then
+  transferkit join out.csv                                    one table of them all
 
 A job that was stopped goes on where it was when the same command is typed again.
 
@@ -106,16 +110,29 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     )
     add("--cache_dir", type=Path, metavar="DIR", help="keep the features of frozen layers, for further fits")
     add("--amp", action=argparse.BooleanOptionalAction, help="compute in bfloat16 (default on a GPU only)")
+    add(
+        "--shard", metavar="I/N", help="only compute features, of the Ith of N shares of the photos to train on"
+    )
     _add_device(add)
 
 
 def _fit(options: argparse.Namespace) -> int:
     from transferkit.files import require_writable
-    from transferkit.finetune import PROTOCOLS, FeatureSettings, LoopSettings, SceneClassifier, choose_device
+    from transferkit.finetune import (
+        PROTOCOLS,
+        FeatureSettings,
+        LoopSettings,
+        SceneClassifier,
+        Shard,
+        choose_device,
+    )
     from transferkit.finetune.networks import network_at_hand
 
     if options.protocol not in PROTOCOLS:
         raise ArgumentError(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {options.protocol!r}")
+    shard = None if options.shard is None else Shard.parse(options.shard)
+    if shard is not None and options.cache_dir is None:
+        raise ArgumentError("--shard computes features: say where they go, with --cache_dir DIR")
     require_writable(options.out)
     model = options.model
     if model is None:
@@ -128,13 +145,17 @@ def _fit(options: argparse.Namespace) -> int:
         PROTOCOLS[options.protocol].adjusted(epochs=options.epochs),
         weights=options.weights,
         features=FeatureSettings(
-            pyramid_scales=options.pyramid_scales, amp=options.amp, folder=options.cache_dir
+            pyramid_scales=options.pyramid_scales,
+            amp=options.amp,
+            folder=options.cache_dir if shard is None else shard.beside(options.cache_dir),
         ),
         loop=LoopSettings(amp=options.amp),
         seed=options.rng_seed,
         num_workers=options.num_workers,
         device=choose_device(options.backend),
     )
+    if shard is not None:
+        return _fill(classifier, train, shard)
     classifier.fit(train, log=say, progress=True)
     result = None if test is None else _tested(classifier, train, test, title, options)
     classifier.save(options.out, card=classifier.card(result, license=options.license))
@@ -145,6 +166,18 @@ def _fit(options: argparse.Namespace) -> int:
         f"{(time.monotonic() - began) / 60:.1f} minutes\n"
         f"next: transferkit predict {options.out} PHOTOS --csv predictions.csv"
     )
+    return 0
+
+
+def _fill(classifier: SceneClassifier, photos: Any, shard: Shard) -> int:
+    """Compute the features of a share of the photos."""
+    from torch.utils.data import Subset
+
+    mine = shard.of(len(photos))
+    if mine:
+        cache = classifier.cache(Subset(photos, mine))
+        cache.fill(num_workers=classifier.num_workers, progress=True)
+    say(f"features of {len(mine)} of {len(photos)} photos are in {classifier.features.folder}")
     return 0
 
 
@@ -217,14 +250,18 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         help="its pretrained weights, for one that was fitted on given ones",
     )
     add("--restart", action="store_true", help="do not go on with a job that was stopped")
+    add("--shard", metavar="I/N", help="only the Ith of N shares of the photos; `transferkit join` joins them")
     _add_device(add)
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from transferkit.finetune import SceneClassifier, choose_device
+    from transferkit.finetune import SceneClassifier, Shard, choose_device
 
     if options.csv and options.jsonl:
         raise ArgumentError("give --csv or --jsonl, not both; type the command again for the other")
+    shard = None if options.shard is None else Shard.parse(options.shard)
+    if shard is not None and not (options.csv or options.jsonl):
+        raise ArgumentError("--shard is a share of a file: say which, with --csv or --jsonl")
     draw = None if options.maps is None else _drawer(options.maps)
     classifier = SceneClassifier.load(
         options.classifier,
@@ -247,14 +284,24 @@ def _predict(options: argparse.Namespace) -> int:
             if draw is not None:
                 draw(found)
         else:
-            how |= {"boxes": options.jsonl is not None, "resume": not options.restart, "on_lot": draw}
+            how |= {"boxes": options.jsonl is not None, "resume": not options.restart}
+            how |= {"on_lot": draw, "shard": shard}
             try:
                 found = classifier.predict_to(path, photos, progress=True, **how)
             except KeyboardInterrupt:
                 print("\nstopped; the same command goes on where it was", file=sys.stderr)
                 raise
-            resumed = f", {found.resumed} of them by the job that was stopped" if found.resumed else ""
-            say(f"{path}: {found.photos} photo{'s' * (found.photos != 1)}{resumed}")
+            _say_written(found)
+    return _say_skipped(found)
+
+
+def _say_written(found: PredictionFile) -> None:
+    resumed = f", {found.resumed} of them by the job that was stopped" if found.resumed else ""
+    say(f"{found.path}: {found.photos} photo{'s' * (found.photos != 1)}{resumed}")
+
+
+def _say_skipped(found: Predictions | PredictionFile) -> int:
+    """List the photos that cannot be used, and return the exit status."""
     for name, problem in found.bad_photos.items():
         print(harmless(f"skipped {name}: {problem}"), file=sys.stderr)
     return 1 if found.bad_photos else 0
@@ -302,5 +349,33 @@ def _warnings_as_lines() -> Iterator[None]:
         yield
 
 
+_JOIN = """\
+examples:
+  transferkit join out.csv        of out.csv.1-of-8 to out.csv.8-of-8, which `transferkit predict --shard` wrote
+  transferkit join features       of features.1-of-8 to features.8-of-8, which `transferkit fit --shard` filled
+
+exit status: 0 done, 1 done but for photos that cannot be used, which are listed, 2 it could not be done"""
+
+
+def _add_join(parser: argparse.ArgumentParser) -> None:
+    words = "the table, lines or folder of features that the jobs were given"
+    parser.add_argument("path", metavar="PATH", type=Path, help=words)
+
+
+def _join(options: argparse.Namespace) -> int:
+    from transferkit.features import join_caches
+    from transferkit.finetune import join_predictions
+    from transferkit.finetune.sharding import shards_beside
+
+    parts = shards_beside(options.path)
+    if not any(part.is_dir() for part in parts):
+        found = join_predictions(options.path)
+        _say_written(found)
+        return _say_skipped(found)
+    say(f"{options.path}: features of {join_caches(options.path, parts)} photos moved there")
+    return 0
+
+
 FIT = Command("fit", "fit a classifier of photos", _FIT, _add_fit, _fit)
 PREDICT = Command("predict", "say what is in photos", _PREDICT, _add_predict, _predict)
+JOIN = Command("join", "join what the shards of a job wrote", _JOIN, _add_join, _join)

@@ -17,7 +17,7 @@ from transferkit.backbones.split import (
     split_pooling,
 )
 from transferkit.features.cache import FeatureCache
-from transferkit.features.contents import CacheContents, CacheSize, cache_contents
+from transferkit.features.contents import CacheContents, CacheSize, cache_contents, join_caches
 from transferkit.features.patch_features import PatchFeatures
 from transferkit.features.shards import FeatureImages
 from transferkit.features.shared import PyramidPlan, plan_pyramid, read_map
@@ -34,6 +34,7 @@ __all__ = [
     "SplitModel",
     "UnsplittableError",
     "cache_contents",
+    "join_caches",
     "map_coordinates",
     "plan_pyramid",
     "probe_geometry",

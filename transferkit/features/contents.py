@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transferkit.errors import OutputError, listed
+from transferkit.errors import DataError, OutputError, listed
 from transferkit.features._identity import agree, key_of
 from transferkit.features._photos import digest_of
-from transferkit.features.shards import HEADER
+from transferkit.features.shards import HEADER, SUFFIX, move_shard
 from transferkit.files import faults_named, write_text
 from transferkit.locks import lock_folder
 from transferkit.sampler._choose import BAD_IMAGE
@@ -230,3 +230,36 @@ def cache_contents(folder: Path | str, in_use: Iterable[FeatureCache] = ()) -> C
     }
     used = {path: size for path, size in files.items() if path in wanted}
     return CacheContents(root, used, {path: size for path, size in files.items() if path not in wanted})
+
+
+def join_caches(folder: Path | str, parts: Iterable[Path | str]) -> int:
+    """Move the features in the folders of several jobs to one folder, and return how many photos' they were.
+
+    Args:
+        folder: As :class:`FeatureCache` has it; it may hold features already.
+        parts: Such folders too, on the same disk; what they hold of other kinds stays there.
+
+    Raises:
+        OutputError: A job is writing there, or a file cannot be moved.
+        DataError: A part holds no features that this version reads.
+    """
+    moved = 0
+    for part in map(Path, parts):
+        manifests = {
+            inner: _manifest(inner) for inner in sorted(part.glob("*")) if _FOLDER.fullmatch(inner.name)
+        }
+        own = {
+            inner: told
+            for inner, told in manifests.items()
+            if told.get("version") == VERSION and "probe" in told
+        }
+        if not own:
+            raise DataError(f"{part} holds no features; it is no cache, or one of another version")
+        for inner, told in own.items():
+            described = {key: value for key, value in told.items() if key not in ("format", "version", "probe")}
+            home = find_folder(Path(folder), described, told["probe"], bool(described.get("half")))
+            with faults_named(home), lock_folder(inner), lock_folder(home, wait=math.inf):
+                for file in inner.glob("*" + SUFFIX):
+                    move_shard(file, home)
+                    moved += 1
+    return moved

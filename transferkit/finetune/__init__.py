@@ -15,6 +15,7 @@ The door is :class:`SceneClassifier`: fit, test, predict, save and load in one o
 - Scores: :func:`score_images`, :func:`fill_scorer`.
 - Results: :func:`write_results`, :func:`write_convergence`, and a report on one HTML page from :class:`RunReport` and
   :func:`build_report`.
+- Independent jobs: :class:`Shard` is a share of photos, and :func:`join_predictions` joins what they wrote.
 - Devices and ranks: :func:`choose_device`, :func:`process_group`, :func:`is_first`, :func:`first_on_machine`.
 - Demonstration: :func:`prepare_demo` writes scenes with digits and pretrained weights for :data:`DEMO`.
 """
@@ -44,6 +45,7 @@ from transferkit.finetune.run import EpochRecord, Run, build_run, read_run
 from transferkit.finetune.scene_classifier import SceneClassifier
 from transferkit.finetune.scoring import fill_scorer, score_images
 from transferkit.finetune.settings import FeatureSettings, LoopSettings, choice_in, how_to_go_on, parse_with_run
+from transferkit.finetune.sharding import Shard, join_predictions
 from transferkit.finetune.training import fit, train_epoch
 from transferkit.locks import lock_folder
 
@@ -69,6 +71,7 @@ __all__ = [
     "Run",
     "RunReport",
     "SceneClassifier",
+    "Shard",
     "StopEarly",
     "Stopwatch",
     "TrainingPatches",
@@ -89,6 +92,7 @@ __all__ = [
     "head_features",
     "how_to_go_on",
     "is_first",
+    "join_predictions",
     "lock_folder",
     "look_at_patches",
     "parse_with_run",

@@ -13,14 +13,16 @@ from torch import nn
 from torch.utils.data import Subset
 
 from transferkit.distributed import in_process_group, is_first
-from transferkit.errors import OutputError, UncachableError
+from transferkit.errors import DataError, OutputError, UncachableError, require
 from transferkit.features import FeatureCache, FeatureImages, PatchFeatures
+from transferkit.features._photos import digest_of
 from transferkit.finetune._fitted import Fitted, digest_of_fitted
 from transferkit.finetune._fitting import Setup, feature_arguments, given_features
 from transferkit.finetune.on_features import AS_THEY_ARE, features_of_frozen, head_features
 from transferkit.finetune.photos import agreed_names, as_data_sets, as_photos, ids_of, truth_of
 from transferkit.finetune.predictions import PredictionFile, Predictions, Record, write_predictions
 from transferkit.finetune.scoring import AnyScorer, Scored, fill_scorer, scored
+from transferkit.finetune.sharding import Shard
 from transferkit.preprocessing import Preprocessing
 from transferkit.sampler import MultiscaleSampler
 from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog, evaluate
@@ -153,11 +155,13 @@ def predict_to(
     wanted: Wanted,
     resume: bool,
     on_lot: Callable[[Predictions], object] | None,
+    shard: Shard | None = None,
 ) -> PredictionFile:
     """Predict photos into a file; of several ranks the first writes, what all found together."""
     on_lot = on_lot or (lambda lot: None)
     names, labeled = scoring.fitted.class_names, wanted.calibration is not None
     if in_process_group():
+        require(shard is None, "shard", "left out where ranks share the photos", shard)
         whole = predict(scoring, as_photos(list(photos) if isinstance(photos, Iterator) else photos), wanted)
         on_lot(whole)
         if is_first():
@@ -179,22 +183,40 @@ def predict_to(
         "thresholds": None if wanted.calibration is None else wanted.calibration.to_dict(),
         "boxes": wanted.boxes,
     }
-    data_sets = ((data, ids_of(data)) for data in as_data_sets(photos))
-    how: dict[str, Any] = {"class_names": names, "labeled": labeled, "made_by": made_by, "resume": resume}
-    return write_predictions(path, data_sets, lots, **how)
+    how: dict[str, Any] = {"class_names": names, "labeled": labeled, "resume": resume}
+    if shard is None:
+        data_sets = ((data, ids_of(data)) for data in as_data_sets(photos))
+        return write_predictions(path, data_sets, lots, made_by=made_by, **how)
+    counted = hasattr(photos, "__len__") or not isinstance(photos, Iterable)
+    require(counted, "photos", "of a known number where a shard of them is asked for", photos)
+    whole = as_photos(photos)
+    ids = ids_of(whole)
+    mine = shard.of(len(whole))
+    of_all = {"photos": len(whole), "ids": digest_of(*ids), "class_names": names, "labeled": labeled}
+    shares = [(Subset(whole, mine), ids[mine.start : mine.stop])]
+    return write_predictions(path, shares, lots, made_by=made_by | of_all, shard=shard.beside(path), **how)
 
 
 def predict_lots(scoring: Scoring, photos: Any, start: int, wanted: Wanted) -> Iterator[Predictions]:
     """Predict photos from the ``start``-th on, some at a time."""
     ids, stream = ids_of(photos), _stream(scoring, photos, wanted)
     stream.start_at(start)
-    for first, end, parts in windows(scoring.scored(stream), start, len(ids)):
+    for first, end, parts in windows(_of_those_left(scoring, stream, len(ids)), start, len(ids)):
         scorer = scoring.scorer(end - first, keep_patches=wanted.maps, keep_boxes=wanted.boxes)
         for probs, image_index, boxes in parts:
             scorer.add_batch(probs, image_index - first, boxes)
         bad = {place - first: why for place, why in stream.bad_images.items() if first <= place < end}
         some = Subset(photos, range(first, end))
         yield _predictions(scoring, scorer, ids[first:end], bad, wanted, some)
+
+
+def _of_those_left(scoring: Scoring, stream: MultiscaleSampler, photos: int) -> Iterator[Scored]:
+    """Yield the probabilities of a stream's patches; none where no photo can be used, as each of them is listed."""
+    try:
+        yield from scoring.scored(stream)
+    except DataError:
+        if len({*stream.bad_images, *stream.empty_images}) < photos:
+            raise
 
 
 def _stream(scoring: Scoring, photos: Any, wanted: Wanted) -> MultiscaleSampler:

@@ -16,9 +16,10 @@ from typing import IO, Any
 from torch import Tensor
 
 from transferkit.display import as_json
-from transferkit.errors import ArgumentError, StateError, did_you_mean, require
+from transferkit.errors import ArgumentError, DataError, StateError, did_you_mean, require
 from transferkit.files import faults_named, write_atomically
 from transferkit.locks import lock_file
+from transferkit.sampler._source import teller_of
 from transferkit.scorer import PatchLog, score_map
 
 Record = Mapping[str, Any]
@@ -145,15 +146,15 @@ class Predictions:
         The table has the file, one column a class with its score, and the labels, separated by ``;``. Photos that
         cannot be used have no row in it. The lines are :meth:`records`.
         """
-        return _write(_with_suffix(path), self.records(), self.class_names, self.labels is not None)
+        return write_records(_with_suffix(path), self.records(), self.class_names, self.labels is not None)
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write the table of :meth:`write`, whatever the suffix."""
-        return _write(Path(path), self.records(), self.class_names, self.labels is not None, table=True)
+        return write_records(Path(path), self.records(), self.class_names, self.labels is not None, table=True)
 
     def to_jsonl(self, path: str | os.PathLike[str]) -> Path:
         """Write the lines of :meth:`write`, whatever the suffix."""
-        return _write(Path(path), self.records(), self.class_names, self.labels is not None, table=False)
+        return write_records(Path(path), self.records(), self.class_names, self.labels is not None, table=False)
 
 
 # Files. What is said goes line by line to a journal beside the file, so that a job that was stopped goes on, and
@@ -190,6 +191,7 @@ def write_predictions(
     labeled: bool,
     made_by: Mapping[str, Any],
     resume: bool = True,
+    shard: Path | None = None,
 ) -> PredictionFile:
     """Write predictions to a file, in memory that does not grow with the photos.
 
@@ -201,10 +203,15 @@ def write_predictions(
         labeled: Whether there are labels.
         made_by: What the rows depend on, as plain values.
         resume: Go on where a job that was stopped had come to.
+        shard: Where the journal goes, whole, in place of the file: of a share of the photos.
     """
-    path = _with_suffix(path)
+    path = _with_suffix(path) if shard is None else shard
     with lock_file(path, path.with_name(f".{path.name}.lock")):
-        journal = _Journal(path.with_name(f"{path.name}.part"), made_by, resume)
+        part = path.with_name(f"{path.name}.part")
+        if shard is not None and shard.exists() and not part.exists():
+            with faults_named(shard):
+                shard.rename(part)
+        journal = _Journal(part, made_by, resume)
         resumed = 0
         try:
             for data, ids in data_sets:
@@ -215,8 +222,11 @@ def write_predictions(
         finally:
             journal.close()
         bad = {one["file"]: one["problem"] for one in journal.records() if "problem" in one}
-        _write(path, journal.records(), class_names, labeled)
-        journal.path.unlink()
+        if shard is None:
+            write_records(path, journal.records(), class_names, labeled)
+            journal.path.unlink()
+        else:
+            journal.path.replace(shard)
     return PredictionFile(path, journal.written - len(bad), bad, resumed)
 
 
@@ -277,14 +287,30 @@ class _Journal:
 
     def records(self) -> Iterator[Record]:
         """Yield the rows that hold."""
-        with self.path.open("rb") as file:
-            for line in islice(file, 1, 1 + self.written):
-                row: dict[str, Any] = json.loads(line)
-                row.pop("stamp")
-                yield row
+        return islice(finished_rows(self.path), self.written)
 
     def close(self) -> None:
         self._file.close()
+
+
+def head_of(journal: Path) -> dict[str, Any]:
+    """Return what the rows of a journal depend on."""
+    with journal.open("rb") as file:
+        head = _parsed(file.readline())
+    if not isinstance(head, dict) or not {"photos", "class_names", "labeled"} <= head.keys():
+        raise DataError(f"{journal} is not a shard of predictions, or damaged; delete it, and make it anew")
+    return head
+
+
+def finished_rows(journal: Path) -> Iterator[Record]:
+    """Yield the rows of a journal."""
+    with journal.open("rb") as file:
+        for line in islice(file, 1, None):
+            row = _parsed(line)
+            if not _is_row(row):
+                return
+            row.pop("stamp")
+            yield row
 
 
 def _parsed(line: bytes) -> Any:
@@ -300,10 +326,10 @@ def _is_row(row: Any) -> bool:
 
 def _stamp(data: Any, place: int) -> list[int] | None:
     """Return the size and time of change of a photo's file; ``None`` for one in memory."""
-    told = getattr(data, "photo_file", None)
-    found = told(place) if told else None
+    teller = teller_of(data, place, "photo_file")
+    found = teller and teller[0].photo_file(teller[1])
     try:
-        status = None if found is None else Path(found[0]).stat()
+        status = Path(found[0]).stat() if found else None
     except OSError:
         return None
     return None if status is None else [status.st_size, status.st_mtime_ns]
@@ -314,7 +340,7 @@ def _with_suffix(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def _write(
+def write_records(
     path: Path,
     records: Iterable[Record],
     class_names: Sequence[str],

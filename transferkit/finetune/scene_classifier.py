@@ -34,6 +34,7 @@ from transferkit.finetune.protocol import Protocol
 from transferkit.finetune.recipes import RECOMMENDED
 from transferkit.finetune.run import Run, read_run
 from transferkit.finetune.settings import FeatureSettings, LoopSettings
+from transferkit.finetune.sharding import Shard
 from transferkit.preprocessing import Preprocessing
 from transferkit.progress import Progress
 from transferkit.sampler import MultiscaleSampler
@@ -410,6 +411,7 @@ class SceneClassifier:
         features: Literal["fitted", "exact"] = "fitted",
         on_bad_photo: Literal["skip", "error"] = "skip",
         resume: bool = True,
+        shard: Shard | None = None,
         maps: bool = False,
         on_lot: Callable[[Predictions], object] | None = None,
         progress: Progress = False,
@@ -425,6 +427,8 @@ class SceneClassifier:
             features: As for :meth:`predict`.
             on_bad_photo: As for :meth:`predict`.
             resume: Go on where a call that was stopped had come to; its rows are in ``path`` with ``.part`` after it.
+            shard: Score a share of the photos alone, into a file beside ``path``. Jobs on any machines may do one
+                each; :func:`join_predictions` makes ``path`` of them all.
             maps: Keep the patches of the photos that ``on_lot`` is given.
             on_lot: Called with the predictions of some photos at a time.
             progress: As for :meth:`predict`.
@@ -437,7 +441,9 @@ class SceneClassifier:
             OutputError: The file cannot be written, or another job writes it.
         """
         wanted = self._wanted(precision, maps=maps, boxes=boxes, on_bad_photo=on_bad_photo)
-        return scoring.predict_to(path, self._scoring(features, progress), photos, wanted, resume, on_lot)
+        return scoring.predict_to(
+            path, self._scoring(features, progress), photos, wanted, resume, on_lot, shard
+        )
 
     def sampler(self, photos: Any, mode: Literal["train", "test"] = "train") -> MultiscaleSampler:
         """Return the recipe's sampler of minibatches over photos.

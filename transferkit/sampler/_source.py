@@ -73,6 +73,8 @@ def within(dataset: Any, index: int) -> tuple[Any, int] | None:
 
 def tellers_of(dataset: Any, name: str) -> list[tuple[Any, int]] | None:
     """Return :func:`teller_of` of every image; ``None`` if any has none."""
+    if _tells(dataset, name):
+        return [(dataset, index) for index in range(len(dataset))]
     found = [teller_of(dataset, index, name) for index in range(len(dataset))]
     tellers = [teller for teller in found if teller is not None]
     return tellers if len(tellers) == len(found) else None
@@ -264,9 +266,15 @@ class PixelSource:
         tellers = tellers_of(dataset, "image_size")
         if self.grid is None or self.proposals is not None or tellers is None:
             return None
-        grid = self.grid
-        count = getattr(grid, "count", lambda size: len(grid(size)))  # a grid may be a function
-        return (count(_told_size(data, place)) for data, place in tellers)
+        return (self._count(_told_size(data, place)) for data, place in tellers)
+
+    def _count(self, size: tuple[int, int]) -> int:
+        """Return how many patches the grid lays on images of a size, of which there are fewer than images."""
+        known: dict[tuple[int, int], int] = self.__dict__.setdefault("_counted", {})
+        if size not in known:
+            grid: Any = self.grid
+            known[size] = grid.count(size) if hasattr(grid, "count") else len(grid(size))
+        return known[size]
 
     def content(self, item: Any, rows: Tensor, boxes: Tensor) -> Tensor:
         """Return an image in memory whole, (C, H, W); of one that is read by region the patches, (B, C, S, S)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from numbers import Integral
 from types import SimpleNamespace
 from typing import Any, Literal, NoReturn
@@ -316,9 +317,14 @@ class MultiscaleSampler:
             "world_size": stream.world_size,
         }
         return {
-            **describe_data(chooser.dataset),
+            **self._data,
             **{name: described(value) for name, value in settings.items()},
         }
+
+    @cached_property
+    def _data(self) -> dict[str, Any]:
+        """What tells the data from others: digests of all ids and class names, made once."""
+        return describe_data(self._stream.chooser.dataset)
 
 
 def _source_of(dataset: Any, pixels: PixelSource, changes: Sequence[object]) -> PatchSource:

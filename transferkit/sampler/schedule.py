@@ -6,8 +6,10 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 
 from transferkit.errors import ArgumentError
@@ -100,34 +102,39 @@ class Scheduler:
         order = self._order(epoch)
         if self.drop_last:
             self._require_some(order)
-        groups = self._groups(order, self.rank)
-        ends = tuple(accumulate(map(self._batches, groups)))
+        mine = order[self.rank :: self.world_size].tolist()
+        groups = tuple(tuple(mine[i : i + self.mix_images]) for i in range(0, len(mine), self.mix_images))
+        ends = tuple(self._batches(order, self.rank).cumsum().tolist())
         length = ends[-1] if ends else 0
         if self.keep_step:
-            length = max(sum(map(self._batches, self._groups(order, rank))) for rank in range(self.world_size))
+            length = max(int(self._batches(order, rank).sum()) for rank in range(self.world_size))
         return Schedule(groups, ends, length)
 
-    def _require_some(self, order: list[int]) -> None:
+    def _require_some(self, order: np.ndarray[Any, Any]) -> None:
         """Raise if every minibatch of the epoch is left out, on all ranks."""
-        groups = [group for rank in range(self.world_size) for group in self._groups(order, rank)]
-        most = max(sum(self.counts[image] for image in group) for group in groups)
+        most = max(int(self._patches(order, rank).max(initial=0)) for rank in range(self.world_size))
         if 0 < most < self.batch_size:
             raise ArgumentError(
                 f"drop_last leaves out every minibatch: mix_images={self.mix_images} images have {most} patches at "
                 f"most, and batch_size is {self.batch_size}; make it {most} or less, or mix more images"
             )
 
-    def _order(self, epoch: int) -> list[int]:
+    def _order(self, epoch: int) -> np.ndarray[Any, Any]:
         images = len(self.counts)
         if not self.shuffle:
-            return list(range(images))
-        order: list[int] = torch.randperm(images, generator=generator(self.seed, epoch, "order")).tolist()
-        return order
+            return np.arange(images)
+        return torch.randperm(images, generator=generator(self.seed, epoch, "order")).numpy()
 
-    def _groups(self, order: list[int], rank: int) -> tuple[tuple[int, ...], ...]:
-        mine = order[rank :: self.world_size]
-        return tuple(tuple(mine[i : i + self.mix_images]) for i in range(0, len(mine), self.mix_images))
+    def _patches(self, order: np.ndarray[Any, Any], rank: int) -> np.ndarray[Any, Any]:
+        """Return the number of patches of each of a rank's groups of images."""
+        counts = self._counts[order[rank :: self.world_size]]
+        starts = np.arange(0, len(counts), self.mix_images)
+        return np.add.reduceat(counts, starts) if len(starts) else counts
 
-    def _batches(self, group: tuple[int, ...]) -> int:
-        patches = sum(self.counts[image] for image in group)
+    @cached_property
+    def _counts(self) -> np.ndarray[Any, Any]:
+        return np.asarray(self.counts, dtype=np.int64)
+
+    def _batches(self, order: np.ndarray[Any, Any], rank: int) -> np.ndarray[Any, Any]:
+        patches = self._patches(order, rank)
         return patches // self.batch_size if self.drop_last else -(-patches // self.batch_size)

@@ -15,6 +15,7 @@ are joined by the same formula, in any order.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -156,31 +157,60 @@ def gather_objects(value: Value, group: ProcessGroup | None = None) -> list[Valu
     return values
 
 
-def gather_tallies(tally: Tally, settings: dict[str, Any], group: ProcessGroup | None = None) -> list[Tally]:
-    """Return the tallies of all ranks of ``group``, in the order of the ranks, on every one of them.
+def from_each_rank(
+    tensors: dict[str, Tensor], group: ProcessGroup | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the tensors of each rank of ``group``, one rank's after the other's, on this rank's device.
+
+    So no more is held at a time than what one rank has, and all that is sent is what there is.
+    """
+    on_gpu = distributed.get_backend(group) == "nccl"
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    home = next(iter(tensors.values())).device
+    forms = gather_objects({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}, group)
+    for rank, form in enumerate(forms):
+        own = rank == distributed.get_rank(group)
+        source = rank if group is None else distributed.get_global_rank(group, rank)
+        found = {}
+        for name, (shape, dtype) in form.items():
+            sent = (
+                tensors[name].to(device).contiguous() if own else torch.empty(shape, dtype=dtype, device=device)
+            )
+            distributed.broadcast(sent, source, group=group)
+            found[name] = sent.to(home)
+        yield found
+
+
+def gather_tallies(
+    tally: Tally, settings: dict[str, Any], exponent: float, group: ProcessGroup | None = None
+) -> Tally:
+    """Return what all ranks of ``group`` have seen together, the same on every one of them.
+
+    Each sends the images alone that it has patches of.
 
     Args:
         tally: This rank's.
         settings: What must be the same on all ranks.
+        exponent: Of the scores.
         group: ``None`` for all processes.
 
     Raises:
         ArgumentError: A rank has other settings; raised on every rank.
     """
     told = gather_objects((settings, tally.box is not None), group)
-    world, all_settings = len(told), [each for each, _ in told]
+    all_settings = [each for each, _ in told]
     if any(other != all_settings[0] for other in all_settings):
         listing = "; ".join(f"rank {rank}: {other}" for rank, other in enumerate(all_settings))
         raise ArgumentError(f"scorers must have the same settings on all ranks, got {listing}")
-    on_gpu = distributed.get_backend(group) == "nccl"
-    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    gathered: dict[str, list[torch.Tensor]] = {}
-    known = replace(tally, box=tally.boxes() if any(has_boxes for _, has_boxes in told) else None)
-    for name, tensor in vars(known).items():
-        if tensor is None:
-            continue
-        mine = tensor.to(device).contiguous()
-        everyones = [torch.empty_like(mine) for _ in range(world)]
-        distributed.all_gather(everyones, mine, group=group)
-        gathered[name] = [other.to(tensor.device) for other in everyones]
-    return [Tally(**{name: tensors[rank] for name, tensors in gathered.items()}) for rank in range(world)]
+    has_boxes = any(has for _, has in told)
+    num_images, num_classes = tally.peak.shape
+    whole = Tally.empty(num_images, num_classes, tally.peak.device)
+    whole = replace(whole, box=whole.boxes() if has_boxes else None)
+    seen = tally.count.nonzero()[:, 0]
+    mine = tally.rows(seen)
+    mine = replace(mine, box=mine.boxes() if has_boxes else None)
+    known = {name: tensor for name, tensor in vars(mine).items() if tensor is not None}
+    for found in from_each_rank({"seen": seen, **known}, group):
+        images = found.pop("seen")
+        whole.write_rows(images, combine(whole.rows(images), Tally(**found), exponent))
+    return whole

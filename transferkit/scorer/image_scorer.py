@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
-from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from transferkit.annotated import as_tensor
 from transferkit.distributed import in_process_group
 from transferkit.errors import ArgumentError, StateError, require
-from transferkit.scorer._tally import Tally, combine, gather_objects, gather_tallies, tally_batch
+from transferkit.scorer._tally import Tally, combine, from_each_rank, gather_tallies, tally_batch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -260,8 +259,7 @@ class ImageScorer:
         """
         whole = copy(self)
         if in_process_group():
-            tallies = gather_tallies(self._tally, self.settings(), group)
-            whole._tally = reduce(partial(combine, exponent=self.exponent), tallies)
+            whole._tally = gather_tallies(self._tally, self.settings(), self.exponent, group)
         else:
             whole._tally = self._tally.rows(torch.arange(self.num_images, device=self.device))
         return whole
@@ -383,16 +381,24 @@ class PatchLog:
     def across_ranks(self, group: ProcessGroup | None = None) -> PatchLog:
         """Return a log of what all ranks of a distributed run have seen; see :meth:`ImageScorer.across_ranks`."""
         whole = PatchLog(self.num_images, self.num_classes, self.exponent, self.reduction)
-        whole._batches = [batch for batches in gather_objects(self._batches, group) for batch in batches]
+        whole._batches = list(self._batches)
+        if in_process_group():
+            columns = dict(zip(("probs", "image_index", "boxes"), self._joined(), strict=True))
+            whole._batches = [
+                (one["probs"], one["image_index"], one["boxes"]) for one in from_each_rank(columns, group)
+            ]
         return whole
+
+    def _joined(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all patches as one batch, in the order they came."""
+        empty = (torch.zeros(0, self.num_classes), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+        probs, image_index, boxes = (torch.cat(parts) for parts in zip(empty, *self._batches, strict=True))
+        return probs, image_index, boxes
 
     def _sort(self) -> None:
         """Make one batch of all, image after image."""
         if len(self._batches) == 1 and not (self._batches[0][1].diff() < 0).any():
             return
-        empty = (torch.zeros(0, self.num_classes), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
-        probs, image_index, boxes = (
-            torch.cat(parts) for parts in zip(*(self._batches or [empty]), strict=True)
-        )
+        probs, image_index, boxes = self._joined()
         image_index, order = image_index.sort(stable=True)
         self._batches = [(probs[order], image_index, boxes[order])]
