@@ -99,6 +99,16 @@ def run(page: Path, names: dict[str, Any] | None = None, *, neighbours: bool = F
             yield Disagreement(block, printed)
 
 
+def definitions(page: Path) -> dict[str, Any]:
+    """Return what a page defines in blocks that print nothing, those that need other libraries included."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    found = blocks(page)
+    for block, following in zip(found, [*found[1:], found[-1]], strict=True):
+        if block.language == "python" and not block.not_run and following.title != "prints":
+            exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
+    return names
+
+
 def refresh(page: Path, neighbours: bool) -> int:
     """Write what the blocks print now into the page; return how many changed."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):

@@ -133,7 +133,8 @@ def cut_regions(reader: RegionReader, boxes: Tensor, size: int, cut: Cut) -> Ten
         patch = _cut_one(reader, box, size, cut)
         if not len(patches):
             patches = patch.new_empty(len(boxes), *patch.shape[1:])
-        bits(patches)[places] = bits(patch)
+        for place in places:
+            patches[place] = patch[0]
     return patches
 
 
