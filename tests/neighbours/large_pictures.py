@@ -89,10 +89,14 @@ def write_volume(folder: Path, side: int) -> None:
         array[:, top:bottom] = content(range(shape[0]), range(top, bottom), range(shape[2]), "uint16")
 
 
+def scan_side(side: int) -> int:
+    return max(side // 25, 288)
+
+
 def write_scan(folder: Path, side: int) -> None:
     import nibabel
 
-    side //= 25
+    side = scan_side(side)
     pixels = content(range(side // 2), range(side), range(side), "int16")
     nibabel.save(nibabel.Nifti1Image(pixels.transpose(1, 2, 0), np.eye(4)), folder / "scan.nii")
 
@@ -278,7 +282,7 @@ def on_disk(path: Path) -> float:
 
 
 def as_array(case: Case, side: int) -> float:
-    channels, width = case.channels, {scan: side // 25, volume: side // 2}.get(case.stream, side)
+    channels, width = case.channels, {scan: scan_side(side), volume: side // 2}.get(case.stream, side)
     channels = width // 2 if case.stream is scan else channels
     return channels * width**2 * np.dtype(case.dtype).itemsize / 1e9
 
