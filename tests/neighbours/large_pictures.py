@@ -55,9 +55,18 @@ def stripes(side: int, step: int) -> Iterator[tuple[int, int]]:
 def write_scene(folder: Path, side: int) -> None:
     import rasterio
 
-    form = {"driver": "GTiff", "height": side, "width": side, "tiled": True, "blockxsize": 256, "blockysize": 256}
+    form = {
+        "driver": "GTiff",
+        "height": side,
+        "width": side,
+        "tiled": True,
+        "blockxsize": 256,
+        "blockysize": 256,
+    }
     for name, count, dtype in (("scene.tif", 13, "uint16"), ("mask.tif", 1, "uint8")):
-        with rasterio.open(folder / name, "w", count=count, dtype=dtype, compress="zstd", zstd_level=1, **form) as file:
+        with rasterio.open(
+            folder / name, "w", count=count, dtype=dtype, compress="zstd", zstd_level=1, **form
+        ) as file:
             for top, bottom in stripes(side, 256):
                 pixels = content(range(count), range(top, bottom), range(side), dtype)
                 file.write(pixels, window=((top, bottom), (0, side)))
@@ -70,13 +79,20 @@ def write_slide(folder: Path, side: int) -> None:
         extent = -(-side // step)
         for top in range(0, extent, 256):
             rows = np.arange(top, top + 256) * step
-            stripe = content(range(3), rows, np.arange(-(-extent // 256) * 256) * step, "uint8").transpose(1, 2, 0)
+            stripe = content(range(3), rows, np.arange(-(-extent // 256) * 256) * step, "uint8").transpose(
+                1, 2, 0
+            )
             yield from (np.ascontiguousarray(stripe[:, left : left + 256]) for left in range(0, extent, 256))
 
     with tifffile.TiffWriter(folder / "slide.tif", bigtiff=True) as file:
         for step in (1, 4, 16):
             shape, dtype = (-(-side // step),) * 2 + (3,), "uint8"
-            form = {"tile": (256, 256), "photometric": "rgb", "compression": "zlib", "subfiletype": int(step > 1)}
+            form = {
+                "tile": (256, 256),
+                "photometric": "rgb",
+                "compression": "zlib",
+                "subfiletype": int(step > 1),
+            }
             file.write(tiles(step), shape=shape, dtype=dtype, **form)
 
 
@@ -127,7 +143,9 @@ def volume(readers: SimpleNamespace, folder: Path, **settings: Any) -> Multiscal
 
 
 def scan(readers: SimpleNamespace, folder: Path, **settings: Any) -> MultiscaleSampler:
-    items = [SimpleNamespace(image=readers.Slices(folder / "scan.nii", 5 * n, 5 * n + 5)) for n in range(VISITS)]
+    items = [
+        SimpleNamespace(image=readers.Slices(folder / "scan.nii", 5 * n, 5 * n + 5)) for n in range(VISITS)
+    ]
     return MultiscaleSampler(items, grid=Tiles(256, stride=32), **settings)
 
 
@@ -198,7 +216,10 @@ def measured(case: Case, folder: Path, num_workers: int) -> dict[str, Any]:
             result[name] = max(result[name], difference)
             if "mask" in batch.maps and size == own:
                 masks = Case(slide, write_scene, "", None, 1, "uint8")
-                result[name] = max(result[name], *map(partial(differs, masks), batch.maps["mask"], batch.boxes, batch.image_index))
+                result[name] = max(
+                    result[name],
+                    *map(partial(differs, masks), batch.maps["mask"], batch.boxes, batch.image_index),
+                )
     return result
 
 

@@ -253,6 +253,8 @@ def test_an_attribute_that_means_something_else_is_left_alone(told: dict[str, An
     ("wrong", "message"),
     [
         (item("slide.svs"), "image must be .* got str"),
+        (item(np.ma.masked_equal(bands().numpy(), 3)), r"image has masked values.* array\.filled\(0\)"),
+        (item(ArrayReader(np.ma.masked_equal(bands().numpy(), 3))), "image has masked values"),
         (item(bands(), mask=bands()[:, :40]), r"mask must be of the image's size \(96, 80\), got \(40, 80\)"),
         (
             item(SimpleNamespace(size=(96, 80), read=lambda box: np.zeros((3, 5, 5)))),

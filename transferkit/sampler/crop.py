@@ -206,7 +206,9 @@ def _pick(image: Pixels, boxes: NDArray[np.float64], whole_pixels: bool, fill: f
             patch.fill_(fill)
         if len(y) and len(x):
             part = _region(image, slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1))
-            if (np.diff(y) != 1).any() or (np.diff(x) != 1).any():  # several times faster where each is the next
+            if (np.diff(y) != 1).any() or (
+                np.diff(x) != 1
+            ).any():  # several times faster where each is the next
                 index_y, index_x = (torch.from_numpy(index - index[0]).to(part.device) for index in (y, x))
                 twin = part.view(_TWINS.get(part.dtype, part.dtype))
                 part = twin[:, index_y[:, None], index_x].view(part.dtype)
