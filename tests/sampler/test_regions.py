@@ -274,6 +274,17 @@ def test_a_grid_that_leaves_the_image_needs_a_fill(read: Any) -> None:
         list(stream([item(read(bands()))], grid=lambda size: tiles(size) + 20))
 
 
+def test_what_lies_outside_is_filled_in_each_as_it_is_told() -> None:
+    data = [item(bands(1, torch.int16), mask=ArrayReader(bands(1, torch.uint8)[0]))]
+    fill = {"image": -1000, "mask": 255}
+    settings = {"balance": AllPatches(), "batch_size": 99, "maps": {"mask": "nearest"}}
+    (batch,) = stream(data, grid=lambda size: tiles(size) + 48, fill=fill, **settings)
+    outside = batch.pixels == -1000
+    assert outside.any() and not outside.all() and torch.equal(batch.maps["mask"] == 255, outside)
+    with pytest.raises(ArgumentError, match=r"fill must be one value, or one for each of \('image', 'mask'\)"):
+        stream(data, fill={"image": 0}, **settings)
+
+
 def test_colors_need_three_channels() -> None:
     with pytest.raises(ArgumentError, match="ColorJitter needs three channels.* got 13 of torch.float32"):
         list(stream([item(bands(13))], transforms=(ColorJitter(),)))
