@@ -253,6 +253,7 @@ def test_an_attribute_that_means_something_else_is_left_alone(told: dict[str, An
     ("wrong", "message"),
     [
         (item("slide.svs"), "image must be .* got str"),
+        (item(ArrayReader(bands()[None])), r"read\(.*\) must return \(C, 32, 32\), got \(1, 3, 32, 32\)"),
         (item(np.ma.masked_equal(bands().numpy(), 3)), r"image has masked values.* array\.filled\(0\)"),
         (item(ArrayReader(np.ma.masked_equal(bands().numpy(), 3))), "image has masked values"),
         (item(bands(), mask=bands()[:, :40]), r"mask must be of the image's size \(96, 80\), got \(40, 80\)"),
