@@ -2,7 +2,7 @@
 
     python -m tests.neighbours.large_pictures [--side 20000] [--folder DIR]
 
-in the environment that .ci/neighbours makes; 1 GB of disk, 5 minutes. Every figure is of a process of its own.
+in the environment that .ci/neighbours makes, on Linux; 1 GB of disk. Every figure is of a process of its own.
 """
 
 from __future__ import annotations
