@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+from typing import NoReturn
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch looks: several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +14,27 @@ import pytest
 import torch
 
 _ROOT = Path(__file__).resolve().parents[1]
+NEIGHBOURS = (
+    *("torchvision", "timm", "transformers", "peft", "accelerate", "lightning"),
+    *("rasterio", "tifffile", "tiffslide", "openslide", "zarr", "nibabel", "pydicom"),
+    *("monai", "torchio", "sahi", "torchgeo"),
+)
+
+
+class _WithoutNeighbours(pytest.Dir):
+    """The folder of tests that need other libraries, where one of them is missing."""
+
+    def collect(self) -> NoReturn:
+        missing = ", ".join(name for name in NEIGHBOURS if not importlib.util.find_spec(name))
+        pytest.skip(
+            f"other libraries are not installed ({missing}): .ci/neighbours has an environment with them"
+        )
+
+
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if path == _ROOT / "tests" / "neighbours" and not all(map(importlib.util.find_spec, NEIGHBOURS)):
+        return _WithoutNeighbours.from_parent(parent, path=path)
+    return None  # as pytest has it
 
 
 @pytest.fixture(scope="session")

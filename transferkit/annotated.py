@@ -176,10 +176,14 @@ def as_tensor(argument: str, values: object, constraint: str = "a tensor, or num
         constraint: What it must be, for the message.
 
     Raises:
-        ArgumentError: It is none of these.
+        ArgumentError: It is none of these, or has masked values.
     """
     if isinstance(values, Tensor):  # a subclass, such as MONAI's, may read torch's functions otherwise
         return values if type(values) is Tensor else values.as_subclass(Tensor)
+    if np.ma.is_masked(values):
+        raise ArgumentError(
+            f"{argument} has masked values, which a tensor would show: fill them, as in array.filled(0)"
+        )
     try:
         array = np.asarray(values)  # torch alone would round a list of 64 bit floats to 32
         return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))

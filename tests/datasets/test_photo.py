@@ -44,7 +44,7 @@ def test_other_modes_become_rgb(tmp_path: Path, colors: Image.Image, mode: str) 
     assert torch.equal(read_photo(path), _pixels(Image.open(path).convert("RGB")))
 
 
-def tiff_of_bands(path: Path, bands: int, *, alpha: int | None) -> None:
+def tiff_of_bands(path: Path, bands: int, *, alpha: int | None, photometric: int = 2) -> None:
     """A TIFF of 2 x 2 pixels and any number of bands, which Pillow cannot write."""
     pixels = bytes(range(4 * bands))
     entries = [
@@ -52,7 +52,7 @@ def tiff_of_bands(path: Path, bands: int, *, alpha: int | None) -> None:
         (257, 2),
         (258, 8),
         (259, 1),
-        (262, 2),
+        (262, photometric),
         (273, 8),
         (277, bands),
         (278, 2),
@@ -76,6 +76,16 @@ def test_a_fourth_band_is_alpha_only_where_the_file_says_so(
     tiff_of_bands(tmp_path / "scene.tif", 4, alpha=alpha)
     for read in (photo_size, read_photo):
         with nullcontext() if kept else pytest.raises(DataError, match=r"scene\.tif: it has 4 bands"):
+            read(tmp_path / "scene.tif")
+
+
+@pytest.mark.parametrize(("bands", "alpha", "photometric"), [(2, None, 1), (2, 0, 1), (5, 2, 2), (3, 2, 1)])
+def test_bands_beyond_colors_and_alpha_are_not_dropped(
+    tmp_path: Path, bands: int, alpha: int | None, photometric: int
+) -> None:
+    tiff_of_bands(tmp_path / "scene.tif", bands, alpha=alpha, photometric=photometric)
+    for read in (photo_size, read_photo):
+        with pytest.raises(DataError, match=f"it has {bands} bands|is not a readable image"):
             read(tmp_path / "scene.tif")
 
 

@@ -35,7 +35,7 @@ def test_the_python_of_a_page_runs_and_prints_what_the_page_says(
 def test_titles_of_blocks_are_of_the_known_kinds(page: str) -> None:
     for block in blocks(ROOT / page):
         if block.language == "python":
-            known = not block.title or block.title.startswith(("not run: ", "file: "))
+            known = not block.title or block.title.startswith(("needs ", "not run: ", "file: "))
             assert known, f"{page}, line {block.line}: {block.title!r}"
 
 

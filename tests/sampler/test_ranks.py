@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.sampler.ranked import MIXES
-from tests.sampler.test_multiscale import Scenes, patches, sampler
+from tests.sampler.ranked import STREAMS, stream
+from tests.sampler.test_multiscale import patches
 
 RANKS = 3
 
@@ -36,10 +36,11 @@ def seen(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-@pytest.mark.parametrize("mix_images", MIXES)
-def test_ranks_together_see_what_one_sees(seen: Path, mix_images: int) -> None:
-    whole = patches(sampler(Scenes(7), mix_images=mix_images))
-    ranks = [path.read_text().split("\n") for path in seen.glob(f"{mix_images}_*.txt")]
+@pytest.mark.parametrize("name", STREAMS)
+def test_ranks_together_see_what_one_sees(seen: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    whole = patches(stream(name))
+    ranks = [path.read_text().split("\n") for path in seen.glob(f"{name}_*.txt")]
     assert len(ranks) == RANKS
     assert len({steps for steps, *_ in ranks}) == 1
     assert sorted(digest for _, *digests in ranks for digest in digests) == sorted(whole)

@@ -107,6 +107,7 @@ def test_each_chosen_box_is_read_once_and_nothing_else() -> None:
     assert Counter(readers[1].reads) == Counter({tuple(box) for box in boxes.long().tolist()})
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 @pytest.mark.parametrize("mix_images", [1, 2])
 @pytest.mark.parametrize("read", [ArrayReader, lambda image: image])
 def test_random_positions_are_the_same_for_any_workers_ranks_and_restarts(mix_images: int, read: Any) -> None:
@@ -114,8 +115,9 @@ def test_random_positions_are_the_same_for_any_workers_ranks_and_restarts(mix_im
     settings = {"grid": None, "proposals": anywhere, "mix_images": mix_images}
     alone = list(stream(data, **settings))
     assert len({tuple(box) for batch in alone for box in batch.boxes.tolist()}) > 20
-    assert equal(alone, list(stream(data, num_workers=2, **settings)))
-    first, second = stream(data, **settings), stream(data, **settings)
+    for num_workers in (2, 4):
+        assert equal(alone, list(stream(data, num_workers=num_workers, **settings)))
+    first, second = stream(data, **settings), stream(data, num_workers=2, **settings)
     begun = iter(first)
     seen = [next(begun) for _ in range(3)]
     second.load_state_dict(first.state_dict())
@@ -251,6 +253,9 @@ def test_an_attribute_that_means_something_else_is_left_alone(told: dict[str, An
     ("wrong", "message"),
     [
         (item("slide.svs"), "image must be .* got str"),
+        (item(ArrayReader(bands()[None])), r"read\(.*\) must return \(C, 32, 32\), got \(1, 3, 32, 32\)"),
+        (item(np.ma.masked_equal(bands().numpy(), 3)), r"image has masked values.* array\.filled\(0\)"),
+        (item(ArrayReader(np.ma.masked_equal(bands().numpy(), 3))), "image has masked values"),
         (item(bands(), mask=bands()[:, :40]), r"mask must be of the image's size \(96, 80\), got \(40, 80\)"),
         (
             item(SimpleNamespace(size=(96, 80), read=lambda box: np.zeros((3, 5, 5)))),
@@ -268,6 +273,17 @@ def test_what_cannot_be_used_is_named(wrong: Any, message: str) -> None:
 def test_a_grid_that_leaves_the_image_needs_a_fill(read: Any) -> None:
     with pytest.raises(DataError, match="image 0 .* boxes must lie inside the image, 80 wide and 96 high, got"):
         list(stream([item(read(bands()))], grid=lambda size: tiles(size) + 20))
+
+
+def test_what_lies_outside_is_filled_in_each_as_it_is_told() -> None:
+    data = [item(bands(1, torch.int16), mask=ArrayReader(bands(1, torch.uint8)[0]))]
+    fill = {"image": -1000, "mask": 255}
+    settings = {"balance": AllPatches(), "batch_size": 99, "maps": {"mask": "nearest"}}
+    (batch,) = stream(data, grid=lambda size: tiles(size) + 48, fill=fill, **settings)
+    outside = batch.pixels == -1000
+    assert outside.any() and not outside.all() and torch.equal(batch.maps["mask"] == 255, outside)
+    with pytest.raises(ArgumentError, match=r"fill must be one value, or one for each of \('image', 'mask'\)"):
+        stream(data, fill={"image": 0}, **settings)
 
 
 def test_colors_need_three_channels() -> None:

@@ -196,11 +196,12 @@ def _require_bytes(image: Image.Image) -> None:
         found = f"{image.n_frames} frames"  # type: ignore[attr-defined]  # not MPO's: its first is the photo
     elif image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
-        pages, more = image.n_frames, tags.get(_EXTRA_SAMPLES, (0,))  # type: ignore[attr-defined]
+        pages, bands = image.n_frames, tags.get(_SAMPLES, 1)  # type: ignore[attr-defined]
+        colors = _COLORS.get(tags.get(_PHOTOMETRIC), bands)
         if pages > 1:
             found = f"{pages} pages"
-        elif tags.get(_PHOTOMETRIC) == _RGB and tags.get(_SAMPLES, 1) > 3 and more[0] not in _ALPHA:
-            found = f"{tags[_SAMPLES]} bands"
+        elif bands > colors + (tags.get(_EXTRA_SAMPLES, (0,))[0] in _ALPHA):
+            found = f"{bands} bands"
     if found:
         raise DataError(
             f"it has {found}, which no picture of RGB bytes holds, and nothing is converted unasked; save it as one, "
@@ -232,7 +233,8 @@ def _bits_of_jpeg2000(file: IO[bytes]) -> int:
 
 
 _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES = 262, 277, 338  # TIFF's tags
-_RGB, _ALPHA = 2, (1, 2)  # what the first says of red, green and blue, and the last of transparency
+_COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # bands of what the first says: of RGB 3
+_ALPHA = (1, 2)  # what the last says of transparency
 
 
 def _tensor(image: Image.Image, float_range: FloatRange | None) -> Tensor:

@@ -202,12 +202,18 @@ def _pick(image: Pixels, boxes: NDArray[np.float64], whole_pixels: bool, fill: f
     def pick(place: int) -> None:
         y, x = rows[place], columns[place]  # ascending
         down, across = slice(*np.searchsorted(y, (0, height))), slice(*np.searchsorted(x, (0, width)))
-        y, x, patch = y[down], x[across], out[place].fill_(fill)
+        y, x, patch = y[down], x[across], out[place]
+        if patch.shape[1:] != (len(y), len(x)):
+            patch.fill_(fill)
         if len(y) and len(x):
             part = _region(image, slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1))
-            index_y, index_x = (torch.from_numpy(index - index[0]).to(part.device) for index in (y, x))
-            twin = part.view(_TWINS.get(part.dtype, part.dtype))
-            patch[:, down, across] = twin[:, index_y[:, None], index_x].view(part.dtype)
+            if (np.diff(y) != 1).any() or (
+                np.diff(x) != 1
+            ).any():  # several times faster where each is the next
+                index_y, index_x = (torch.from_numpy(index - index[0]).to(part.device) for index in (y, x))
+                twin = part.view(_TWINS.get(part.dtype, part.dtype))
+                part = twin[:, index_y[:, None], index_x].view(part.dtype)
+            patch[:, down, across] = part
 
     in_threads(pick, range(len(boxes)))
 

@@ -65,7 +65,8 @@ class MultiscaleSampler:
         antialias: See :func:`crop_and_resize`.
         whole_pixels: See :func:`crop_and_resize`.
         dtype: Of the pixels, floating, or ``None`` for the image's own; floats keep the image's range.
-        fill: Pixel value of what lies outside the image; ``None`` where no patch may reach out.
+        fill: Pixel value of what lies outside the image, or of each by name, such as ``{"image": 0, "mask": 255}``;
+            ``None`` where no patch may reach out.
         maps: Further maps that are cut by the same boxes and mirrored alike: an item's attributes, of its image's
             size, each with ``"nearest"``, for class numbers, or ``"bilinear"``, such as ``{"mask": "nearest"}``.
         seed: Of all random choices.
@@ -107,7 +108,7 @@ class MultiscaleSampler:
         antialias: bool = True,
         whole_pixels: bool = False,
         dtype: torch.dtype | None = None,
-        fill: float | None = None,
+        fill: float | Mapping[str, float] | None = None,
         maps: Mapping[str, Literal["nearest", "bilinear"]] | None = None,
         seed: int = 0,
         num_workers: int = 0,
@@ -134,9 +135,12 @@ class MultiscaleSampler:
         rank, world_size = place_among_ranks(rank, world_size)
         train = mode == "train"
         self.mode = mode
-        self._pixels = PixelSource(grid, proposals, patch_size, antialias, whole_pixels, dtype, fill)
+        names = ("image", *(maps or ()))
+        fills = fill if isinstance(fill, Mapping) else dict.fromkeys(names, fill)
+        require(fills.keys() == set(names), "fill", f"one value, or one for each of {names}", fill)
+        self._pixels = PixelSource(grid, proposals, patch_size, antialias, whole_pixels, dtype, fills["image"])
         cut_alike = {
-            name: replace(self._pixels, attribute=name, mode=mode, dtype=None)
+            name: replace(self._pixels, attribute=name, mode=mode, dtype=None, fill=fills[name])
             for name, mode in (maps or {}).items()
         }
         started = {"worker_init_fn": worker_init_fn, "multiprocessing_context": multiprocessing_context}

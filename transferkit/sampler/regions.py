@@ -71,9 +71,10 @@ class ArrayReader:
         left, top, right, bottom = box
         if self.channels_last:
             part = as_tensor("image", self.array[top:bottom, left:right])
-            return part.permute(2, 0, 1) if part.ndim == 3 else part[None]
-        part = as_tensor("image", self.array[..., top:bottom, left:right])
-        return part if part.ndim == 3 else part[None]
+            part = part.permute(2, 0, 1) if part.ndim == 3 else part
+        else:
+            part = as_tensor("image", self.array[..., top:bottom, left:right])
+        return part[None] if part.ndim == 2 else part
 
 
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
@@ -133,7 +134,8 @@ def cut_regions(reader: RegionReader, boxes: Tensor, size: int, cut: Cut) -> Ten
         patch = _cut_one(reader, box, size, cut)
         if not len(patches):
             patches = patch.new_empty(len(boxes), *patch.shape[1:])
-        bits(patches)[places] = bits(patch)
+        for place in places:
+            patches[place] = patch[0]
     return patches
 
 
