@@ -45,16 +45,14 @@ class Schedule:
     Attributes:
         groups: Images that share minibatches, in order.
         ends: Number of minibatches up to the end of each group.
-        length: Number of minibatches, those included that only keep step with ranks that have more.
     """
 
     groups: tuple[tuple[int, ...], ...]
     ends: tuple[int, ...]
-    length: int
 
     @property
-    def own(self) -> int:
-        """Number of minibatches made of the rank's own images."""
+    def length(self) -> int:
+        """Number of minibatches."""
         return self.ends[-1] if self.ends else 0
 
     def find(self, batch: int) -> tuple[int, int]:
@@ -79,7 +77,7 @@ class Scheduler:
         mix_images: How many images share minibatches.
         shuffle: Visit the images in another order each epoch.
         drop_last: Leave out the minibatch at the end of a group that is not full.
-        keep_step: Give every rank as many minibatches as the busiest has.
+        keep_step: Every rank has a part of every minibatch; otherwise, of the images.
         seed: Of the order.
         rank: This process, ``0..world_size - 1``.
         world_size: Processes that share the images.
@@ -101,11 +99,7 @@ class Scheduler:
         if self.drop_last:
             self._require_some(order)
         groups = self._groups(order, self.rank)
-        ends = tuple(accumulate(map(self._batches, groups)))
-        length = ends[-1] if ends else 0
-        if self.keep_step:
-            length = max(sum(map(self._batches, self._groups(order, rank))) for rank in range(self.world_size))
-        return Schedule(groups, ends, length)
+        return Schedule(groups, tuple(accumulate(map(self._batches, groups))))
 
     def _require_some(self, order: list[int]) -> None:
         """Raise if every minibatch of the epoch is left out, on all ranks."""
@@ -125,7 +119,7 @@ class Scheduler:
         return order
 
     def _groups(self, order: list[int], rank: int) -> tuple[tuple[int, ...], ...]:
-        mine = order[rank :: self.world_size]
+        mine = order if self.keep_step else order[rank :: self.world_size]
         return tuple(tuple(mine[i : i + self.mix_images]) for i in range(0, len(mine), self.mix_images))
 
     def _batches(self, group: tuple[int, ...]) -> int:
