@@ -54,7 +54,7 @@ class PatchBatch:
     def __repr__(self) -> str:
         shown = int((self.labels > 0).sum())
         pixels = f"pixels {tuple(self.pixels.shape)} {str(self.pixels.dtype).removeprefix('torch.')}"
-        images = len(self.image_index.unique())
+        images = len(self.image_index.unique())  # type: ignore[no-untyped-call]
         return f"PatchBatch({pixels}, {shown} with an object, of {images} images)"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PatchBatch:
@@ -245,7 +245,7 @@ class _Maker:
 
     def __init__(self, batches: Iterator[Placed], device: torch.device) -> None:
         self._batches = batches
-        self._side = torch.cuda.Stream(device)
+        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._made: Queue[tuple[Placed, torch.cuda.Event] | BaseException | None] = Queue(_PREFETCHED)
         self._stopped = Event()
         # The first is made by the caller, so that workers are started from its thread, as they should be.
