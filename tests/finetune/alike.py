@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ class Moody(nn.Module):
     def __init__(self, middle: nn.Module | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, 2), middle or nn.Identity(), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 4, 3, 2), middle or nn.Identity(), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        )
         self.head, self.never, self.training_only, self.at_times = (nn.Linear(4, 3) for _ in range(4))
         self.calls = 0
 
@@ -203,24 +206,25 @@ def sharded() -> dict[str, Any]:
     }
 
 
-def own_loop(folder: Path, shard: bool) -> dict[str, Any]:
-    """The program of the how-to with a loop of one's own."""
-    (text,) = [one.text for one in blocks(PAGE) if one.language == "python" and "is_filler" in one.text]
+def own_loop(folder: Path) -> dict[str, Any]:
+    """The programs of the how-to, the second with ``fully_shard`` and a loop of one's own."""
     os.chdir(folder)
-    names: dict[str, Any] = {}
-    exec(text if shard else text.replace("fully_shard(", "(lambda model: model)("), names)
-    weights = {key: getattr(w, "full_tensor", lambda w=w: w)() for key, w in names["model"].state_dict().items()}
-    return {"alone": {"weights": weights, "scores": names["scores"]}}
+    names: dict[str, Any] = {"__name__": "how_to", "joined": nullcontext}
+    for block in blocks(PAGE):
+        if block.language == "python" and not block.not_run:
+            exec(block.text.replace("finetune.process_group(device)", "joined()"), names)  # one group for all
+    return {"alone": {"scores": names["scores"]}}
 
 
 CHECKS = (classifier, steps, talks, statistics, given, decisions, sharded)
 
 
 def main(folder: Path) -> None:
-    found = {check.__name__: check() for check in CHECKS}
-    torch.save(found, folder / f"{rank()}_of_{world_size()}.pt")
+    with process_group(torch.device("cpu")):
+        found = {"own_loop": own_loop(folder)}
+        found |= {check.__name__: check() for check in CHECKS}
+        torch.save(found, folder / f"{rank()}_of_{world_size()}.pt")
 
 
 if __name__ == "__main__":
-    with process_group(torch.device("cpu")):
-        main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))
