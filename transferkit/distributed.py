@@ -111,7 +111,7 @@ def parallel(network: nn.Module, device: torch.device) -> nn.Module:
     settings: dict[str, Any] = {_SYNC_BUFFERS: False}  # average_statistics does that once per epoch
     # A parameter that takes no part in a loss must be left alone, as in one process.
     settings |= {"find_unused_parameters": True, "gradient_as_bucket_view": True}
-    _take_warning(DistributedDataParallel(nn.Linear(1, 1, device=device), find_unused_parameters=True), device)
+    _take_warning(DistributedDataParallel(nn.PReLU(device=device), find_unused_parameters=True), device)
     return DistributedDataParallel(network, device_ids=devices, **settings)
 
 
@@ -149,7 +149,8 @@ def any_rank(answer: bool) -> bool:
 def agreed(name: str, value: float) -> float:
     """Return a number that all ranks must have found alike, the first's; refuse others."""
     values = gather_objects(value)
-    if not all(math.isclose(other, values[0], rel_tol=1e-6) or other != other != values[0] for other in values):
+    nan = [math.isnan(each) for each in values]
+    if not all(nan) and not all(math.isclose(each, values[0], rel_tol=1e-6) for each in values):
         raise ArgumentError(
             f"{name} must give the same on all ranks, got "
             + ", ".join(f"{one:g} on rank {rank}" for rank, one in enumerate(values))

@@ -121,7 +121,7 @@ def train_epoch(
 
     totals = distributed.sum_over_ranks(train_on(stepper, batches, loop))
     distributed.average_statistics(run.model, stepper.seen)
-    if run.average is not None:
+    if run.average is not None and distributed.world_size() > 1:
         run.average.copy_buffers()
     if hasattr(sampler, "gather_bad_images"):
         sampler.gather_bad_images()
