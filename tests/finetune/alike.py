@@ -165,26 +165,31 @@ def decisions() -> dict[str, Any]:
     if rank() == world_size() - 1:
         nn.init.constant_(sick.head.bias, torch.nan)
 
-    def skipped(bad: set[int]) -> MultiscaleSampler:
+    def skipped(bad: set[int], mix_images: int = 3) -> MultiscaleSampler:
         class Broken(Scenes):
             def __getitem__(self, index: int) -> Any:
                 if index in bad:
                     raise OSError("truncated file")
                 return super().__getitem__(index)
 
-        return patches(4, mix_images=3, data=Broken(4), on_bad_image="skip")
+        return patches(4, mix_images, data=Broken(4), on_bad_image="skip")
 
-    some, none = skipped({1}), skipped({0, 1, 2, 3})
+    some, none, lacking = skipped({1}), skipped({0, 1, 2, 3}), run_of(Moody())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit(run_of(Moody()), some, epochs=1)
+        fit(lacking, skipped({1}, mix_images=1), epochs=2)
         no_photo = words_of(lambda: fit(run_of(Moody()), none, epochs=1))
     return {
         "epochs": run.epoch,
         "measure": words_of(lambda: fit(run_of(Moody()), patches(3), epochs=2, stop=measured)),
         "image loss": words_of(lambda: fit(images, patches(3), epochs=1)),
         "sick": words_of(lambda: scores_of(sick, 5)),
-        "alone": {"no photo": no_photo, "bad": dict(some.bad_images)},
+        "alone": {
+            "no photo": no_photo,
+            "bad": dict(some.bad_images),
+            "without one": dict(lacking.model.state_dict()),
+        },
     }
 
 

@@ -207,13 +207,16 @@ class Stepper:
         device, optimizer = self.run.device, self.run.optimizer
         patches = torch.stack([self.run.objective.counted(batch.labels).sum() for batch in minibatches]).sum()
         # Filled on the device: copying a number there would wait for all work queued on it.
-        images = torch.full_like(patches, sum(map(_count_images, minibatches)), device=device)
+        own = sum(map(_count_images, minibatches))
+        images = torch.full_like(patches, own, device=device)
         here = torch.stack([patches.to(device, non_blocking=True), images])
-        # At least one: where all patches are ignored, 0 / 0 would be NaN.
-        counted = distributed.sum_over_ranks(here).clamp(min=1)
-        # DistributedDataParallel averages gradients over ranks, which divides by their number once more.
-        divisors = counted / distributed.world_size()
+        counted = distributed.sum_over_ranks(here)
         totals = torch.zeros(5, dtype=torch.float64, device=device)
+        if not own and not counted[1]:  # fillers on all ranks, for photos that one process would pass over
+            return totals
+        # DistributedDataParallel averages gradients over ranks, which divides by their number once more. At least 1:
+        # where all patches are ignored, 0 / 0 would be NaN.
+        divisors = counted.clamp(min=1) / distributed.world_size()
         optimizer.zero_grad(set_to_none=True)
         for batch in minibatches[:-1]:
             with distributed.no_sync(self._shared):

@@ -365,9 +365,8 @@ class PatchStream:
         here = {image.image_index: len(image.labels) for image in chosen}
         if not self.keep_step:
             return self.cutter.plan([*here], [*here.values()], epoch)
-        counts = [
-            self._scheduler.counts[image] for image in members
-        ]  # other ranks do not know which are passed over
+        # As many as were counted beforehand: other ranks may not know which images are passed over.
+        counts = [self._scheduler.counts[image] for image in members]
         own = torch.tensor([image in here for image in members]).repeat_interleave(torch.tensor(counts))
         place = own.cumsum(0) - 1
         plan = self.cutter.plan(members, counts, epoch)
