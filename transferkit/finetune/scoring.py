@@ -121,8 +121,9 @@ def scored(
             with loop.mixed_precision(device):
                 logits = logits_of(network(loop.lay_out(pixels))).float()
             finite = finite & logits.isfinite().all()
-            # NaN would be refused by a scorer, on this rank alone; all ranks are told below.
-            return objective.probs(logits).nan_to_num(0.0), batch.image_index, batch.boxes
+            probs = objective.probs(logits)
+            # A scorer refuses NaN, on this rank alone; all ranks are told below.
+            return probs.nan_to_num(0.0) if in_process_group() else probs, batch.image_index, batch.boxes
 
     try:
         yield from joined(map(of, track(sampler, progress, description="test", unit="batch")))
