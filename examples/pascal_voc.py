@@ -228,7 +228,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument_group("recipe").add_argument
     add("--protocol", choices=PROTOCOLS, default="neon2016", help="(default neon2016)")
     add("-e", "--epochs", type=int, help="total number of epochs; 0 only tests (default the protocol's)")
-    add("-z", "--batch_size", type=positive, help="patches per minibatch")
+    add("-z", "--batch_size", type=positive, help="patches per minibatch, of all processes together")
     add("--patches_per_image", type=positive, metavar="P", help="patches per photo")
     add("--learning_rate", type=float, help="at the start")
     add("-r", "--rng_seed", type=int, default=13, help="seed of every random choice (default 13)")

@@ -6,19 +6,23 @@ Every function also works in a process that runs alone, so a loop is written onc
 from __future__ import annotations
 
 import gc
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from transferkit.errors import LostRankError, OutputError, require
+from transferkit.errors import ArgumentError, LostRankError, OutputError, require
+
+Value = TypeVar("Value")
 
 # torch 2.13 renamed this argument of DistributedDataParallel and warns about the old name.
 _SYNC_BUFFERS = (
@@ -101,17 +105,58 @@ def _tells_of_lost_rank(error: RuntimeError) -> bool:
 
 def parallel(network: nn.Module, device: torch.device) -> nn.Module:
     """Wrap ``network`` in DistributedDataParallel, so that backward averages the gradients of all ranks."""
-    if not in_process_group():
+    if not in_process_group() or isinstance(network, DistributedDataParallel):
         return network
     devices = [device] if device.type == "cuda" else None
     settings: dict[str, Any] = {_SYNC_BUFFERS: False}  # average_statistics does that once per epoch
-    return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True, **settings)
+    # A parameter that takes no part in a loss must be left alone, as in one process.
+    settings |= {"find_unused_parameters": True, "gradient_as_bucket_view": True}
+    _take_warning(DistributedDataParallel(nn.PReLU(device=device), find_unused_parameters=True), device)
+    return DistributedDataParallel(network, device_ids=devices, **settings)
+
+
+def _take_warning(shared: nn.Module, device: torch.device) -> None:
+    """Let torch warn, unseen, of a network that uses all its parameters, as it does once in a process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Python's filters see what torch says while it calls a function; else it goes straight to stderr.
+        torch.zeros(1).apply_(lambda one: shared(torch.full((1, 1), one, device=device)).item())
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network inside DistributedDataParallel, whose forward pass all ranks must run together."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Tell whether each rank holds a part of the parameters only, as under ``fully_shard``."""
+    kinds = {
+        kind.__name__ for part in [*network.modules(), *network.parameters()] for kind in type(part).__mro__
+    }
+    return not kinds.isdisjoint({"FSDPModule", "FullyShardedDataParallel", "DTensor"})
 
 
 def no_sync(network: nn.Module) -> AbstractContextManager[Any]:
     """Return DistributedDataParallel's ``no_sync``: backward accumulates gradients without exchange."""
-    wrapped: Any = network
-    return wrapped.no_sync() if in_process_group() else nullcontext()
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+
+def any_rank(answer: bool) -> bool:
+    """Tell whether the answer of any rank is yes, the same on each."""
+    return any(gather_objects(bool(answer)))
+
+
+def agreed(name: str, value: float) -> float:
+    """Return a number that all ranks must have found alike, the first's; refuse others."""
+    values = gather_objects(value)
+    nan = [math.isnan(each) for each in values]
+    if not all(nan) and not all(math.isclose(each, values[0], rel_tol=1e-6) for each in values):
+        raise ArgumentError(
+            f"{name} must give the same on all ranks, got "
+            + ", ".join(f"{one:g} on rank {rank}" for rank, one in enumerate(values))
+            + "; compute it from the photos of all ranks, as finetune.score_images does"
+        )
+    return values[0]
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -122,18 +167,40 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-@torch.no_grad()
-def average_statistics(model: nn.Module) -> None:
-    """Average the running statistics of norm layers in training mode over all ranks."""
+def gather_objects(value: Value, group: distributed.ProcessGroup | None = None) -> list[Value]:
+    """Return the values of all ranks, in the order of the ranks; in a process of its own, the one there is."""
     if not in_process_group():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(values, value, group=group)
+    return values
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Let a network in training mode see a filler: its running statistics and random numbers are as before."""
+    buffers = [b for part in model.modules() if type(part) is not nn.SyncBatchNorm for b in part.buffers(False)]
+    before = [buffer.clone() for buffer in buffers]
+    with torch.random.fork_rng({b.device.index for b in model.parameters() if b.is_cuda}):
+        yield
+    with torch.no_grad():
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+
+
+@torch.no_grad()
+def average_statistics(model: nn.Module, seen: float) -> None:
+    """Average the running statistics of norm layers in training mode over all ranks, by how much each has seen."""
+    weight = torch.tensor(float(seen), device=next(model.parameters()).device)
+    if not in_process_group() or not (total := sum_over_ranks(weight)):
         return
     norms = [m for m in model.modules() if m.training and getattr(m, "running_mean", None) is not None]
     for buffer in [buffer for norm in norms for buffer in norm.buffers(recurse=False)]:
         if buffer.is_floating_point():
+            buffer *= weight / total
             distributed.all_reduce(buffer)
-            buffer /= world_size()
         else:
-            distributed.broadcast(buffer, src=0)
+            distributed.all_reduce(buffer, distributed.ReduceOp.MAX)
 
 
 def seed_ranks_differently(device: torch.device) -> None:

@@ -45,9 +45,6 @@ def check_same_stream(
         assert torch.equal(one.labels, other.labels)
         assert torch.equal(one.boxes, other.boxes)
         assert torch.equal(one.image_index, other.image_index)
-        if (other.image_index < 0).all():  # keeps step with a rank that has more images
-            assert not one.pixels.any()
-            continue
         made = exact.of_pixels(other.pixels)
         if close:
             torch.testing.assert_close(one.pixels, made, **close)

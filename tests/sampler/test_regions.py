@@ -130,8 +130,8 @@ def test_random_positions_are_the_same_for_any_workers_ranks_and_restarts(mix_im
 
 def test_a_rank_without_images_keeps_step_with_patches_of_the_same_form() -> None:
     data = [item(bands(13), mask=bands(1, torch.uint8)[0])]
-    (batch, _) = stream(data, rank=1, world_size=2, maps={"mask": "nearest"})
-    assert batch.pixels.shape == (4, 13, SIDE, SIDE) and (batch.image_index == -1).all()
+    (batch, _) = stream(data, rank=1, world_size=2, mix_images=2, maps={"mask": "nearest"})
+    assert batch.pixels.shape == (4, 13, SIDE, SIDE) and batch.is_filler and (batch.image_index == -1).all()
     assert batch.maps["mask"].dtype == torch.uint8
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transferkit.distributed import in_process_group, place_among_ranks
+from transferkit.distributed import gather_objects, in_process_group, place_among_ranks
 from transferkit.errors import ArgumentError, DataError, StateError, TransferKitError, UncachableError, require
 from transferkit.features._identity import agree, describe, half_of, probe
 from transferkit.features._photos import FileIndex, Look, Photos, digest_of_tensor, look_at
@@ -42,7 +42,6 @@ from transferkit.sampler import PatchGrid
 from transferkit.sampler._choose import BAD_IMAGE
 from transferkit.sampler._source import PixelSource, asked_for
 from transferkit.sampler._workers import Visit, Workers
-from transferkit.scorer._tally import gather_objects
 
 
 class FeatureCache(ViewOfImages):

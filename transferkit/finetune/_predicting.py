@@ -26,7 +26,6 @@ from transferkit.finetune.sharding import Shard
 from transferkit.preprocessing import Preprocessing
 from transferkit.sampler import MultiscaleSampler
 from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog, evaluate
-from transferkit.scorer._tally import gather_objects
 from transferkit.scorer.calibration import Calibration
 
 
@@ -142,10 +141,7 @@ def predict(scoring: Scoring, photos: Any, wanted: Wanted) -> Predictions:
     stream = _stream(scoring, photos, wanted)
     scorer = scoring.scorer(len(photos), keep_patches=wanted.maps, keep_boxes=wanted.boxes)
     scorer = scoring.filled(stream, scorer)
-    bad: dict[int, str] = {}
-    for one in gather_objects(dict(stream.bad_images)):
-        bad |= one
-    return _predictions(scoring, scorer, ids_of(photos), bad, wanted, photos)
+    return _predictions(scoring, scorer, ids_of(photos), stream.bad_images, wanted, photos)
 
 
 def predict_to(

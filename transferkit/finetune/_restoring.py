@@ -97,7 +97,7 @@ def _optimizer_problems(run: Run, state: Mapping[str, Any]) -> Iterator[str]:
         if why:
             yield f"its optimizer is of another class: {why}; give the optimizer that it was trained with"
             return
-    yield from _other_order(saved, _names(inner, run.model))
+    yield from _other_order(saved, _names(inner, run.network))
     if "state" in saved and is_torchs(inner) and not obstacle(run.optimizer):
         yield from _state_problems(inner, saved, made_by)
 
@@ -143,10 +143,10 @@ def _bare(names: list[str]) -> list[str]:
 def _weights(run: Run, state: Mapping[str, Any]) -> tuple[WeightTransfer, nn.Module]:
     """Return the transfer of the saved weights, and its target: the model, with its average beside it if any."""
     if run.average is None or state.get("average") is None:
-        return WeightTransfer(Checkpoint.from_state_dict(state["model"])), run.model
+        return WeightTransfer(Checkpoint.from_state_dict(state["model"])), run.network
     parts = {"model": state["model"], "average": state["average"]["average"]}
     both = {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
-    target = nn.ModuleDict({"model": run.model, "average": run.average._average})
+    target = nn.ModuleDict({"model": run.network, "average": run.average._average})
     return WeightTransfer(Checkpoint.from_state_dict(both)), target
 
 
@@ -214,7 +214,7 @@ def _recipe_problems(run: Run, state: Mapping[str, Any]) -> Iterator[str]:
 def _memory_problems(run: Run, state: Mapping[str, Any]) -> Iterator[str]:
     best = (state.get("stopping") or {}).get("best")
     if best is not None:
-        WeightTransfer(Checkpoint.from_state_dict(best)).plan(run.model).check()
+        WeightTransfer(Checkpoint.from_state_dict(best)).plan(run.network).check()
     yield from ()
 
 

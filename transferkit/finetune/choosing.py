@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from transferkit import distributed
 from transferkit.checkpoints import Checkpoint
 from transferkit.datasets import Presence
 from transferkit.errors import ArgumentError, StateError
@@ -34,7 +35,8 @@ class StopEarly:
         rule: Rule that decides when to stop.
         measure: Returns the run's quality on data that it is not trained on, larger is better; for example the mean
             average precision of ``run.tested_model`` on photos held out by
-            :func:`~transferkit.optimization.hold_out`. It must return the same on all ranks.
+            :func:`~transferkit.optimization.hold_out`. On several ranks it must be that of all ranks' photos, as
+            :func:`~transferkit.finetune.score_images` gives it; figures that differ are refused.
 
     What it remembers is saved with the run, so that a resumed run stops where it would have without the break.
 
@@ -62,7 +64,7 @@ class StopEarly:
         """Measure the run and tell whether to stop."""
         self._recall(run)
         old = self._memory
-        measures = [*old.measures, float(self.measure(run))]
+        measures = [*old.measures, distributed.agreed("measure", float(self.measure(run)))]
         if self.rule.best(measures) == len(measures) - 1:
             best = {key: tensor.detach().clone() for key, tensor in run.tested_model.state_dict().items()}
             self._memory = StopMemory(measures, run.epoch, run.epoch, best)
@@ -192,7 +194,7 @@ def choose_on_held_out(
         if choice.stopping is None and run.epoch < protocol.epochs:
             return False
         log = PatchLog(len(parts.held), truth.present.shape[1], protocol.exponent, protocol.reduction)
-        fill_scorer(run.tested_model, held, log, AS_THEY_ARE, objective=run.objective, loop=loop)
+        log = fill_scorer(run.tested_model, held, log, AS_THEY_ARE, objective=run.objective, loop=loop)
         scores[run.epoch] = [log.compute(exponent).cpu() for exponent in choice.exponents]
         aps = [protocol.ap_rule.average_precision(each, *targets) for each in scores[run.epoch]]
         mean_aps[run.epoch] = tuple(ap.nanmean().item() for ap in aps)
@@ -203,7 +205,8 @@ def choose_on_held_out(
     fit(run, train, protocol.epochs, loop=loop, image_targets=unboxed, stop=measure, progress=progress)
     epochs, exponent = _best(mean_aps, choice, protocol)
     chosen = scores[epochs][choice.exponents.index(exponent)]
-    return Chosen(epochs, exponent, len(parts.held), choice.exponents, mean_aps, chosen, parts.held)
+    found = Chosen(epochs, exponent, len(parts.held), choice.exponents, mean_aps, chosen, parts.held)
+    return distributed.gather_objects(found)[0]  # processors that round otherwise may rank equals otherwise
 
 
 def _choice_of(protocol: Protocol) -> HeldOutChoice:

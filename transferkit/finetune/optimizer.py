@@ -10,6 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from transferkit.checkpoints import Checkpoint
+from transferkit.distributed import unwrapped
 from transferkit.errors import ArgumentError, StateError, TransferKitError, require
 from transferkit.finetune.protocol import Optimization
 from transferkit.optimization import WeightAverage
@@ -149,7 +150,8 @@ class AveragedWeights:
     ) -> None:
         require(steps_per_epoch >= 1, "steps_per_epoch", "at least 1", steps_per_epoch)
         self.settings, self.steps_per_epoch, self.steps = settings, steps_per_epoch, 0
-        self._source, self._average = model, settings.of(model)
+        self._source = unwrapped(model)
+        self._average = settings.of(self._source)
         self._listening = optimizer.register_step_post_hook(self._after_step)
 
     @property
@@ -162,6 +164,11 @@ class AveragedWeights:
     def count(self) -> int:
         """Number of updates so far."""
         return int(self._average.n_averaged)
+
+    def copy_buffers(self) -> None:
+        """Take the model's buffers as they are now, as each update does."""
+        for own, others in zip(self.model.buffers(), self._source.buffers(), strict=True):
+            own.copy_(others)
 
     def stop(self) -> None:
         """Remove the hook, which ends the updates."""

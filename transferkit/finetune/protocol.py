@@ -97,7 +97,7 @@ class Protocol:
         train_balance: Sampling quota of the patches that are trained on.
         test_balance: Sampling quota of the patches that are scored.
         patches_per_image: Number of patches per image that a balance is asked for.
-        batch_size: B, patches per minibatch.
+        batch_size: B, patches per minibatch; of several ranks, which share it in training, together.
         mix_images: Number of images that the patches of a training minibatch come from.
         patch_size: S, the side in pixels that patches are resized to.
         whole_pixels: Truncate the box of a patch to whole pixels before cropping.

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transferkit.checkpoints._optimizers import name_of
 from transferkit.checkpoints._torch_files import load_torch_zip
 from transferkit.checkpoints.registry import why_not_read
+from transferkit.distributed import unwrapped
 from transferkit.errors import CheckpointError, MissingFileError, OutputError, listed, require
 from transferkit.files import write_atomically
 from transferkit.finetune import _restoring as restoring
@@ -143,9 +144,14 @@ class Run:
         return next(self.model.parameters()).device
 
     @property
+    def network(self) -> nn.Module:
+        """The model, or the one inside DistributedDataParallel."""
+        return unwrapped(self.model)
+
+    @property
     def tested_model(self) -> nn.Module:
         """The network to test and keep: the one with averaged weights after the average's first update."""
-        return self.average.model if self.average is not None and self.average.count else self.model
+        return self.average.model if self.average is not None and self.average.count else self.network
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run as plain containers and tensors, which load with ``weights_only=True``."""
@@ -166,8 +172,8 @@ class Run:
             "schedule_class": name_of(type(self.schedule)),
             "objective": restoring.described(self.objective),
             "image_loss": restoring.described(self.image_loss),
-            "optimizer": restoring.optimizer_state(self.optimizer, self.model),
-            "model": self.model.state_dict(),
+            "optimizer": restoring.optimizer_state(self.optimizer, self.network),
+            "model": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "stopping": None if self.stopping is None else vars(self.stopping),
         }

@@ -16,7 +16,7 @@ from torch import nn
 
 from transferkit.checkpoints import Checkpoint
 from transferkit.devices import choose_device
-from transferkit.distributed import first_tries, is_first
+from transferkit.distributed import first_tries, is_first, is_sharded, unwrapped
 from transferkit.errors import ArgumentError, StateError, require
 from transferkit.features import FeatureCache
 from transferkit.files import require_writable
@@ -104,6 +104,11 @@ class SceneClassifier:
         require(isinstance(network, (str, nn.Module)), "network", "a name or a module", network)
         if isinstance(network, str):
             require_network(network)
+        elif unwrapped(network) is not network or is_sharded(network):
+            raise ArgumentError(
+                f"network must be the module itself, got {type(network).__name__}; fit shares it among the "
+                "ranks: give it as it is before DistributedDataParallel or fully_shard"
+            )
         require(isinstance(protocol, Protocol), "protocol", "a Protocol, such as RECOMMENDED", protocol)
         require(not isinstance(class_names, str), "class_names", "a list of names", class_names)
         self.network, self.protocol = network, protocol

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.backbones import logits_of
-from transferkit.distributed import in_process_group
+from transferkit.distributed import any_rank, gather_objects, in_process_group, unwrapped
 from transferkit.errors import ArgumentError, DivergedError
 from transferkit.finetune.settings import LoopSettings
 from transferkit.heads import SINGLE_LABEL, Objective
@@ -83,6 +83,8 @@ def fill_scorer(
     how: dict[str, Any] = {"objective": objective, "loop": loop, "progress": progress}
     for probs, image_index, boxes in scored(model, sampler, preprocessing, **how):
         scorer.add_batch(probs, image_index, boxes)
+    if hasattr(sampler, "gather_bad_images"):
+        sampler.gather_bad_images()
     whole: AnyScorer = scorer.across_ranks() if hasattr(scorer, "across_ranks") else scorer
     return whole
 
@@ -100,26 +102,36 @@ def scored(
 
     Arguments and errors are those of :func:`fill_scorer`.
     """
+    model = unwrapped(model)
     device = next(model.parameters()).device
     was_training = model.training
     loop.lay_out_weights(model)
     network = loop.compiled(model.eval())
     finite = torch.ones((), dtype=torch.bool, device=device)
+    # A layer that communicates, as under fully_shard, waits for all ranks: they run it equally often.
+    keep_step = in_process_group() and hasattr(sampler, "__len__")
+    turns = max(gather_objects(len(sampler))) if keep_step else 0
+    last: PatchBatch | None = None
 
     def of(batch: PatchBatch) -> Scored:
-        nonlocal finite
+        nonlocal finite, last, turns
+        last, turns = batch, turns - 1
         with torch.inference_mode():
             pixels = preprocessing(batch.pixels.to(device, non_blocking=True))
             with loop.mixed_precision(device):
                 logits = logits_of(network(loop.lay_out(pixels))).float()
             finite = finite & logits.isfinite().all()
-            return objective.probs(logits), batch.image_index, batch.boxes
+            probs = objective.probs(logits)
+            # A scorer refuses NaN, on this rank alone; all ranks are told below.
+            return probs.nan_to_num(0.0) if in_process_group() else probs, batch.image_index, batch.boxes
 
     try:
         yield from joined(map(of, track(sampler, progress, description="test", unit="batch")))
+        while turns > 0:
+            of(last or sampler._stream.any_batch(sampler.epoch))
     finally:
         model.train(was_training)
-    if not finite:
+    if any_rank(not finite):
         raise DivergedError("the network gives infinite or NaN logits; restore an earlier epoch")
 
 

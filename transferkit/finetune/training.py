@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import record_function
 
 from transferkit import distributed
 from transferkit.backbones import logits_of
 from transferkit.distributed import is_first
-from transferkit.errors import DivergedError
+from transferkit.errors import ArgumentError, DivergedError
 from transferkit.files import faults_named, write_text
 from transferkit.finetune.optimizer import PerStep
 from transferkit.finetune.run import EpochRecord, Run
@@ -54,11 +54,15 @@ def fit(
             images train by ``run.image_loss`` alone.
         after_epoch: Called with the run after each epoch, for example to save or report it.
         stop: Called with the run after ``after_epoch``; training ends when it returns ``True``. An example is
-            :class:`~transferkit.finetune.StopEarly`. All ranks must return the same.
+            :class:`~transferkit.finetune.StopEarly`. Of several ranks any can end it.
         progress: See :func:`transferkit.progress.track`.
 
     Returns:
         ``run.history``.
+
+    Raises:
+        ArgumentError: The model is sharded among the ranks; or ``run.image_loss`` needs whole images, and there are
+            more ranks than images in a minibatch.
     """
     stepper = Stepper(run, loop, image_targets)
     if has_stopped(run, stop):
@@ -68,7 +72,7 @@ def fit(
         loop = replace(loop, profile=None)
         if after_epoch is not None:
             after_epoch(run)
-        if stop is not None and stop(run):
+        if stop is not None and distributed.any_rank(stop(run)):
             break
     return run.history
 
@@ -76,7 +80,7 @@ def fit(
 def has_stopped(run: Run, stop: Callable[[Run], bool] | None) -> bool:
     """Tell whether a rule that remembers, such as ``StopEarly``, had ended the run before it was resumed."""
     catch_up = getattr(stop, "catch_up", None)
-    return catch_up is not None and bool(catch_up(run))
+    return catch_up is not None and distributed.any_rank(catch_up(run))
 
 
 def train_epoch(
@@ -103,17 +107,24 @@ def train_epoch(
 
     Raises:
         DivergedError: The loss became infinite or NaN. A saved run still holds the last good epoch.
+        ArgumentError: As for :func:`fit`.
     """
     started = time.perf_counter()
+    _require_whole_images(run, sampler)
     learning_rate = run.optimizer.param_groups[0]["lr"]
     stepper = Stepper(run, loop) if stepper is None else stepper
+    stepper.seen = 0
     distributed.seed_ranks_differently(run.device)
     run.model.train()
     sampler.set_epoch(run.epoch)
     batches = track(sampler, progress, description=f"epoch {run.epoch + 1}", unit="batch")
 
     totals = distributed.sum_over_ranks(train_on(stepper, batches, loop))
-    distributed.average_statistics(run.model)
+    distributed.average_statistics(run.model, stepper.seen)
+    if run.average is not None and distributed.world_size() > 1:
+        run.average.copy_buffers()
+    if hasattr(sampler, "gather_bad_images"):
+        sampler.gather_bad_images()
     loss, right, patches, image_loss, images = totals.tolist()
     if not math.isfinite(loss + image_loss):
         raise DivergedError(
@@ -135,6 +146,17 @@ def train_epoch(
     )
     run.history.append(record)
     return record
+
+
+def _require_whole_images(run: Run, sampler: Any) -> None:
+    """Refuse more ranks than images in a minibatch where the loss of images needs all patches of each."""
+    ranks, images = distributed.world_size(), getattr(sampler, "mix_images", math.inf)
+    if run.image_loss is not None and ranks > images:
+        raise ArgumentError(
+            f"the loss of images needs all patches of a photo in one process, and {ranks} share minibatches of "
+            f"{images} photos; start {images} processes at most, or make the step larger: "
+            f"replace(protocol, mix_images={ranks}, batch_size={ranks} * protocol.patches_per_image)"
+        )
 
 
 def train_on(stepper: Stepper, batches: Iterable[PatchBatch], loop: LoopSettings) -> Tensor:
@@ -162,7 +184,14 @@ class Stepper:
     # image whose patches are spread over several minibatches counts as one image in each of them.
 
     def __init__(self, run: Run, loop: LoopSettings, image_targets: Tensor | None = None) -> None:
+        if distributed.is_sharded(run.model):
+            raise ArgumentError(
+                "run.model is sharded among the ranks, and fit trains whole ones; give it the model as it was, or "
+                "train the sharded one in a loop of your own, which docs/how-to/many-devices.md has: the sampler and "
+                "score_images serve it"
+            )
         loop.lay_out_weights(run.model)
+        self.seen = 0  # patches on this rank, fillers' left out
         self.run, self.loop, self._image_targets = run, loop, image_targets
         self._shared = distributed.parallel(run.model, run.device)
         self._network = loop.compiled(self._shared)
@@ -178,13 +207,16 @@ class Stepper:
         device, optimizer = self.run.device, self.run.optimizer
         patches = torch.stack([self.run.objective.counted(batch.labels).sum() for batch in minibatches]).sum()
         # Filled on the device: copying a number there would wait for all work queued on it.
-        images = torch.full_like(patches, sum(map(_count_images, minibatches)), device=device)
+        own = sum(map(_count_images, minibatches))
+        images = torch.full_like(patches, own, device=device)
         here = torch.stack([patches.to(device, non_blocking=True), images])
-        # At least one: where all patches are ignored, 0 / 0 would be NaN.
-        counted = distributed.sum_over_ranks(here).clamp(min=1)
-        # DistributedDataParallel averages gradients over ranks, which divides by their number once more.
-        divisors = counted / distributed.world_size()
+        counted = distributed.sum_over_ranks(here)
         totals = torch.zeros(5, dtype=torch.float64, device=device)
+        if not own and not counted[1]:  # fillers on all ranks, for photos that one process would pass over
+            return totals
+        # DistributedDataParallel averages gradients over ranks, which divides by their number once more. At least 1:
+        # where all patches are ignored, 0 / 0 would be NaN.
+        divisors = counted.clamp(min=1) / distributed.world_size()
         optimizer.zero_grad(set_to_none=True)
         for batch in minibatches[:-1]:
             with distributed.no_sync(self._shared):
@@ -212,22 +244,26 @@ class Stepper:
         """Add a minibatch's gradient, its summed losses of patches and images divided by ``divisors`` (2,)."""
         run, loop = self.run, self.loop
         pixels, labels = (tensor.to(run.device, non_blocking=True) for tensor in (batch.pixels, batch.labels))
-        # A filler is a minibatch of ignored patches (image_index -1) for a rank that has no patches left while others
-        # have: DistributedDataParallel needs the same number of backward passes on every rank. In evaluation mode it
-        # leaves batch norm statistics alone. image_index lies on the CPU, so reading it does not wait for the device.
+        # A filler is a minibatch of ignored patches (image_index -1) for a rank that has none where others have. It
+        # goes through the network in training mode like theirs: DistributedDataParallel, and every layer that
+        # communicates, waits for all ranks. image_index lies on the CPU, so reading it does not wait for the device.
         filler = bool((batch.image_index < 0).all())
-        with record_function("forward"), loop.mixed_precision(run.device):
-            inputs = loop.lay_out(run.preprocessing(pixels))
-            with _evaluation(run.model) if filler else lone_row(run.model, inputs):
-                logits = logits_of(self._network(inputs)).float()
-            losses = run.objective.losses(logits, labels).sum()
-            loss = losses / divisors[0]
-            of_images = torch.zeros_like(losses)
-            if run.image_loss is not None and not filler:
-                of_images = self._image_losses(run.image_loss, run.objective.log_probs(logits), labels, batch)
-                loss = loss + run.image_loss.weight * of_images / divisors[1]
-        with record_function("backward"):
-            torch.autograd.backward(self._scaler.scale(loss))
+        self.seen += 0 if filler else len(labels)
+        with distributed.buffers_kept(run.model) if filler else nullcontext():
+            with record_function("forward"), loop.mixed_precision(run.device):
+                inputs = loop.lay_out(run.preprocessing(pixels))
+                with lone_row(distributed.unwrapped(run.model), inputs):
+                    logits = logits_of(self._network(inputs)).float()
+                losses = run.objective.losses(logits, labels).sum()
+                loss = losses / divisors[0]
+                of_images = torch.zeros_like(losses)
+                if run.image_loss is not None and not filler:
+                    of_images = self._image_losses(
+                        run.image_loss, run.objective.log_probs(logits), labels, batch
+                    )
+                    loss = loss + run.image_loss.weight * of_images / divisors[1]
+            with record_function("backward"):
+                torch.autograd.backward(self._scaler.scale(loss))
         counted, right = run.objective.counted(labels), run.objective.right(logits.detach(), labels)
         images = torch.full_like(losses, _count_images(batch))
         sums = (losses, right.sum(), counted.sum(), of_images, images)
@@ -245,14 +281,6 @@ class Stepper:
 def _count_images(batch: PatchBatch) -> int:
     """Return the number of images in a minibatch; a filler has none."""
     return len({*batch.image_index.tolist()} - {-1})
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a model in training mode into evaluation mode inside the context."""
-    model.eval()
-    yield
-    model.train()
 
 
 # A profile of the first steps: a table of the time by phase and operator, and a trace.

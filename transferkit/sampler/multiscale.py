@@ -36,8 +36,10 @@ class MultiscaleSampler:
     Which patches an epoch holds depends on (seed, epoch, image) and nothing else: not on workers, ranks or device, on
     random numbers drawn elsewhere, or on where a run was resumed.
 
-    Processes of ``torch.distributed`` share the images. In training the ranks with fewer of them end on minibatches
-    that train nothing (all labels ``IGNORE``, image index -1), so that all ranks take equally many steps.
+    Processes of ``torch.distributed`` share the images at test, and in training every minibatch, so that the patches
+    of a step are those of one process, however many ranks there are. Each rank decodes its own of the ``mix_images``
+    images; where there are more ranks than that, all of them, and cuts its part of the patches. A rank that has no
+    part in a minibatch gets one that trains nothing: ``is_filler``, all labels ``IGNORE``, image index -1.
 
     Args:
         dataset: ``len`` and items like :class:`AnnotatedImage`, or a :class:`FeatureCache` of such: then ``pixels``
@@ -54,7 +56,7 @@ class MultiscaleSampler:
         balance: Chooses among an image's patches. By default, in training :class:`PositivesFirst`, at test
             :class:`RandomSubset`.
         patches_per_image: How many patches the balance is asked for; ``None`` for as many as there are.
-        batch_size: B.
+        batch_size: B; in training, of all ranks together.
         patch_size: S, the side to which patches are resized.
         mode: ``"train"`` or ``"test"``.
         mix_images: From how many images a minibatch is drawn.
@@ -83,6 +85,7 @@ class MultiscaleSampler:
 
     Attributes:
         mode: ``"train"`` or ``"test"``.
+        mix_images: From how many images a minibatch is drawn.
 
     Raises:
         ArgumentError: An argument out of range, or neither grid nor proposals.
@@ -134,7 +137,7 @@ class MultiscaleSampler:
             raise ArgumentError("patches must come from somewhere: give a grid, proposals, or both")
         rank, world_size = place_among_ranks(rank, world_size)
         train = mode == "train"
-        self.mode = mode
+        self.mode, self.mix_images = mode, mix_images
         names = ("image", *(maps or ()))
         fills = fill if isinstance(fill, Mapping) else dict.fromkeys(names, fill)
         require(fills.keys() == set(names), "fill", f"one value, or one for each of {names}", fill)
@@ -209,7 +212,7 @@ class MultiscaleSampler:
         return f"MultiscaleSampler({len(chooser.dataset)} images, mode {self.mode!r}, {patches}, epoch {self._epoch})"
 
     def __len__(self) -> int:
-        """Return the number of minibatches of an epoch on this rank, those of skipped images included."""
+        """Return the number of minibatches of an epoch, at test of this rank; those of skipped images included."""
         return self._stream.schedule(self._epoch).length
 
     def __getitem__(self, index: object) -> NoReturn:
@@ -250,6 +253,14 @@ class MultiscaleSampler:
         """Note where an iteration is, unless the next is to begin elsewhere."""
         if not self._waiting:
             self._epoch, self._batch = epoch, batch
+
+    def gather_bad_images(self) -> None:
+        """Make :attr:`bad_images` and :attr:`empty_images` those of all ranks, which must all call this.
+
+        Raises:
+            DataError: No image is left; on every rank.
+        """
+        self._stream.gather_bad_images()
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the one that is iterated next.

@@ -47,16 +47,14 @@ class Schedule:
     Attributes:
         groups: Images that share minibatches, in order.
         ends: Number of minibatches up to the end of each group.
-        length: Number of minibatches, those included that only keep step with ranks that have more.
     """
 
     groups: tuple[tuple[int, ...], ...]
     ends: tuple[int, ...]
-    length: int
 
     @property
-    def own(self) -> int:
-        """Number of minibatches made of the rank's own images."""
+    def length(self) -> int:
+        """Number of minibatches."""
         return self.ends[-1] if self.ends else 0
 
     def find(self, batch: int) -> tuple[int, int]:
@@ -81,7 +79,7 @@ class Scheduler:
         mix_images: How many images share minibatches.
         shuffle: Visit the images in another order each epoch.
         drop_last: Leave out the minibatch at the end of a group that is not full.
-        keep_step: Give every rank as many minibatches as the busiest has.
+        keep_step: Every rank has a part of every minibatch; otherwise, of the images.
         seed: Of the order.
         rank: This process, ``0..world_size - 1``.
         world_size: Processes that share the images.
@@ -102,17 +100,16 @@ class Scheduler:
         order = self._order(epoch)
         if self.drop_last:
             self._require_some(order)
-        mine = order[self.rank :: self.world_size].tolist()
+        mine = self._of(order, self.rank).tolist()
         groups = tuple(tuple(mine[i : i + self.mix_images]) for i in range(0, len(mine), self.mix_images))
-        ends = tuple(self._batches(order, self.rank).cumsum().tolist())
-        length = ends[-1] if ends else 0
-        if self.keep_step:
-            length = max(int(self._batches(order, rank).sum()) for rank in range(self.world_size))
-        return Schedule(groups, ends, length)
+        patches = self._patches(order, self.rank)
+        batches = patches // self.batch_size if self.drop_last else -(-patches // self.batch_size)
+        return Schedule(groups, tuple(batches.cumsum().tolist()))
 
     def _require_some(self, order: np.ndarray[Any, Any]) -> None:
         """Raise if every minibatch of the epoch is left out, on all ranks."""
-        most = max(int(self._patches(order, rank).max(initial=0)) for rank in range(self.world_size))
+        ranks = range(1 if self.keep_step else self.world_size)
+        most = max(int(self._patches(order, rank).max(initial=0)) for rank in ranks)
         if 0 < most < self.batch_size:
             raise ArgumentError(
                 f"drop_last leaves out every minibatch: mix_images={self.mix_images} images have {most} patches at "
@@ -125,16 +122,16 @@ class Scheduler:
             return np.arange(images)
         return torch.randperm(images, generator=generator(self.seed, epoch, "order")).numpy()
 
+    def _of(self, order: np.ndarray[Any, Any], rank: int) -> np.ndarray[Any, Any]:
+        """Return the images that a rank visits."""
+        return order if self.keep_step else order[rank :: self.world_size]
+
     def _patches(self, order: np.ndarray[Any, Any], rank: int) -> np.ndarray[Any, Any]:
         """Return the number of patches of each of a rank's groups of images."""
-        counts = self._counts[order[rank :: self.world_size]]
+        counts = self._counts[self._of(order, rank)]
         starts = np.arange(0, len(counts), self.mix_images)
         return np.add.reduceat(counts, starts) if len(starts) else counts
 
     @cached_property
     def _counts(self) -> np.ndarray[Any, Any]:
         return np.asarray(self.counts, dtype=np.int64)
-
-    def _batches(self, order: np.ndarray[Any, Any], rank: int) -> np.ndarray[Any, Any]:
-        patches = self._patches(order, rank)
-        return patches // self.batch_size if self.drop_last else -(-patches // self.batch_size)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transferkit.distributed import gather_objects
 from transferkit.errors import DataError
 from transferkit.labeling import IGNORE
 from transferkit.sampler._choose import BadImage, ChosenPatches, PatchChooser, patch_counts
@@ -45,6 +46,11 @@ class PatchBatch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def is_filler(self) -> bool:
+        """Whether it trains nothing: this rank has no patches in a minibatch of which others have some."""
+        return bool((self.image_index < 0).all())
+
     def __repr__(self) -> str:
         shown = int((self.labels > 0).sum())
         pixels = f"pixels {tuple(self.pixels.shape)} {str(self.pixels.dtype).removeprefix('torch.')}"
@@ -64,11 +70,13 @@ class PatchBatch:
         return replace(self, pixels=move(self.pixels), labels=move(self.labels), maps=maps)
 
 
-def blank_like(batch: PatchBatch, count: int) -> PatchBatch:
-    """Return black patches of the form of others that train nothing: of no image (-1), labeled ``IGNORE``."""
-    black = batch._moved(lambda tensor: tensor.new_zeros(count, *tensor.shape[1:]))
-    ignored, nowhere = batch.labels.new_full((count,), IGNORE), torch.zeros(count, 4, dtype=torch.float64)
-    return replace(black, labels=ignored, boxes=nowhere, image_index=torch.full((count,), -1))
+def filler_like(batch: PatchBatch) -> PatchBatch:
+    """Return patches once more that train nothing now: of no image (-1), labeled ``IGNORE``.
+
+    Real ones, since a norm layer would take black ones into its statistics.
+    """
+    ignored, nowhere = torch.full_like(batch.labels, IGNORE), torch.zeros_like(batch.boxes)
+    return replace(batch, labels=ignored, boxes=nowhere, image_index=torch.full_like(batch.image_index, -1))
 
 
 # From the chosen patches of a group of images to minibatches of pixels.
@@ -98,8 +106,19 @@ class Cutter:
     device: torch.device
     maps: Mapping[str, PixelSource] = field(default_factory=dict)
 
-    def minibatches(self, group: Sequence[ChosenPatches], epoch: int, first: int = 0) -> Iterator[PatchBatch]:
-        """Yield the minibatches of a group of images, from the ``first``-th on.
+    def plan(self, images: Sequence[int], counts: Sequence[int], epoch: int) -> list[Tensor]:
+        """Return the rows of each minibatch of a group of images, whose patches are numbered image by image."""
+        order = torch.arange(count := sum(counts))
+        if self.shuffle:
+            order = torch.randperm(count, generator=generator(self.seed, epoch, *images, "mix"))
+        order = order[: count - count % self.batch_size] if self.drop_last else order
+        starts = range(0, len(order), self.batch_size)
+        return [order[start : start + self.batch_size] for start in starts]
+
+    def minibatches(
+        self, group: Sequence[ChosenPatches], epoch: int, plan: Sequence[Tensor]
+    ) -> Iterator[PatchBatch]:
+        """Yield the minibatches of a group of images, each the rows that ``plan`` says.
 
         The patches of a single image are cut all at once, since patches of a grid share most of the work. Those of
         several images are cut when their turn comes, so that memory is bounded by the images and one minibatch.
@@ -108,27 +127,27 @@ class Cutter:
         labels = torch.cat([chosen.labels for chosen in group])
         member = torch.repeat_interleave(torch.tensor([len(chosen.labels) for chosen in group]))
         draws = self._draws(group, epoch)
-        order = self._order(group, epoch)
-        pixels = self._made(self.source, [chosen.content for chosen in group], group, order)
+        pixels = self._made(self.source, [chosen.content for chosen in group], group, plan)
         maps = {
-            name: self._made(source, [chosen.maps[name] for chosen in group], group, order)
+            name: self._made(source, [chosen.maps[name] for chosen in group], group, plan)
             for name, source in self.maps.items()
         }
-        for start in range(first * self.batch_size, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
+        for place, rows in enumerate(plan):
             here = [drawn[rows].to(self.device, non_blocking=True) for drawn in draws]
             yield PatchBatch(
-                self._transformed(pixels(start), here),
+                self._transformed(pixels(place), here),
                 labels[rows].to(self.device, non_blocking=True),
                 boxes[rows],
                 torch.tensor([chosen.image_index for chosen in group])[member[rows]],
-                {name: self._transformed(make(start), here, of_map=True) for name, make in maps.items()},
+                {name: self._transformed(make(place), here, of_map=True) for name, make in maps.items()},
             )
 
     def nothing(self) -> PatchBatch:
         """Return a minibatch of the form that the source's have where nothing else is known."""
-        labels = torch.zeros(1, dtype=torch.int64, device=self.device)
-        return PatchBatch(self.source.blank(1, self.device), labels, torch.zeros(1, 4), torch.zeros(1))
+        one = torch.zeros(1, dtype=torch.int64)
+        return PatchBatch(
+            self.source.blank(1, self.device), one.to(self.device), torch.zeros(1, 4).double(), one
+        )
 
     def _transformed(self, pixels: Tensor, draws: Sequence[Tensor], of_map: bool = False) -> Tensor:
         """Change pixels at random; maps only by what moves pixels, and alike."""
@@ -136,15 +155,6 @@ class Cutter:
             if not of_map or getattr(transform, "moves_pixels", False):
                 pixels = transform.apply(pixels, drawn)
         return pixels
-
-    def _order(self, group: Sequence[ChosenPatches], epoch: int) -> Tensor:
-        """Return the order of the group's patches, numbered image by image."""
-        count = sum(len(chosen.labels) for chosen in group)
-        order = torch.arange(count)
-        if self.shuffle:
-            indices = (chosen.image_index for chosen in group)
-            order = torch.randperm(count, generator=generator(self.seed, epoch, *indices, "mix"))
-        return order[: count - count % self.batch_size] if self.drop_last else order
 
     def _draws(self, group: Sequence[ChosenPatches], epoch: int) -> list[Tensor]:
         """Return what each transform draws for each of the group's patches."""
@@ -161,16 +171,15 @@ class Cutter:
         ]
 
     def _made(
-        self, source: Any, contents: Sequence[Tensor], group: Sequence[ChosenPatches], order: Tensor
+        self, source: Any, contents: Sequence[Tensor], group: Sequence[ChosenPatches], plan: Sequence[Tensor]
     ) -> Callable[[int], Tensor]:
-        """Return what makes the minibatch that begins at a place of the ``order``."""
+        """Return what makes the minibatch at a place of the ``plan``."""
         there = [content.to(self.device, non_blocking=True) for content in contents]
         if len(group) == 1:
-            whole = source.make(there[0], group[0].boxes, order)
-            return lambda start: whole[start : start + self.batch_size]
-        return lambda start: self._make_from_several(
-            source, there, group, order[start : start + self.batch_size]
-        )
+            whole = source.make(there[0], group[0].boxes, torch.cat([*plan]))
+            parts = torch.split(whole, [len(rows) for rows in plan])
+            return lambda place: parts[place]
+        return lambda place: self._make_from_several(source, there, group, plan[place])
 
     def _make_from_several(
         self, source: Any, contents: Sequence[Tensor], group: Sequence[ChosenPatches], rows: Tensor
@@ -287,7 +296,7 @@ class PatchStream:
         chooser: Decodes an image and chooses its patches.
         cutter: Cuts them to minibatches.
         mix_images: How many images share minibatches.
-        keep_step: Give every rank as many minibatches as the busiest has.
+        keep_step: Divide every minibatch among the ranks; otherwise, the images.
         skip_bad: Pass over images that cannot be read.
         rank: This process, ``0..world_size - 1``.
         world_size: Processes that share the images.
@@ -324,30 +333,54 @@ class PatchStream:
         schedule = self.schedule(epoch)
         group, first = schedule.find(start)
         remaining = schedule.groups[group:]
-        visits = [(epoch, image) for members in remaining for image in members]
+        visits = [(epoch, image) for members in remaining for image in self._mine(members)]
         place = start
         like: PatchBatch | None = None
         with closing(self._workers.results(visits)) as images:
             for members, end in zip(remaining, schedule.ends[group:], strict=True):
-                chosen = [image for image in (self._usable(next(images)) for _ in members) if image is not None]
-                for batch in self.cutter.minibatches(chosen, epoch, first) if chosen else ():
-                    like = blank_like(batch, 1) if like is None else like
-                    _require_alike(like.pixels, batch.pixels, int(batch.image_index[0]))
-                    yield place, batch
+                found = [self._usable(next(images)) for _ in self._mine(members)]
+                chosen = [image for image in found if image is not None]
+                plan = self._plan(members, chosen, epoch)[first:]
+                cut = self.cutter.minibatches(chosen, epoch, [rows for rows in plan if len(rows)])
+                for rows in plan:
+                    batch = next(cut) if len(rows) else None
+                    like = (batch or self.any_batch(epoch))._moved(Tensor.clone) if like is None else like
+                    if batch is not None:
+                        _require_alike(like.pixels, batch.pixels, int(batch.image_index[0]))
+                    yield place, filler_like(like) if batch is None else batch
                     place += 1
-                if self.keep_step:  # other ranks do not know which images were passed over here
-                    yield from self._fillers(range(place, end), epoch, like)
                 place, first = end, 0
-        yield from self._fillers(range(place, schedule.length), epoch, like)
 
-    def _fillers(self, places: Sequence[int], epoch: int, like: PatchBatch | None) -> Iterator[Placed]:
-        """Yield minibatches that train nothing, of the form of others."""
-        if places and like is None:  # this rank has seen none
-            images = (self.chooser[(epoch, index)] for index in range(len(self.chooser.dataset)))
-            usable = (image for image in images if isinstance(image, ChosenPatches) and len(image.labels))
-            like = next((batch for image in usable for batch in self.cutter.minibatches([image], epoch)), None)
-        like = like or self.cutter.nothing()
-        yield from ((place, blank_like(like, self.cutter.batch_size)) for place in places)
+    @property
+    def _by_image(self) -> bool:
+        """Whether ranks share a minibatch's images; otherwise every rank decodes them all, and cuts some patches."""
+        return self.mix_images >= self.world_size
+
+    def _mine(self, members: Sequence[int]) -> Sequence[int]:
+        """Return the images of a group that this rank decodes."""
+        return members[self.rank :: self.world_size] if self.keep_step and self._by_image else members
+
+    def _plan(self, members: Sequence[int], chosen: Sequence[ChosenPatches], epoch: int) -> list[Tensor]:
+        """Return this rank's rows of each minibatch of a group, as places among the patches that were chosen."""
+        here = {image.image_index: len(image.labels) for image in chosen}
+        if not self.keep_step:
+            return self.cutter.plan([*here], [*here.values()], epoch)
+        # As many as were counted beforehand: other ranks may not know which images are passed over.
+        counts = [self._scheduler.counts[image] for image in members]
+        own = torch.tensor([image in here for image in members]).repeat_interleave(torch.tensor(counts))
+        place = own.cumsum(0) - 1
+        plan = self.cutter.plan(members, counts, epoch)
+        if not self._by_image:
+            plan = [rows[self.rank :: self.world_size] for rows in plan]
+        return [place[rows[own[rows]]] for rows in plan]
+
+    def any_batch(self, epoch: int) -> PatchBatch:
+        """Return a minibatch of the first image that can be used."""
+        images = (self.chooser[(epoch, index)] for index in range(len(self.chooser.dataset)))
+        usable = (image for image in images if isinstance(image, ChosenPatches) and len(image.labels))
+        some = ((image, [torch.arange(len(image.labels))[: self.cutter.batch_size]]) for image in usable)
+        cut = (batch for image, rows in some for batch in self.cutter.minibatches([image], epoch, rows))
+        return next(cut, None) or self.cutter.nothing()
 
     def warn_of_bad_images(self) -> None:
         """Warn of images that were passed over, if there are more than it last told of.
@@ -356,15 +389,26 @@ class PatchStream:
             DataError: No image is left.
         """
         new, self._warned = len(self.bad_images) - self._warned, len(self.bad_images)
-        if len({*self.bad_images, *self.empty_images}) == len(self.chooser.dataset):
-            first = next(iter(self.bad_images.values()), "neither grid nor proposals lay a patch on any")
-            raise DataError(f"no image can be used; the first: {first}")
+        self._require_one()
         if new:
             index, problem = next(reversed(self.bad_images.items()))
             images = "an image" if new == 1 else f"{new} images"
             warnings.warn(
                 f"skipped {images} that cannot be used, the last is image {index}: {problem}", stacklevel=3
             )
+
+    def gather_bad_images(self) -> None:
+        """Take in which images the other ranks passed over; raise if none is left."""
+        for bad, empty in gather_objects((self.bad_images, self.empty_images)):
+            self.bad_images.update(bad)
+            self.empty_images.update(empty)
+        self._warned = len(self.bad_images)
+        self._require_one()
+
+    def _require_one(self) -> None:
+        if len({*self.bad_images, *self.empty_images}) == len(self.chooser.dataset):
+            first = next(iter(self.bad_images.values()), "neither grid nor proposals lay a patch on any")
+            raise DataError(f"no image can be used; the first: {first}")
 
     def _usable(self, image: ChosenPatches | BadImage) -> ChosenPatches | None:
         """Return the image, or ``None`` if it is to be passed over."""
