@@ -15,7 +15,8 @@ The door is :class:`SceneClassifier`: fit, test, predict, save and load in one o
 - Scores: :func:`score_images`, :func:`fill_scorer`.
 - Results: :func:`write_results`, :func:`write_convergence`, and a report on one HTML page from :class:`RunReport` and
   :func:`build_report`.
-- Devices and ranks: :func:`choose_device`, :func:`process_group`, :func:`is_first`, :func:`first_on_machine`.
+- Devices and ranks: :func:`choose_device`, :func:`process_group`, :func:`is_first`, :func:`first_on_machine`,
+  :func:`stop_on_sigterm`.
 - Demonstration: :func:`prepare_demo` writes scenes with digits and pretrained weights for :data:`DEMO`.
 """
 
@@ -46,6 +47,7 @@ from transferkit.finetune.scoring import fill_scorer, score_images
 from transferkit.finetune.settings import FeatureSettings, LoopSettings, choice_in, how_to_go_on, parse_with_run
 from transferkit.finetune.training import fit, train_epoch
 from transferkit.locks import lock_folder
+from transferkit.stopping import Stopped, stop_on_sigterm
 
 __all__ = [
     "AS_THEY_ARE",
@@ -70,6 +72,7 @@ __all__ = [
     "RunReport",
     "SceneClassifier",
     "StopEarly",
+    "Stopped",
     "Stopwatch",
     "TrainingPatches",
     "as_photos",
@@ -98,6 +101,7 @@ __all__ = [
     "require_writable",
     "score_images",
     "small_alexnet",
+    "stop_on_sigterm",
     "train_epoch",
     "train_on_digits",
     "trains_transferred",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.utils.data import Subset
 
-from transferkit.distributed import in_process_group, is_first
+from transferkit.distributed import gather_objects, in_process_group, is_first
 from transferkit.errors import OutputError, UncachableError
 from transferkit.features import FeatureCache, FeatureImages, PatchFeatures
 from transferkit.finetune._fitted import Fitted, digest_of_fitted
@@ -24,7 +24,6 @@ from transferkit.finetune.scoring import AnyScorer, Scored, fill_scorer, scored
 from transferkit.preprocessing import Preprocessing
 from transferkit.sampler import MultiscaleSampler
 from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog, evaluate
-from transferkit.scorer._tally import gather_objects
 from transferkit.scorer.calibration import Calibration
 
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.devices import half_dtype, mixed_precision
-from transferkit.distributed import local_rank
 from transferkit.errors import ArgumentError, CheckpointError, require
 from transferkit.features.shards import PRECISIONS
 from transferkit.features.shared import PyramidScales, check_pyramid_scales
 from transferkit.finetune.networks import NETWORKS
 from transferkit.finetune.protocol import Protocol
+from transferkit.launching import local_rank
 
 
 @dataclass(frozen=True)

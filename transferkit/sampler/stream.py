@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transferkit.distributed import place_among_ranks
 from transferkit.errors import DataError
 from transferkit.labeling import IGNORE
 from transferkit.sampler._choose import BadImage, ChosenPatches, PatchChooser, patch_counts
@@ -287,10 +288,10 @@ class PatchStream:
         chooser: Decodes an image and chooses its patches.
         cutter: Cuts them to minibatches.
         mix_images: How many images share minibatches.
-        keep_step: Give every rank as many minibatches as the busiest has.
+        train: Give every rank as many minibatches as the busiest has.
         skip_bad: Pass over images that cannot be read.
-        rank: This process, ``0..world_size - 1``.
-        world_size: Processes that share the images.
+        rank: This process, ``0..world_size - 1``; ``None``: as ``torch.distributed`` says at the time.
+        world_size: Processes that share the images; ``None`` likewise.
         num_workers: Processes that decode.
         prefetch: Images that each worker prefetches.
         started: How workers are, by ``DataLoader``'s arguments.
@@ -301,22 +302,28 @@ class PatchStream:
     chooser: PatchChooser
     cutter: Cutter
     mix_images: int
-    keep_step: bool
+    train: bool
     skip_bad: bool
-    rank: int
-    world_size: int
+    rank: int | None
+    world_size: int | None
     num_workers: int
     prefetch: int
     started: Mapping[str, Any]
     bad_images: dict[int, str] = field(default_factory=dict)
     empty_images: set[int] = field(default_factory=set)
     _warned: int = 0
-    _latest: tuple[int, Schedule] | None = None
+    _latest: tuple[tuple[int, ...], Schedule] | None = None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The rank among those that share the images, and their number, as they are now."""
+        return place_among_ranks(self.rank, self.world_size)
 
     def schedule(self, epoch: int) -> Schedule:
         """Return this rank's schedule of an epoch."""
-        if self._latest is None or self._latest[0] != epoch:
-            self._latest = (epoch, self._scheduler(epoch))
+        now = (epoch, *self.place)  # samplers may be made before the process group is
+        if self._latest is None or self._latest[0] != now:
+            self._latest = (now, self._scheduler()(epoch))
         return self._latest[1]
 
     def batches(self, epoch: int, start: int) -> Iterator[Placed]:
@@ -335,7 +342,9 @@ class PatchStream:
                     _require_alike(like.pixels, batch.pixels, int(batch.image_index[0]))
                     yield place, batch
                     place += 1
-                if self.keep_step:  # other ranks do not know which images were passed over here
+                if (
+                    self.train and self.place[1] > 1
+                ):  # other ranks do not know which images were passed over here
                     yield from self._fillers(range(place, end), epoch, like)
                 place, first = end, 0
         yield from self._fillers(range(place, schedule.length), epoch, like)
@@ -375,7 +384,7 @@ class PatchStream:
         if not image.laid:
             self.empty_images.add(index)
             return None
-        expected = self._scheduler.counts[index]
+        expected = self.counts[index]
         if not expected and index in self.bad_images:  # it could not be used when patches were counted
             return None
         if len(image.labels) != expected:
@@ -394,17 +403,22 @@ class PatchStream:
         self.bad_images[index] = image.problem
 
     @cached_property
+    def counts(self) -> Sequence[int]:
+        """The number of patches that each image gives."""
+        return patch_counts(self.chooser, self.num_workers, self._note, **self.started)
+
     def _scheduler(self) -> Scheduler:
+        rank, world_size = self.place
         return Scheduler(
-            counts=patch_counts(self.chooser, self.num_workers, self._note, **self.started),
+            counts=self.counts,
             batch_size=self.cutter.batch_size,
             mix_images=self.mix_images,
             shuffle=self.cutter.shuffle,
             drop_last=self.cutter.drop_last,
-            keep_step=self.keep_step,
+            keep_step=self.train and world_size > 1,
             seed=self.cutter.seed,
-            rank=self.rank,
-            world_size=self.world_size,
+            rank=rank,
+            world_size=world_size,
         )
 
     @cached_property

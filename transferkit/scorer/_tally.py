@@ -16,12 +16,12 @@ are joined by the same formula, in any order.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
 
-from transferkit.distributed import in_process_group
+from transferkit.distributed import gather_objects
 from transferkit.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -143,17 +143,6 @@ def _comes_first(a: Tensor, b: Tensor) -> Tensor:
 
 
 # Tallies of all ranks of a distributed run, brought together.
-
-Value = TypeVar("Value")
-
-
-def gather_objects(value: Value, group: ProcessGroup | None = None) -> list[Value]:
-    """Return the values of all ranks, in the order of the ranks; in a process of its own, the one there is."""
-    if not in_process_group():
-        return [value]
-    values: list[Any] = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(values, value, group=group)
-    return values
 
 
 def gather_tallies(tally: Tally, settings: dict[str, Any], group: ProcessGroup | None = None) -> list[Tally]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from transferkit.annotated import as_tensor
-from transferkit.distributed import in_process_group
+from transferkit.distributed import gather_objects, in_process_group
 from transferkit.errors import ArgumentError, StateError, require
-from transferkit.scorer._tally import Tally, combine, gather_objects, gather_tallies, tally_batch
+from transferkit.scorer._tally import Tally, combine, gather_tallies, tally_batch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
