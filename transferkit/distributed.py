@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from transferkit.errors import ArgumentError, LostRankError, OutputError, TransferKitError, listed, require
@@ -105,12 +106,21 @@ def process_group(device: torch.device, *, timeout: float | None = None) -> Iter
     distributed.destroy_process_group()
 
 
+_groups = count()
+
+
 def _meet(place: Mapping[str, str], backend: str, timeout: float | None) -> None:
     """Begin the group of this process and the others."""
     os.environ.update({**place, **meeting_point(place)})
+    # torchrun keeps one store for all groups and restarts of a job, in which gloo would find the addresses of earlier
+    # ones (torch 2.13). Of several machines' torchruns each counts its own restarts.
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "0"
     how: dict[str, Any] = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
     try:
-        distributed.init_process_group(backend, **how)
+        store, rank, ranks = next(rendezvous("env://", **how))
+        own = distributed.distributed_c10d.PrefixStore(f"transferkit/{restart}/{next(_groups)}", store)
+        distributed.init_process_group(backend, store=own, rank=rank, world_size=ranks, **how)
     except RuntimeError as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         used = "EADDRINUSE" in str(error) or "address already in use" in str(error)

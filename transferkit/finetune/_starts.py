@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from transferkit.distributed import on_all_ranks, require_same_on_all_ranks, world_size
+from transferkit.distributed import place_among_ranks, require_same_on_all_ranks, world_size
 from transferkit.errors import ArgumentError
 from transferkit.features._photos import digest_of_tensor
 from transferkit.finetune.settings import LoopSettings
@@ -26,24 +26,25 @@ def require_same_start(
         loop: Compared but for the profile's folder.
         facts: What else must be the same.
     """
-    require_same_on_all_ranks(
-        work,
-        lambda: {
-            **facts,
+
+    def found() -> dict[str, object]:
+        _require_shared(sampler)
+        return {
             "loop": f"amp={loop.amp} channels_last={loop.channels_last} accumulate={loop.accumulate}",
             **_of_sampler(sampler),
+            **facts,  # a run's epoch decides, not its sampler's
             **_of_model(model),
-        },
-    )
+        }
+
+    require_same_on_all_ranks(work, found)
+
+
+def _require_shared(sampler: Any) -> None:
     place = getattr(sampler, "place", None)
-    on_all_ranks(lambda: _require_shared(place))
-
-
-def _require_shared(place: tuple[int, int] | None) -> None:
-    if place is not None and place[1] != world_size():
+    if place is not None and place != place_among_ranks():
         raise ArgumentError(
-            f"the sampler shares its photos among {place[1]} processes, and there are {world_size()}; leave out "
-            "its rank and world_size"
+            f"the sampler serves rank {place[0]} of {place[1]}, and this is rank {place_among_ranks()[0]} of "
+            f"{world_size()}; leave out its rank and world_size"
         )
 
 

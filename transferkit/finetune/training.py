@@ -69,7 +69,7 @@ def fit(
         Stopped: After :func:`~transferkit.finetune.stop_on_sigterm`, SIGTERM came; the run can be saved as it is.
     """
     facts = {"epoch": run.epoch, "epochs": epochs, **_facts(run, image_targets)}
-    require_same_start("fit", run.model, sampler, loop, facts)
+    require_same_start("training", run.model, sampler, loop, facts)
     stepper = Stepper(run, loop, image_targets)
     if has_stopped(run, stop):
         return run.history
