@@ -250,8 +250,9 @@ def require_same_on_all_ranks(start: str, facts: Callable[[], Mapping[str, objec
     names = dict.fromkeys(name for one in told for name in one)
     differ = [name for name in names if len({one.get(name) for one in told}) > 1]
     if differ:
+        differ = ["work"] if "work" in differ else differ
         raise ArgumentError(
-            f"the {len(told)} ranks cannot begin {start} together, since they differ; give all of them the same:\n"
+            f"the {len(told)} ranks cannot begin together, since they differ; give all of them the same:\n"
             + "\n".join(f"  {name}: {_by_value([one.get(name) for one in told])}" for name in differ[:12])
             + (f"\n  and {len(differ) - 12} more" if len(differ) > 12 else "")
         )

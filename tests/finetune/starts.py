@@ -117,7 +117,7 @@ def stopped_and_resumed(folder: Path, rank: int, world: int) -> list[object]:
     def step(*_: object) -> None:
         nonlocal steps
         steps += 1
-        if steps == 12 and rank == world - 1:
+        if steps == 15 and rank == world - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     hook = run.optimizer.register_step_post_hook(step)

@@ -352,15 +352,15 @@ def train(
     after_epoch: Callable[[Run], object],
 ) -> None:
     """Train a run from its epoch on, on pixels or on features."""
-    targets = presence.image_targets()
-    how: dict[str, Any] = {"loop": setup.loop, "after_epoch": after_epoch, "progress": setup.progress}
-    how["image_targets"] = targets
     if run.unfinished and len(run.unfinished.random) != world_size():
         raise StateError(
             f"the run was stopped within epoch {run.epoch + 1} on {len(run.unfinished.random)} ranks, and goes on "
             f"there on as many, not {world_size()}; its last whole epoch, in the file beside it whose name ends in "
             f"_{run.epoch}, goes on with any number"
         )
+    targets = presence.image_targets()
+    how: dict[str, Any] = {"loop": setup.loop, "after_epoch": after_epoch, "progress": setup.progress}
+    how["image_targets"] = targets
     if run.sampler_state:
         patches.load_state_dict(run.sampler_state)
     if on is None:

@@ -79,7 +79,9 @@ def fit(
             loop = replace(loop, profile=None)
             if after_epoch is not None:
                 after_epoch(run)
-            if asked_to_stop(run.device) or (stop is not None and stop(run)):
+            if asked_to_stop(run.device):
+                end_now()
+            if stop is not None and stop(run):
                 break
     return run.history
 
