@@ -159,20 +159,17 @@ def _not_waiting() -> list[int]:
     found: list[int] = []
 
     def ask() -> None:
-        store, others = _store(), range(world_size())
-        store.add(f"transferkit/waits/{distributed.get_rank()}", 1)
-        time.sleep(1)  # their time is up at nearly the same time
-        found.extend(other for other in others if not store.add(f"transferkit/waits/{other}", 0))
+        with suppress(RuntimeError):
+            store = _store()
+            store.add(f"transferkit/waits/{distributed.get_rank()}", 1)
+            time.sleep(1)  # their time is up at nearly the same time
+            ranks = range(world_size())
+            found.extend(rank for rank in ranks if not store.add(f"transferkit/waits/{rank}", 0))
 
-    asking = Thread(target=_quietly, args=(ask,), daemon=True)
+    asking = Thread(target=ask, daemon=True)
     asking.start()
     asking.join(5)  # the store itself may be out of reach
     return found
-
-
-def _quietly(call: Callable[[], object]) -> None:
-    with suppress(RuntimeError):
-        call()
 
 
 def _store() -> Any:
@@ -214,16 +211,10 @@ def on_all_ranks(attempt: Callable[[], Value]) -> Value:
     """
     if not in_process_group():
         return attempt()
-    result, failure = None, None
     with awaited():
-        try:
-            result = attempt()
-        except TransferKitError as error:
-            failure = error
-    for rank, failed in enumerate(gather_objects(failure)):
-        if failed is not None:
-            raise type(failed)(f"rank {rank}: {failed}") from failure
-    return result  # type: ignore[return-value]
+        found = _attempted(attempt)
+    _raise_first(gather_objects(found if isinstance(found, TransferKitError) else None))
+    return found  # type: ignore[no-any-return]
 
 
 def require_same_on_all_ranks(start: str, facts: Callable[[], Mapping[str, object]]) -> None:
@@ -244,9 +235,7 @@ def require_same_on_all_ranks(start: str, facts: Callable[[], Mapping[str, objec
         warn_of_no_group()
         return
     told = gather_objects(_attempted(lambda: {"work": start, **{name: str(v) for name, v in facts().items()}}))
-    for rank, failed in enumerate(told):
-        if isinstance(failed, TransferKitError):
-            raise type(failed)(f"rank {rank}: {failed}")
+    _raise_first(told)
     names = dict.fromkeys(name for one in told for name in one)
     differ = [name for name in names if len({one.get(name) for one in told}) > 1]
     if differ:
@@ -263,6 +252,12 @@ def _attempted(call: Callable[[], Any]) -> Any:
         return call()
     except TransferKitError as error:
         return error
+
+
+def _raise_first(found: list[Any]) -> None:
+    for rank, failed in enumerate(found):
+        if isinstance(failed, TransferKitError):
+            raise type(failed)(f"rank {rank}: {failed}")
 
 
 def _by_value(values: list[str | None]) -> str:

@@ -18,21 +18,27 @@ def local_rank() -> int | None:
     return None if place is None else int(place)
 
 
-_LAUNCHERS = (  # their variables for RANK, WORLD_SIZE and LOCAL_RANK
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun
+_LAUNCHERS = {  # their variables for RANK, WORLD_SIZE and LOCAL_RANK
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     # Not SLURM_NTASKS, which sbatch gives to its script too, one process for all tasks.
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-)
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+}
+
+
+def launcher() -> str | None:
+    """Return what started this process and others, ``"torchrun"``, ``"srun"`` or ``"mpirun"``; ``None`` without."""
+    for name, (rank, ranks, local) in _LAUNCHERS.items():
+        if {rank, ranks, local} <= os.environ.keys() and (name == "torchrun" or os.environ[ranks] != "1"):
+            return name
+    return None
 
 
 def launched() -> dict[str, str] | None:
-    """Return this process's place as torchrun, srun or mpirun tells it; ``None`` if none of them started it."""
-    for names in _LAUNCHERS:
-        found = [os.environ.get(name) for name in names]
-        if None not in found and (names == _LAUNCHERS[0] or found[1] != "1"):
-            return dict(zip(_LAUNCHERS[0], map(str, found), strict=True))
-    return None
+    """Return this process's RANK, WORLD_SIZE and LOCAL_RANK; ``None`` without a launcher."""
+    name = launcher()
+    names = zip(_LAUNCHERS["torchrun"], _LAUNCHERS[name], strict=True) if name else ()
+    return {own: os.environ[told] for own, told in names} or None
 
 
 def meeting_point(place: Mapping[str, str]) -> dict[str, str]:

@@ -83,7 +83,7 @@ def test_a_wait_outlasts_the_timeout_and_an_exchange_names_who_is_slow(ranks) ->
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No launcher's variables."""
-    for names in (*launching._LAUNCHERS, ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")):
+    for names in (*launching._LAUNCHERS.values(), ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")):
         for name in names:
             monkeypatch.delenv(name, raising=False)
     return monkeypatch
