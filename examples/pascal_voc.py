@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 from argparse import BooleanOptionalAction
@@ -42,7 +41,7 @@ from transferkit.scorer.pictures import require_matplotlib
 PROTOCOLS = {**finetune.PROTOCOLS, "demo": finetune.DEMO}
 LEFT_OUT = {  # of the settings in a run's file, which a resumed run takes: a file does not say where things go
     *("demo", "model_file", "epochs", "results", "save_path", "cache_dir", "cache_limit", "earlier"),
-    *("backend", "num_workers", "channels_last", "compile", "profile"),
+    *("backend", "num_workers", "channels_last", "compile", "profile", "timeout"),
 }
 say = partial(print, flush=True)
 
@@ -53,16 +52,17 @@ def main(argv: list[str] | None = None) -> int:
     argv, args, began = sys.argv[1:] if argv is None else argv, None, time.time()
     try:
         args = parse_arguments(argv)
-        with finetune.process_group(finetune.choose_device(args.backend)), finetune.lock_folder(args.results):
+        group = finetune.process_group(finetune.choose_device(args.backend), timeout=args.timeout)
+        with group, finetune.lock_folder(args.results):
             demo(args) if args.demo else run(args)
     except (tk.TransferKitError, OSError) as error:
         print(tk.errors.harmless(f"{Path(__file__).name}: error: {error}", lines=True), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, finetune.Stopped) as error:
         run_file = None if args is None or args.demo else args.save_path or args.results / "run.pt"
         if finetune.is_first():
             print(f"\nstopped; {finetune.how_to_go_on(argv, run_file, since=began)}", file=sys.stderr)
-        return 130
+        return error.code if isinstance(error, finetune.Stopped) else 130
     return 0
 
 
@@ -266,6 +266,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         action=renamed_flag("--levels", "--pyramid_scales", until="0.2"))
     add("--cache_dir", type=Path, metavar="DIR", help="where features are cached (default in --results)")
     add("--cache_limit", type=float, metavar="GB", help="the most that a cache may take (default what is free)")
+    add("--timeout", type=float, metavar="SECONDS", help="that a process waits for another (default torch's, 1800)")
     add("--profile", action="store_true", help="show where the time of the first steps goes; see DIR/profile")
     # fmt: on
     args, earlier = parser.parse_args(argv), {}
@@ -297,5 +298,5 @@ def class_list(text: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # 128 + 15; workers end, and locks are given back
+    finetune.stop_on_sigterm()  # after the step in work; workers end, and locks are given back
     sys.exit(main())

@@ -20,9 +20,9 @@ FLOORS: list[set[str]] = [
     # The ground floor: its rooms may know each other, from left to right.
     {"alexnet"},
     {"layers", "boxes", "devices", "files", "optimization"},
-    {"locks"},
+    {"locks", "stopping"},
     {"annotated", "distributed", "preprocessing"},
-    {"deprecation", "memory", "progress", "registry", "display"},
+    {"deprecation", "launching", "memory", "progress", "registry", "display"},
     {"errors"},
 ]
 MOVED = {"protocols"}  # old places of names, which import nothing

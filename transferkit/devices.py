@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from transferkit.distributed import local_rank
 from transferkit.errors import ArgumentError
+from transferkit.launching import local_rank
 
 SWITCH = "THP_MEM_ALLOC_ENABLE"
 """Environment variable that asks PyTorch 2.2 and later for huge pages; earlier versions ignore it."""

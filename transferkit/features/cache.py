@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from transferkit.distributed import gather_objects, in_process_group, place_among_ranks
-from transferkit.errors import ArgumentError, DataError, StateError, TransferKitError, UncachableError, require
+from transferkit.distributed import (
+    gather_objects,
+    in_process_group,
+    on_all_ranks,
+    place_among_ranks,
+    require_same_on_all_ranks,
+)
+from transferkit.errors import ArgumentError, DataError, OutputError, StateError, UncachableError, require
 from transferkit.features._identity import agree, describe, half_of, probe
 from transferkit.features._photos import FileIndex, Look, Photos, digest_of_tensor, look_at
 from transferkit.features.contents import (
@@ -40,7 +47,7 @@ from transferkit.locks import lock_folder
 from transferkit.progress import Progress, track
 from transferkit.sampler import PatchGrid
 from transferkit.sampler._choose import BAD_IMAGE
-from transferkit.sampler._source import PixelSource, asked_for
+from transferkit.sampler._source import PixelSource, asked_for, describe_data, described, digest_of_data
 from transferkit.sampler._workers import Visit, Workers
 
 
@@ -252,44 +259,64 @@ class FeatureCache(ViewOfImages):
         Raises:
             OutputError: It would take more than the limit, or than the disk has; or a file cannot be written.
             UncachableError: The data set gives other pixels each time.
+            ArgumentError: Ranks begin with different data, settings or networks; on all of them, naming what differs.
         """
         alone = rank is not None or not in_process_group()
+        if rank is None:
+            require_same_on_all_ranks("to fill a cache", self._facts)
         rank, world = place_among_ranks(rank, world_size)
         mine = range(rank, len(self), world)
         self._problems.clear()
         looked = range(len(self)) if alone else mine
-        self._photos.look(looked, num_workers=num_workers, progress=progress, again=verify)
+        how: dict[str, Any] = {"num_workers": num_workers, "progress": progress}
+        on_all_ranks(partial(self._photos.look, looked, again=verify, **how))
         self._photos.looks = _together({index: self._photos.looks[index] for index in looked})
-        self._open()  # all ranks see the same folders now
-        size = self._size()
-        size.require_room(self.folder, self._limit)
+        size = on_all_ranks(self._ready)  # all ranks see the same folders now
         missing = [index for index in mine if not self._done(index, again=verify)]
         if any(gather_objects(bool(missing))):  # a cache that is whole may lie where nothing can be written
             with lock_folder(self.folder, wait=math.inf):
-                self._compute([index for index in missing if not self._done(index)], num_workers, progress)
+                left = [index for index in missing if not self._done(index)]
+                on_all_ranks(partial(self._compute, left, num_workers, progress))
+                self._problems = _together(self._problems)
+                self._shards.index.entries = _together(self._shards.index.entries)
+        if not alone:
+            on_all_ranks(partial(self._require_seen, world))
         self._shards.index.save()
         return size
 
     def _compute(self, missing: list[int], num_workers: int, progress: Progress) -> None:
-        """Write the shards of this rank, and learn how the others fared."""
-        failure = None
-        try:
-            if missing and (differ := self._differ(self.features)):
-                changed = f"the network changed since the cache was made: {', '.join(differ)} differ"
-                raise StateError(f"{changed}; make a FeatureCache of the network as it is now")
-            work = _Items(self._dataset, self._pixels, self._photos)
-            # What is random is not to be as it was when the photos were looked at.
-            workers = Workers(work, num_workers if missing else 0, seed=1)
-            items = workers.results([(0, index) for index in missing])
-            for index, found in zip(missing, self._tracked(items, len(missing), progress), strict=True):
-                self._write(index, found)
-        except TransferKitError as error:
-            failure = error
-        for failed in gather_objects(failure):
-            if failed is not None:
-                raise failed
-        self._problems = _together(self._problems)
-        self._shards.index.entries = _together(self._shards.index.entries)
+        """Write the shards of this rank."""
+        if missing and (differ := self._differ(self.features)):
+            changed = f"the network changed since the cache was made: {', '.join(differ)} differ"
+            raise StateError(f"{changed}; make a FeatureCache of the network as it is now")
+        work = _Items(self._dataset, self._pixels, self._photos)
+        # What is random is not to be as it was when the photos were looked at.
+        workers = Workers(work, num_workers if missing else 0, seed=1)
+        items = workers.results([(0, index) for index in missing])
+        for index, found in zip(missing, self._tracked(items, len(missing), progress), strict=True):
+            self._write(index, found)
+
+    def _facts(self) -> dict[str, object]:
+        """Return what all ranks that fill the cache must have in common."""
+        laid = {"grid": described(self._pixels.grid), "proposals": described(self._pixels.proposals)}
+        return {**self._description, **laid, **describe_data(self._dataset), **digest_of_data(self._dataset)}
+
+    def _ready(self) -> CacheSize:
+        """Find the folder, and the room in it for what is missing."""
+        self._open()
+        size = self._size()
+        size.require_room(self.folder, self._limit)
+        return size
+
+    def _require_seen(self, world: int) -> None:
+        """Raise unless this rank sees what each other one wrote."""
+        for rank in range(world):
+            mine = (index for index in range(rank, len(self), world) if self.patch_count(index))
+            if (first := next(mine, None)) is not None and not self._done(first):
+                raise OutputError(
+                    f"what rank {rank} wrote is not to be seen in {self.folder}; give a folder on a disk that the "
+                    "machines of all ranks share, or train without a cache"
+                )
 
     def _tracked(self, items: Iterable[Any], total: int, progress: Progress) -> Iterable[Any]:
         return track(items, progress, total=total, description="features", unit="image") if total else ()

@@ -16,7 +16,8 @@ The door is :class:`SceneClassifier`: fit, test, predict, save and load in one o
 - Results: :func:`write_results`, :func:`write_convergence`, and a report on one HTML page from :class:`RunReport` and
   :func:`build_report`.
 - Independent jobs: :class:`Shard` is a share of photos, and :func:`join_predictions` joins what they wrote.
-- Devices and ranks: :func:`choose_device`, :func:`process_group`, :func:`is_first`, :func:`first_on_machine`.
+- Devices and ranks: :func:`choose_device`, :func:`process_group`, :func:`is_first`, :func:`first_on_machine`,
+  :func:`stop_on_sigterm`.
 - Demonstration: :func:`prepare_demo` writes scenes with digits and pretrained weights for :data:`DEMO`.
 """
 
@@ -48,6 +49,7 @@ from transferkit.finetune.settings import FeatureSettings, LoopSettings, choice_
 from transferkit.finetune.sharding import Shard, join_predictions
 from transferkit.finetune.training import fit, train_epoch
 from transferkit.locks import lock_folder
+from transferkit.stopping import Stopped, stop_on_sigterm
 
 __all__ = [
     "AS_THEY_ARE",
@@ -73,6 +75,7 @@ __all__ = [
     "SceneClassifier",
     "Shard",
     "StopEarly",
+    "Stopped",
     "Stopwatch",
     "TrainingPatches",
     "as_photos",
@@ -102,6 +105,7 @@ __all__ = [
     "require_writable",
     "score_images",
     "small_alexnet",
+    "stop_on_sigterm",
     "train_epoch",
     "train_on_digits",
     "trains_transferred",

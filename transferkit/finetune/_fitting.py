@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -18,8 +20,14 @@ from torch import nn
 from transferkit.annotated import Presence
 from transferkit.backbones import find_preprocessing
 from transferkit.checkpoints import Checkpoint
-from transferkit.distributed import first_tries, in_process_group, is_first
-from transferkit.errors import ArgumentError, OutputError, UncachableError
+from transferkit.distributed import (
+    first_tries,
+    in_process_group,
+    is_first,
+    on_all_ranks,
+    world_size,
+)
+from transferkit.errors import ArgumentError, OutputError, StateError, UncachableError
 from transferkit.features import FeatureCache, PatchFeatures, UnsplittableError
 from transferkit.files import require_writable
 from transferkit.finetune.choosing import choose_on_held_out
@@ -32,6 +40,7 @@ from transferkit.finetune.run import Run, build_run, report_of
 from transferkit.finetune.settings import FeatureSettings, LoopSettings, choice_in
 from transferkit.finetune.training import fit
 from transferkit.heads import replace_head
+from transferkit.launching import first_start
 from transferkit.locks import lock_file
 from transferkit.progress import Progress
 from transferkit.sampler import MultiscaleSampler
@@ -200,9 +209,11 @@ def truth_to_fit(photos: Any, class_names: tuple[str, ...], protocol: Protocol) 
 def resumed_from(
     run_file: str | os.PathLike[str] | None, resume: bool | str | os.PathLike[str]
 ) -> str | os.PathLike[str] | None:
-    """Return the file of the run to resume, or ``None``."""
+    """Return the file of the run to resume, or ``None``; where torchrun has restarted a job that job's own."""
     if not isinstance(resume, bool):
         return resume
+    if run_file is not None and Path(run_file).exists() and Path(run_file).stat().st_mtime >= first_start():
+        return run_file
     if resume and run_file is None:
         raise ArgumentError("resume=True needs the run's file: fit(..., run_file=..., resume=True)")
     return run_file if resume and run_file is not None and Path(run_file).exists() else None
@@ -259,11 +270,14 @@ def features_for(setup: Setup, run: Run, photos: Any) -> Iterator[OnFeatures | N
                 data = photos
             else:
                 folder = how.folder or Path(stack.enter_context(_temporary_folder()))
-                data = setup.filled(setup.cache_of(features, photos, folder))
+                data = setup.filled(on_all_ranks(partial(setup.cache_of, features, photos, folder)))
         except (UnsplittableError, UncachableError, OutputError) as error:
             if how.cache or given is not None:
                 raise
-            setup.log(f"every patch goes through the whole network in every epoch: {error}")
+            problem = f"every patch goes through the whole network in every epoch: {error}"
+            setup.log(problem)
+            if in_process_group() and is_first():  # on a rank that others wait for it is no detail
+                warnings.warn(problem, stacklevel=2)
             yield None
             return
         yield OnFeatures(data, rest)
@@ -338,6 +352,12 @@ def train(
     after_epoch: Callable[[Run], object],
 ) -> None:
     """Train a run from its epoch on, on pixels or on features."""
+    if run.unfinished and len(run.unfinished.random) != world_size():
+        raise StateError(
+            f"the run was stopped within epoch {run.epoch + 1} on {len(run.unfinished.random)} ranks, and goes on "
+            f"there on as many, not {world_size()}; its last whole epoch, in the file beside it whose name ends in "
+            f"_{run.epoch}, goes on with any number"
+        )
     targets = presence.image_targets()
     how: dict[str, Any] = {"loop": setup.loop, "after_epoch": after_epoch, "progress": setup.progress}
     how["image_targets"] = targets

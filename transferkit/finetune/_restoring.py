@@ -288,8 +288,8 @@ def write(run: Run, state: Mapping[str, Any], attributes: Mapping[str, Any]) -> 
             )
             random = random_state(run.device)
             transaction.step(
-                partial(_set_random_state, state["random"], run.device),
-                undo=partial(_set_random_state, random, run.device),
+                partial(set_random_state, state["random"], run.device),
+                undo=partial(set_random_state, random, run.device),
             )
             _set(transaction, run, attributes)
             if run.average is not None:
@@ -319,7 +319,8 @@ def random_state(device: torch.device) -> dict[str, Any]:
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def _set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Set the generators to a state from :func:`random_state`."""
     torch.set_rng_state(state["cpu"])
     if state["cuda"] and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"][0], device)

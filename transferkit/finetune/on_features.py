@@ -165,16 +165,19 @@ def fit_on_features(
 
         return with_the_run
 
-    fit(
-        part,
-        sampler,
-        epochs,
-        loop=loop,
-        image_targets=image_targets,
-        after_epoch=brought_back(after_epoch),
-        stop=None if stop is None else brought_back(stop),
-        progress=progress,
-    )
+    try:
+        fit(
+            part,
+            sampler,
+            epochs,
+            loop=loop,
+            image_targets=image_targets,
+            after_epoch=brought_back(after_epoch),
+            stop=None if stop is None else brought_back(stop),
+            progress=progress,
+        )
+    finally:
+        run.sampler_state, run.unfinished = part.sampler_state, part.unfinished
     return run.history
 
 

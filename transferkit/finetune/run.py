@@ -95,6 +95,19 @@ class StopMemory:
     restored: bool = False
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """What an epoch that was stopped between two steps has come to; the run's ``sampler_state`` says where.
+
+    Attributes:
+        totals: The sums over its steps and ranks of :meth:`Stepper.step`.
+        random: The random number generators of each rank.
+    """
+
+    totals: list[float]
+    random: list[dict[str, Any]]
+
+
 @dataclass
 class Run:
     """A model in training, with its optimizer, schedule, history and everything else needed to resume.
@@ -114,6 +127,7 @@ class Run:
         image_loss: Additional loss on the scores of whole images.
         average: EMA or plain average of the model's weights, updated during training.
         stopping: What :class:`~transferkit.finetune.StopEarly` remembers; ``None`` without it.
+        unfinished: What the epoch in which the run was stopped had come to; ``None`` between epochs.
         identity: What tells this run from all others; a resumed run keeps it.
     """
 
@@ -131,6 +145,7 @@ class Run:
     image_loss: ImageLoss | None = None
     average: AveragedWeights | None = None
     stopping: StopMemory | None = None
+    unfinished: Unfinished | None = None
 
     identity: str = field(default_factory=lambda: uuid4().hex, init=False, repr=False)
 
@@ -176,6 +191,7 @@ class Run:
             "model": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "stopping": None if self.stopping is None else vars(self.stopping),
+            "unfinished": None if self.unfinished is None else vars(self.unfinished),
         }
 
     def save(self, path: str | os.PathLike[str], *, keep: int = 1) -> Path:
@@ -194,7 +210,8 @@ class Run:
         """
         path = Path(path)
         state = self.state_dict()
-        newest = path if keep == 1 else _numbered(path, self.epoch)
+        self._keep_whole_epoch(path)
+        newest = path if keep == 1 or self.unfinished else _numbered(path, self.epoch)
         if newest != path:
             self.require_numbers(path, self.epoch, self.epoch)
         write_atomically(newest, lambda file: torch.save(state, file))
@@ -205,6 +222,15 @@ class Run:
             for number in own[:-keep]:
                 _numbered(path, number).unlink()
         return path
+
+    def _keep_whole_epoch(self, path: Path) -> None:
+        """Keep the last whole epoch, which goes on with any number of ranks, beside one that was stopped."""
+        if self.unfinished is None or not path.is_file() or not self._wrote(path):
+            return
+        before = read_run(path)
+        copy = _numbered(path, before["epoch"])
+        if not before.get("unfinished") and not copy.exists():
+            write_atomically(copy, lambda file: file.write(path.read_bytes()))
 
     def require_numbers(self, path: str | os.PathLike[str], first: int, last: int) -> None:
         """Raise unless the numbered copies of these epochs would replace nothing but this run's own.
@@ -401,6 +427,11 @@ def _attributes_in(state: Mapping[str, Any], problems: restoring.Problems) -> di
         sampler = state["sampler"]
         require(sampler is None or isinstance(sampler, Mapping), "sampler", "a state dict or None", sampler)
         found["sampler_state"] = sampler
+    with problems.looking_at("unfinished"):
+        part = state.get("unfinished")
+        found["unfinished"] = None if part is None else Unfinished(**part)
+        for random in [] if part is None else part["random"]:
+            torch.Generator().set_state(random["cpu"])
     with problems.looking_at("stopping"):
         memory = state.get("stopping")
         found["stopping"] = None if memory is None else StopMemory(**{**memory, "restored": True})

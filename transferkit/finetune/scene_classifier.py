@@ -40,6 +40,7 @@ from transferkit.progress import Progress
 from transferkit.sampler import MultiscaleSampler
 from transferkit.scorer import ClassificationResult, ImageScorer, PatchLog
 from transferkit.scorer.calibration import Calibration, calibrate
+from transferkit.stopping import Stopped
 
 
 class SceneClassifier:
@@ -251,8 +252,13 @@ class SceneClassifier:
                         run.save(run_file, keep=keep)
                     setup.log(str(run.history[-1]))
 
-                if not ended:
-                    steps.train(setup, run, patches, on, truth, after_epoch)
+                try:
+                    if not ended:
+                        steps.train(setup, run, patches, on, truth, after_epoch)
+                except Stopped:
+                    if run_file is not None and save_every and is_first():
+                        run.save(run_file, keep=keep)
+                    raise
         self._fitted = results.fitted_by(run, setup.protocol, names, calibration)
         return self
 

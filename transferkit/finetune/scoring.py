@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transferkit.backbones import logits_of
 from transferkit.distributed import any_rank, gather_objects, in_process_group, unwrapped
 from transferkit.errors import ArgumentError, DivergedError
+from transferkit.finetune._restoring import described
+from transferkit.finetune._starts import require_same_start
 from transferkit.finetune.settings import LoopSettings
 from transferkit.heads import SINGLE_LABEL, Objective
 from transferkit.preprocessing import Preprocessing
@@ -73,13 +75,16 @@ def fill_scorer(
 
     Raises:
         DivergedError: The model gives infinite or NaN logits.
-        ArgumentError: Several ranks share the images, and ``scorer`` has no ``across_ranks``.
+        ArgumentError: Several ranks share the images, and ``scorer`` has no ``across_ranks``; or they begin with
+            different data, settings or weights.
     """
     if in_process_group() and not hasattr(scorer, "across_ranks"):
         raise ArgumentError(
             f"scorer must have across_ranks() where several ranks share the images, got {type(scorer).__name__}; "
             "ImageScorer and PatchLog have it"
         )
+    facts = {"objective": described(objective), **getattr(scorer, "settings", dict)()}
+    require_same_start("a test", model, sampler, loop, facts)
     how: dict[str, Any] = {"objective": objective, "loop": loop, "progress": progress}
     for probs, image_index, boxes in scored(model, sampler, preprocessing, **how):
         scorer.add_batch(probs, image_index, boxes)

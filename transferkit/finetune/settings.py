@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.devices import half_dtype, mixed_precision
-from transferkit.distributed import local_rank
 from transferkit.errors import ArgumentError, CheckpointError, require
 from transferkit.features.shards import PRECISIONS
 from transferkit.features.shared import PyramidScales, check_pyramid_scales
 from transferkit.finetune.networks import NETWORKS
 from transferkit.finetune.protocol import Protocol
+from transferkit.launching import launcher
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,8 @@ def how_to_go_on(argv: Sequence[str], run_file: Path | None, *, since: float) ->
 
 
 def _command(argv: Sequence[str]) -> str:
-    program = shlex.quote(Path(sys.executable).name) if local_rank() is None else "torchrun ..."
+    python, by = shlex.quote(Path(sys.executable).name), launcher()
+    program = "torchrun ..." if by == "torchrun" else f"{by} ... {python}" if by else python
     return f"{program} {shlex.join([sys.argv[0], *argv])}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -20,15 +20,19 @@ from transferkit import distributed
 from transferkit.backbones import logits_of
 from transferkit.distributed import is_first
 from transferkit.errors import ArgumentError, DivergedError
+from transferkit.features._photos import digest_of_tensor
 from transferkit.files import faults_named, write_text
+from transferkit.finetune import _restoring as restoring
+from transferkit.finetune._starts import require_same_start
 from transferkit.finetune.optimizer import PerStep
-from transferkit.finetune.run import EpochRecord, Run
+from transferkit.finetune.run import EpochRecord, Run, Unfinished
 from transferkit.finetune.settings import LoopSettings
 from transferkit.heads import ImageLoss
 from transferkit.labeling import IGNORE
 from transferkit.optimization import lone_row
 from transferkit.progress import Progress, track
 from transferkit.sampler import MultiscaleSampler, PatchBatch
+from transferkit.stopping import asked_to_stop, end_now, ended_between_steps
 
 
 def fit(
@@ -61,20 +65,38 @@ def fit(
         ``run.history``.
 
     Raises:
-        ArgumentError: The model is sharded among the ranks; or ``run.image_loss`` needs whole images, and there are
-            more ranks than images in a minibatch.
+        ArgumentError: Ranks begin with other data, settings, weights or epochs; on all of them, naming what differs.
+            Or the model is sharded among the ranks; or ``run.image_loss`` needs whole images, and there are more
+            ranks than images in a minibatch.
+        Stopped: After :func:`~transferkit.finetune.stop_on_sigterm`, SIGTERM came; the run can be saved as it is.
     """
+    facts = {"epoch": run.epoch, "epochs": epochs, **_facts(run, image_targets)}
+    require_same_start("training", run.model, sampler, loop, facts)
     stepper = Stepper(run, loop, image_targets)
     if has_stopped(run, stop):
         return run.history
-    while run.epoch < epochs:
-        train_epoch(run, sampler, loop=loop, stepper=stepper, progress=progress)
-        loop = replace(loop, profile=None)
-        if after_epoch is not None:
-            after_epoch(run)
-        if stop is not None and distributed.any_rank(stop(run)):
-            break
+    with ended_between_steps():
+        while run.epoch < epochs:
+            train_epoch(run, sampler, loop=loop, stepper=stepper, progress=progress)
+            loop = replace(loop, profile=None)
+            if after_epoch is not None:
+                after_epoch(run)
+            if asked_to_stop(run.device):
+                end_now()
+            if stop is not None and distributed.any_rank(stop(run)):
+                break
     return run.history
+
+
+def _facts(run: Run, image_targets: Tensor | None) -> dict[str, object]:
+    """Return what a run begins with beside its weights."""
+    groups = [{**group, "params": len(group["params"])} for group in run.optimizer.param_groups]
+    return {
+        "optimizer": f"{type(run.optimizer).__name__} {groups}",
+        "objective": restoring.described(run.objective),
+        "image loss": restoring.described(run.image_loss),
+        "image targets": None if image_targets is None else digest_of_tensor(image_targets),
+    }
 
 
 def has_stopped(run: Run, stop: Callable[[Run], bool] | None) -> bool:
@@ -108,19 +130,32 @@ def train_epoch(
     Raises:
         DivergedError: The loss became infinite or NaN. A saved run still holds the last good epoch.
         ArgumentError: As for :func:`fit`.
+        Stopped: See :func:`fit`.
     """
     started = time.perf_counter()
     _require_whole_images(run, sampler)
     learning_rate = run.optimizer.param_groups[0]["lr"]
     stepper = Stepper(run, loop) if stepper is None else stepper
     stepper.seen = 0
-    distributed.seed_ranks_differently(run.device)
     run.model.train()
     sampler.set_epoch(run.epoch)
+    earlier = _taken_up(run, sampler)
     batches = track(sampler, progress, description=f"epoch {run.epoch + 1}", unit="batch")
 
-    totals = distributed.sum_over_ranks(train_on(stepper, batches, loop))
+    within: dict[str, Any] = {}
+
+    def stopped() -> bool:
+        state = sampler.state_dict() if asked_to_stop(run.device) else {}
+        if state.get("batch"):  # else the epoch is through, or the sampler cannot say how far it is
+            within.update(state)
+        return bool(within)
+
+    totals = distributed.sum_over_ranks(train_on(stepper, batches, loop, stopped)) + earlier
     distributed.average_statistics(run.model, stepper.seen)
+    if within:
+        random = distributed.gather_objects(restoring.random_state(run.device))
+        run.sampler_state, run.unfinished = within, Unfinished(totals.tolist(), random)
+        end_now()
     if run.average is not None and distributed.world_size() > 1:
         run.average.copy_buffers()
     if hasattr(sampler, "gather_bad_images"):
@@ -159,13 +194,34 @@ def _require_whole_images(run: Run, sampler: Any) -> None:
         )
 
 
-def train_on(stepper: Stepper, batches: Iterable[PatchBatch], loop: LoopSettings) -> Tensor:
-    """Train on minibatches; return (5,) float64: see :meth:`Stepper.step`."""
+def _taken_up(run: Run, sampler: MultiscaleSampler) -> Tensor:
+    """Go on with an epoch that was stopped, where the sampler does, or begin it; return the totals so far, (5,)."""
+    unfinished, run.unfinished = run.unfinished, None
+    if unfinished is None or _place(sampler.state_dict()) != _place(run.sampler_state or {}):
+        distributed.seed_ranks_differently(run.device)
+        return torch.zeros(5, dtype=torch.float64, device=run.device)
+    restoring.set_random_state(unfinished.random[distributed.place_among_ranks()[0]], run.device)
+    return torch.tensor(unfinished.totals, dtype=torch.float64, device=run.device)
+
+
+def _place(state: Mapping[str, Any]) -> tuple[object, object]:
+    return state.get("epoch"), state.get("batch")
+
+
+def train_on(
+    stepper: Stepper,
+    batches: Iterable[PatchBatch],
+    loop: LoopSettings,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Tensor:
+    """Train on minibatches until ``stopped`` after a step; return (5,) float64: see :meth:`Stepper.step`."""
     totals = torch.zeros(5, dtype=torch.float64, device=stepper.run.device)
     with profiled(loop.profile) as end_of_step:
         for minibatches in waited_for(steps(batches, loop.accumulate)):
             totals += stepper.step(minibatches)
             end_of_step()
+            if stopped():
+                break
     return totals
 
 

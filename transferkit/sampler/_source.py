@@ -7,6 +7,7 @@ import inspect
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from transferkit.boxes import as_boxes, require_inside
-from transferkit.errors import ArgumentError, DataError, StateError, require
+from transferkit.errors import ArgumentError, DataError, StateError, TransferKitError, require
 from transferkit.sampler.crop import Mode, crop_and_resize
 from transferkit.sampler.grid import Grid, Proposals
 from transferkit.sampler.regions import as_image, bits, cut_regions, size_of
@@ -106,6 +107,32 @@ def describe_data(dataset: Any) -> dict[str, str | int | None]:
         "ids": _digest([data.ids[place] for data, place in named]) if named else None,
         "class_names": _digest([name for some in names for name in some]) if names else None,
     }
+
+
+_COMPARED = 20_000  # images; of more, as many that are spread evenly, so that it takes a second at most
+
+
+def digest_of_data(dataset: Any) -> dict[str, str]:
+    """Return digests of what a data set tells of its images without decoding: sizes, objects, sizes of files."""
+    told: dict[str, list[object]] = {}
+    for index in range(0, len(dataset), -(-len(dataset) // _COMPARED)):
+        for name, plain in _TOLD.items():
+            if teller := teller_of(dataset, index, name):
+                try:
+                    value = plain(getattr(teller[0], name)(teller[1]))
+                except (TransferKitError, OSError) as error:
+                    value = type(error).__name__
+                told.setdefault(f"{name} of images", []).append(value)
+    owner = teller_of(dataset, 0, "patch_source")
+    cached = {} if owner is None else {"features": str(getattr(owner[0], "key", ""))}
+    return {**{name: _digest(values) for name, values in told.items()}, **cached}
+
+
+_TOLD: dict[str, Callable[[Any], object]] = {
+    "image_size": tuple,
+    "objects": lambda found: [part if part is None else torch.as_tensor(part).tolist() for part in found],
+    "photo_file": lambda found: Path(found[0]).stat().st_size,
+}
 
 
 def _digest(values: Sequence[object]) -> str:

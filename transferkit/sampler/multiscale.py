@@ -21,6 +21,7 @@ from transferkit.sampler._source import (
     PixelSource,
     describe_data,
     described,
+    digest_of_data,
     require_same,
     tellers_of,
 )
@@ -80,8 +81,9 @@ class MultiscaleSampler:
         on_bad_image: What to do when an image, or its size, cannot be read: raise an ``"error"``, or ``"skip"`` it;
             then ``bad_images`` tells which and why, and a warning at the end of the epoch how many. Whatever the data
             set or a reader raises is skipped, but lack of memory; what a rule or a balance raises is an error.
-        rank: This process among those that share the images; by default its rank in ``torch.distributed``.
-        world_size: How many processes share the images; by default the number of ranks in ``torch.distributed``.
+        rank: This process among those that share the images; by default its rank in ``torch.distributed``
+            when the sampler is iterated.
+        world_size: How many processes share the images; by default the number of ranks there, then.
 
     Attributes:
         mode: ``"train"`` or ``"test"``.
@@ -135,7 +137,8 @@ class MultiscaleSampler:
         require(len(dataset) > 0, "dataset", "not empty", dataset)
         if grid is None and proposals is None:
             raise ArgumentError("patches must come from somewhere: give a grid, proposals, or both")
-        rank, world_size = place_among_ranks(rank, world_size)
+        if rank is not None or world_size is not None:
+            place_among_ranks(rank, world_size)
         train = mode == "train"
         self.mode, self.mix_images = mode, mix_images
         names = ("image", *(maps or ()))
@@ -170,7 +173,7 @@ class MultiscaleSampler:
                 maps=cut_alike,
             ),
             mix_images=mix_images,
-            keep_step=train and world_size > 1,
+            train=train,
             skip_bad=on_bad_image == "skip",
             rank=rank,
             world_size=world_size,
@@ -306,6 +309,15 @@ class MultiscaleSampler:
         require_same(state, now)
         self._epoch, self._batch, self._waiting = state["epoch"], state["batch"], True
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """This process's rank among those that share the images, and their number; see ``rank``."""
+        return self._stream.place
+
+    def digest_of_data(self) -> dict[str, str]:
+        """Return digests of what the data set tells of its images without decoding; of many, evenly spread ones."""
+        return digest_of_data(self._stream.chooser.dataset)
+
     def _identity(self) -> dict[str, Any]:
         """Return all that decides which patches come when, as plain values by name."""
         stream, chooser, cutter = self._stream, self._stream.chooser, self._stream.cutter
@@ -329,7 +341,7 @@ class MultiscaleSampler:
             "whole_pixels": pixels.whole_pixels,
             "dtype": pixels.dtype or torch.uint8,
             "fill": pixels.fill,
-            "world_size": stream.world_size,
+            "world_size": stream.place[1],
         }
         return {
             **self._data,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transferkit.distributed import gather_objects
+from transferkit.distributed import gather_objects, place_among_ranks
 from transferkit.errors import DataError
 from transferkit.labeling import IGNORE
 from transferkit.sampler._choose import BadImage, ChosenPatches, PatchChooser, patch_counts
@@ -296,10 +296,10 @@ class PatchStream:
         chooser: Decodes an image and chooses its patches.
         cutter: Cuts them to minibatches.
         mix_images: How many images share minibatches.
-        keep_step: Divide every minibatch among the ranks; otherwise, the images.
+        train: Divide every minibatch among the ranks; otherwise, the images.
         skip_bad: Pass over images that cannot be read.
-        rank: This process, ``0..world_size - 1``.
-        world_size: Processes that share the images.
+        rank: This process, ``0..world_size - 1``; ``None``: as ``torch.distributed`` says at the time.
+        world_size: Processes that share the images; ``None`` likewise.
         num_workers: Processes that decode.
         prefetch: Images that each worker prefetches.
         started: How workers are, by ``DataLoader``'s arguments.
@@ -310,22 +310,33 @@ class PatchStream:
     chooser: PatchChooser
     cutter: Cutter
     mix_images: int
-    keep_step: bool
+    train: bool
     skip_bad: bool
-    rank: int
-    world_size: int
+    rank: int | None
+    world_size: int | None
     num_workers: int
     prefetch: int
     started: Mapping[str, Any]
     bad_images: dict[int, str] = field(default_factory=dict)
     empty_images: set[int] = field(default_factory=set)
     _warned: int = 0
-    _latest: tuple[int, Schedule] | None = None
+    _latest: tuple[tuple[int, ...], Schedule] | None = None
+
+    @property
+    def keep_step(self) -> bool:
+        """Whether every rank has a part of every minibatch."""
+        return self.train and self.place[1] > 1
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The rank among those that share the images, and their number, as they are now."""
+        return place_among_ranks(self.rank, self.world_size)
 
     def schedule(self, epoch: int) -> Schedule:
         """Return this rank's schedule of an epoch."""
-        if self._latest is None or self._latest[0] != epoch:
-            self._latest = (epoch, self._scheduler(epoch))
+        now = (epoch, *self.place)  # samplers may be made before the process group is
+        if self._latest is None or self._latest[0] != now:
+            self._latest = (now, self._scheduler()(epoch))
         return self._latest[1]
 
     def batches(self, epoch: int, start: int) -> Iterator[Placed]:
@@ -354,11 +365,12 @@ class PatchStream:
     @property
     def _by_image(self) -> bool:
         """Whether ranks share a minibatch's images; otherwise every rank decodes them all, and cuts some patches."""
-        return self.mix_images >= self.world_size
+        return self.mix_images >= self.place[1]
 
     def _mine(self, members: Sequence[int]) -> Sequence[int]:
         """Return the images of a group that this rank decodes."""
-        return members[self.rank :: self.world_size] if self.keep_step and self._by_image else members
+        rank, ranks = self.place
+        return members[rank::ranks] if self.keep_step and self._by_image else members
 
     def _plan(self, members: Sequence[int], chosen: Sequence[ChosenPatches], epoch: int) -> list[Tensor]:
         """Return this rank's rows of each minibatch of a group, as places among the patches that were chosen."""
@@ -366,12 +378,13 @@ class PatchStream:
         if not self.keep_step:
             return self.cutter.plan([*here], [*here.values()], epoch)
         # As many as were counted beforehand: other ranks may not know which images are passed over.
-        counts = [self._scheduler.counts[image] for image in members]
+        counts = [self.counts[image] for image in members]
         own = torch.tensor([image in here for image in members]).repeat_interleave(torch.tensor(counts))
         place = own.cumsum(0) - 1
         plan = self.cutter.plan(members, counts, epoch)
         if not self._by_image:
-            plan = [rows[self.rank :: self.world_size] for rows in plan]
+            rank, ranks = self.place
+            plan = [rows[rank::ranks] for rows in plan]
         return [place[rows[own[rows]]] for rows in plan]
 
     def any_batch(self, epoch: int) -> PatchBatch:
@@ -419,7 +432,7 @@ class PatchStream:
         if not image.laid:
             self.empty_images.add(index)
             return None
-        expected = self._scheduler.counts[index]
+        expected = self.counts[index]
         if not expected and index in self.bad_images:  # it could not be used when patches were counted
             return None
         if len(image.labels) != expected:
@@ -438,17 +451,22 @@ class PatchStream:
         self.bad_images[index] = image.problem
 
     @cached_property
+    def counts(self) -> Sequence[int]:
+        """The number of patches that each image gives."""
+        return patch_counts(self.chooser, self.num_workers, self._note, **self.started)
+
     def _scheduler(self) -> Scheduler:
+        rank, world_size = self.place
         return Scheduler(
-            counts=patch_counts(self.chooser, self.num_workers, self._note, **self.started),
+            counts=self.counts,
             batch_size=self.cutter.batch_size,
             mix_images=self.mix_images,
             shuffle=self.cutter.shuffle,
             drop_last=self.cutter.drop_last,
             keep_step=self.keep_step,
             seed=self.cutter.seed,
-            rank=self.rank,
-            world_size=self.world_size,
+            rank=rank,
+            world_size=world_size,
         )
 
     @cached_property
