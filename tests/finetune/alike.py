@@ -163,7 +163,7 @@ def decisions() -> dict[str, Any]:
     images.image_loss = ImageLoss()
     sick = Moody()
     if rank() == world_size() - 1:
-        nn.init.constant_(sick.head.bias, torch.nan)
+        sick.register_forward_hook(lambda module, given, logits: logits * torch.nan)
 
     def skipped(bad: set[int], mix_images: int = 3) -> MultiscaleSampler:
         class Broken(Scenes):

@@ -160,7 +160,7 @@ def main(folder: Path) -> None:
         rank, world = distributed.place_among_ranks()
         with process_group(torch.device("cpu")):  # one is there
             found["refused"] = starts(folder, rank, world, early)
-        found["seen"] = sorted({int(index) for batch in early for index in batch.image_index} - {-1})
+        found["patches"] = sum(len(batch) for batch in early if not batch.is_filler)
         found["stopped"] = stopped_and_resumed(folder, rank, world)
     with process_group(torch.device("cpu"), timeout=2):  # another, in the same job
         with distributed.awaited():
