@@ -6,12 +6,66 @@ import hashlib
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isnan
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_map_only
+
+
+class DeferredTensor(Tensor):
+    """A tensor whose values are made when they are first used; until then it has a shape and a dtype alone.
+
+    Any operation sees the values; ``clone()`` returns an ordinary tensor.
+
+    Example:
+        >>> deferred = DeferredTensor((2,), torch.float32, lambda: torch.ones(2))
+        >>> deferred.shape, deferred + 1
+        (torch.Size([2]), tensor([2., 2.]))
+    """
+
+    # Shape and dtype are known below Python.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    make: Callable[[], Tensor]
+
+    def __new__(cls, shape: Sequence[int], dtype: torch.dtype, make: Callable[[], Tensor]) -> DeferredTensor:  # noqa: D102
+        made: DeferredTensor = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
+        made.make = make
+        return made
+
+    @cached_property
+    def value(self) -> Tensor:
+        """The ordinary tensor, kept from the first use on."""
+        return self.make()
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        device = (kwargs or {}).get("device")
+        if function is torch.ops.aten._to_copy.default and device is not None and device.type == "meta":
+            return torch.empty(args[0].shape, dtype=args[0].dtype, device="meta")
+        args, kwargs = tree_map_only(DeferredTensor, lambda tensor: tensor.value, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+    def detach(self) -> DeferredTensor:
+        """Return the tensor itself, which is part of no graph."""
+        return self
+
+
+def _of_the_value(name: str) -> Callable[..., Any]:
+    return lambda self, *args, **kwargs: getattr(self.value, name)(*args, **kwargs)
+
+
+# What torch does not pass on.
+for _method in (
+    *("numpy", "tolist", "data_ptr", "untyped_storage", "requires_grad_"),
+    *("__repr__", "__reduce_ex__", "__deepcopy__", "__dlpack__"),
+):
+    setattr(DeferredTensor, _method, _of_the_value(_method))
 
 
 def not_plain(tensor: Tensor) -> str:
@@ -139,7 +193,7 @@ def _wraps_others(tensor: Tensor) -> bool:
 
 
 def _extent(tensor: Tensor) -> _Extent | None:
-    if tensor.numel() == 0 or not_plain(tensor):
+    if tensor.numel() == 0 or isinstance(tensor, DeferredTensor) or not_plain(tensor):
         return None
     spanned = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     length = spanned * tensor.itemsize

@@ -42,12 +42,19 @@ def zip_names(path: Path) -> list[str]:
 def _opened(path: Path) -> zipfile.ZipFile:
     try:
         with path.open("rb") as file:
-            end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
-        if not end or end[_DIRECTORY_SIZE] <= _LARGEST_DIRECTORY:
-            return zipfile.ZipFile(path)
+            check_directory(file)
+        return zipfile.ZipFile(path)
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged directory breaks zipfile in many ways
         raise CheckpointError(f"damaged zip archive: {error}") from error
-    raise CheckpointError(f"refused: the directory of the archive has {end[_DIRECTORY_SIZE]:,} bytes")
+
+
+def check_directory(file: Any) -> None:
+    """Refuse an archive whose directory is larger than any."""
+    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    if end and end[_DIRECTORY_SIZE] > _LARGEST_DIRECTORY:
+        raise CheckpointError(f"refused: the directory of the archive has {end[_DIRECTORY_SIZE]:,} bytes")
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
