@@ -146,9 +146,7 @@ class _Machine(ByteReader):
             if code in _REFUSED:
                 raise CheckpointError(f"refused: the pickle uses {_REFUSED[code]} at byte {self.place - 1}")
             _STEPS[code](self)
-        raise CheckpointError(
-            f"refused: the pickle has more than {most:,} instructions"
-        )
+        raise CheckpointError(f"refused: the pickle has more than {most:,} instructions")
 
     # The stack
 

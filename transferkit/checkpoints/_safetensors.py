@@ -18,6 +18,7 @@ from transferkit.layers import natural_order
 
 _LARGEST_HEADER = 1 << 25  # bytes; the tensors of the largest models take a third of it
 _LIBRARYS_LIMIT = 100_000_000
+LAYOUT = "transferkit.layout"  # where a header says whose axes the tensors have
 _ORDER_NOTE = "safetensors does not keep the order of layers; they are in the natural order of their names"
 
 
@@ -39,8 +40,9 @@ def safetensors_contents(tensors: dict[str, Tensor], metadata: dict[str, str]) -
     tensors = tensors | {name: tensors[kept] for name, kept in ties.items()}
     ordered = {name: tensors[name] for name in sorted(tensors, key=natural_order)}
     found = contents_of(ordered)
-    plain = {name: value for name, value in metadata.items() if name not in ties}
-    return replace(found, notes=(*found.notes, _ORDER_NOTE), metadata=plain, ordered=False)
+    plain = {name: value for name, value in metadata.items() if name not in (*ties, LAYOUT)}
+    layout = metadata.get(LAYOUT, "torch")
+    return replace(found, notes=(*found.notes, _ORDER_NOTE), metadata=plain, ordered=False, layout=layout)
 
 
 def mapped_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -50,14 +52,9 @@ def mapped_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         MissingExtraError: safetensors is not installed.
         CheckpointError: The file is damaged.
     """
+    library = safetensors_library(f"{path}: reading")
     try:
-        from safetensors import safe_open
-    except ImportError:
-        raise MissingExtraError(
-            f"{path}: reading safetensors needs the package of that name: pip install transferkit[safetensors]"
-        ) from None
-    try:
-        with safe_open(
+        with library.safe_open(
             path, framework="pt", device="cpu"
         ) as file:  # takes less memory to refuse a header than JSON
             header = _header(path)
@@ -67,6 +64,17 @@ def mapped_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:
         raise CheckpointError(f"damaged safetensors file: {error}") from error
     return tensors, {name: str(value) for name, value in (header.get("__metadata__") or {}).items()}
+
+
+def safetensors_library(what: str) -> Any:
+    """Return ``safetensors.torch``, or say what needs it."""
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise MissingExtraError(
+            f"{what} safetensors needs the package of that name: pip install transferkit[safetensors]"
+        ) from None
+    return safetensors.torch
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -112,12 +120,13 @@ def read_sharded(path: Path, options: ReadOptions) -> Contents:
     index = path if path.is_file() else _index_in(path)
     if index is None:
         return _read_single(path, options)
-    folder, weight_map = index.parent, _weight_map(index)
+    folder, (weight_map, metadata) = index.parent, _weight_map(index)
     files = {name: folder / name for name in dict.fromkeys(weight_map.values())}
     missing = [name for name, file in files.items() if not file.is_file()]
     if missing:
         raise CheckpointError(f"{len(missing)} of {len(files)} shards are missing: {listed(missing, 4)}")
-    shards = {name: _read_shard(file, options) for name, file in files.items()}
+    read = {name: _read_shard(file, options) for name, file in files.items()}
+    shards = {name: tensors for name, (tensors, _) in read.items()}
     absent = [key for key, name in weight_map.items() if key not in shards[name]]
     if absent:
         raise CheckpointError(
@@ -125,18 +134,19 @@ def read_sharded(path: Path, options: ReadOptions) -> Contents:
         )
     tensors = {key: tensor for shard in shards.values() for key, tensor in shard.items() if key in weight_map}
     if any(name.endswith(".safetensors") for name in files):
-        return _by_way_of(index, safetensors_contents(tensors, {}), [index, *files.values()])
+        headers = {key: value for _, header in read.values() for key, value in header.items()}
+        return _by_way_of(index, safetensors_contents(tensors, headers | metadata), [index, *files.values()])
     return _by_way_of(index, contents_of(tensors), [index, *files.values()])
 
 
-def _read_shard(file: Path, options: ReadOptions) -> dict[str, Tensor]:
-    """Return one shard's tensors by the names that the index uses."""
+def _read_shard(file: Path, options: ReadOptions) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return one shard's tensors by the names that the index uses, and the strings in its header."""
     if file.name.endswith(".safetensors"):
-        return mapped_tensors(file)[0]
+        return mapped_tensors(file)
     saved = load_torch_zip(file, trusted=options.trusted)
     if not isinstance(saved, Mapping):
         raise CheckpointError(f"shard {file.name} holds no state dict")
-    return {key: value for key, value in saved.items() if isinstance(value, Tensor)}
+    return {key: value for key, value in saved.items() if isinstance(value, Tensor)}, {}
 
 
 def _read_single(folder: Path, options: ReadOptions) -> Contents:
@@ -163,18 +173,20 @@ def _index_in(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Return the file of each tensor, after checking that it lies in the index's own folder."""
+def _weight_map(index: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the file of each tensor, after checking that it lies in the index's own folder; and plain metadata."""
     if index.stat().st_size > _LARGEST_INDEX:
         raise CheckpointError(f"refused: {index.name} is larger than any index")
-    weight_map = _json(index.read_bytes(), index.name).get("weight_map")
+    content = _json(index.read_bytes(), index.name)
+    weight_map, metadata = content.get("weight_map"), content.get("metadata")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"damaged: {index.name} has no weight_map of names")
     outside = [name for name in weight_map.values() if name != Path(name).name or name in ("", ".", "..")]
     if outside:
         raise CheckpointError(f"refused: {index.name} points outside its folder, to {outside[0]!r}")
     check_names(weight_map)
-    return weight_map
+    plain = metadata.items() if isinstance(metadata, dict) else ()
+    return weight_map, {name: value for name, value in plain if isinstance(value, str | int | float)}
 
 
 def _by_way_of(file: Path, contents: Contents, files: list[Path]) -> Contents:
