@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ _SHARD_SIZE = "5GB"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
+@runtime_checkable
 class Rule(Protocol):
     """A rule of :mod:`transferkit.transfer.select`, such as ``tk.by_name("features.*")``."""
 
@@ -165,8 +166,8 @@ def _named(checkpoint: Checkpoint, select: Select | None, rename: Rename | None)
     """Return the selected layers' tensors under their new keys."""
     layers = list(checkpoint)
     if select is not None:
-        find = getattr(select, "find", None)
-        places = find(layers) if find else {place for place, layer in enumerate(layers) if select(place, layer)}
+        rule = select if isinstance(select, Rule) else None
+        places = rule.find(layers) if rule else (n for n, layer in enumerate(layers) if select(n, layer))
         layers = [layers[place] for place in sorted(places)]
     if not layers:
         raise SelectionError(

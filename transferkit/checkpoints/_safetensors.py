@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from transferkit.checkpoints._dcp import is_dcp
 from transferkit.checkpoints._state_dicts import check_names, contents_of
 from transferkit.checkpoints._torch_files import load_torch_zip
 from transferkit.checkpoints.registry import Contents, ReadOptions, find_format, register_reader
@@ -112,14 +114,28 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _INDEX = ".index.json"
 _LARGEST_INDEX = 1 << 25
 _SINGLE_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt")
+# What Hugging Face's Trainer and accelerate put beside the weights.
+_BESIDE = re.compile(
+    r"(training_args|optimizer|scheduler|sampler|scaler|rng_state|random_states|dl_state_dict|custom_checkpoint)"
+    r"(_\d+)*\.(bin|pt|pth|pkl)"
+)
+_ADAPTER = "adapter_config.json"
+_UNZERO = "zero_to_fp32.py"
 
 
 @register_reader("sharded", matches=lambda path, head: path.is_dir() or path.name.endswith(_INDEX))
 def read_sharded(path: Path, options: ReadOptions) -> Contents:
     """Read a folder with an index, the index itself, or a folder with a single file of weights."""
-    index = path if path.is_file() else _index_in(path)
-    if index is None:
-        return _read_single(path, options)
+    if path.is_file():
+        return _read_index(path, options)
+    index = _index_in(path)
+    found = _read_single(path, options) if index is None else _read_index(index, options)
+    adapter, notes = _adapter(path)
+    return replace(found, notes=(*found.notes, *notes, *_left_in(path)), metadata={**found.metadata, **adapter})
+
+
+def _read_index(index: Path, options: ReadOptions) -> Contents:
+    """Read the shards that an index names."""
     folder, (weight_map, metadata) = index.parent, _weight_map(index)
     files = {name: folder / name for name in dict.fromkeys(weight_map.values())}
     missing = [name for name, file in files.items() if not file.is_file()]
@@ -152,7 +168,7 @@ def _read_shard(file: Path, options: ReadOptions) -> tuple[dict[str, Tensor], di
 def _read_single(folder: Path, options: ReadOptions) -> Contents:
     """Read the one file of weights in a folder, a safetensors file rather than a torch file."""
     for pattern in _SINGLE_FILES:
-        found = sorted(filter(Path.is_file, folder.glob(pattern)))
+        found = _weights(folder, pattern)
         if len(found) > 1:
             names = listed([file.name for file in found], 4)
             raise CheckpointError(
@@ -160,7 +176,49 @@ def _read_single(folder: Path, options: ReadOptions) -> Contents:
             )
         if found:
             return _by_way_of(found[0], find_format(found[0]).read(found[0], options), found)
+    if inside := _checkpoints_in(folder):
+        raise CheckpointError(f"a folder of checkpoints; read one of them: {listed(inside)}")
+    if (folder / _UNZERO).is_file():
+        raise CheckpointError(
+            f"the parts of a model that DeepSpeed trained; put them together with python {folder / _UNZERO} {folder} OUT "
+            "and read OUT"
+        )
     raise CheckpointError(f"a folder without weights (no *{_INDEX} and none of {', '.join(_SINGLE_FILES)})")
+
+
+def _weights(folder: Path, pattern: str) -> list[Path]:
+    return sorted(file for file in folder.glob(pattern) if file.is_file() and not _BESIDE.fullmatch(file.name))
+
+
+def _checkpoints_in(folder: Path) -> list[str]:
+    """Return the folders in a folder that hold weights, in natural order, as of ``checkpoint-500``."""
+    found = (sub for sub in folder.iterdir() if sub.is_dir() and not _BESIDE.fullmatch(f"{sub.name}.pt"))
+    patterns = (*_SINGLE_FILES, f"*{_INDEX}")
+    holding = [sub for sub in found if is_dcp(sub) or any(_weights(sub, pattern) for pattern in patterns)]
+    return sorted((str(sub) for sub in holding), key=natural_order)
+
+
+def _left_in(folder: Path) -> list[str]:
+    """Say what a folder holds beside the weights that were read."""
+    beside = sorted(file.name for file in folder.iterdir() if _BESIDE.fullmatch(file.name))
+    notes = [f"left out what lies beside the weights: {listed(beside)}"] if beside else []
+    inside = _checkpoints_in(folder)
+    return [*notes, f"the folder also holds checkpoints: {listed(inside)}"] if inside else notes
+
+
+def _adapter(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Return what PEFT says of an adapter in a folder, and a note that it is no whole model."""
+    config = folder / _ADAPTER
+    if not config.is_file() or config.stat().st_size > _LARGEST_INDEX:
+        return {}, []
+    told = _json(config.read_bytes(), _ADAPTER)
+    kind, base = str(told.get("peft_type", "")), str(told.get("base_model_name_or_path", ""))
+    note = (
+        f"a PEFT adapter ({kind}) of {base or 'a model that it does not name'}, not a whole model. It fits a model that "
+        f"PEFT has wrapped; for plain weights: peft.PeftModel.from_pretrained(base, {str(folder)!r})"
+        ".merge_and_unload().save_pretrained(folder)"
+    )
+    return {"peft_type": kind, "base_model_name_or_path": base}, [note]
 
 
 def _index_in(folder: Path) -> Path | None:
