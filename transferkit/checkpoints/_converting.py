@@ -165,10 +165,10 @@ def convert_checkpoint(
 def _named(checkpoint: Checkpoint, select: Select | None, rename: Rename | None) -> dict[str, Tensor]:
     """Return the selected layers' tensors under their new keys."""
     layers = list(checkpoint)
-    if select is not None:
-        rule = select if isinstance(select, Rule) else None
-        places = rule.find(layers) if rule else (n for n, layer in enumerate(layers) if select(n, layer))
-        layers = [layers[place] for place in sorted(places)]
+    if isinstance(select, Rule):
+        layers = [layers[place] for place in sorted(select.find(layers))]
+    elif select is not None:
+        layers = [layer for place, layer in enumerate(layers) if select(place, layer)]
     if not layers:
         raise SelectionError(
             f"select chooses none of the {len(checkpoint)} layers of {checkpoint.source or 'it'}"

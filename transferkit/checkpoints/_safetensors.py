@@ -180,8 +180,8 @@ def _read_single(folder: Path, options: ReadOptions) -> Contents:
         raise CheckpointError(f"a folder of checkpoints; read one of them: {listed(inside)}")
     if (folder / _UNZERO).is_file():
         raise CheckpointError(
-            f"the parts of a model that DeepSpeed trained; put them together with python {folder / _UNZERO} {folder} OUT "
-            "and read OUT"
+            f"the parts of a model that DeepSpeed trained; put them together with python {folder / _UNZERO} "
+            f"{folder} OUT, and read OUT"
         )
     raise CheckpointError(f"a folder without weights (no *{_INDEX} and none of {', '.join(_SINGLE_FILES)})")
 
@@ -212,10 +212,10 @@ def _adapter(folder: Path) -> tuple[dict[str, str], list[str]]:
     if not config.is_file() or config.stat().st_size > _LARGEST_INDEX:
         return {}, []
     told = _json(config.read_bytes(), _ADAPTER)
-    kind, base = str(told.get("peft_type", "")), str(told.get("base_model_name_or_path", ""))
+    kind, base = str(told.get("peft_type") or ""), str(told.get("base_model_name_or_path") or "")
     note = (
-        f"a PEFT adapter ({kind}) of {base or 'a model that it does not name'}, not a whole model. It fits a model that "
-        f"PEFT has wrapped; for plain weights: peft.PeftModel.from_pretrained(base, {str(folder)!r})"
+        f"a PEFT adapter ({kind}) of {base or 'a model that it does not name'}, not a whole model. It fits a model "
+        f"that PEFT has wrapped; for plain weights: peft.PeftModel.from_pretrained(base, {str(folder)!r})"
         ".merge_and_unload().save_pretrained(folder)"
     )
     return {"peft_type": kind, "base_model_name_or_path": base}, [note]
