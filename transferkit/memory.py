@@ -27,8 +27,6 @@ class DeferredTensor(Tensor):
         (torch.Size([2]), tensor([2., 2.]))
     """
 
-    # Shape and dtype are known below Python.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     make: Callable[[], Tensor]
 
     def __new__(cls, shape: Sequence[int], dtype: torch.dtype, make: Callable[[], Tensor]) -> DeferredTensor:  # noqa: D102
@@ -42,30 +40,34 @@ class DeferredTensor(Tensor):
         return self.make()
 
     @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, options = getattr(function, "__name__", ""), kwargs or {}
+        name = function.__self__.__name__ if name == "__get__" else name
+        if name == "to" and "meta" in map(str, (*args[1:], *options.values())):
+            return torch.empty(args[0].shape, dtype=args[0].dtype, device="meta")
+        if name == "detach":  # it is part of no graph
+            return args[0]
+        if name in _NEEDS_NO_VALUES:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*args, **options)
+        return cls.__torch_dispatch__(function, types, args, options)
+
+    @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        device = (kwargs or {}).get("device")
-        if function is torch.ops.aten._to_copy.default and device is not None and device.type == "meta":
-            return torch.empty(args[0].shape, dtype=args[0].dtype, device="meta")
         args, kwargs = tree_map_only(DeferredTensor, lambda tensor: tensor.value, (args, kwargs or {}))
         return function(*args, **kwargs)
 
-    def detach(self) -> DeferredTensor:
-        """Return the tensor itself, which is part of no graph."""
-        return self
 
-
-def _of_the_value(name: str) -> Callable[..., Any]:
-    return lambda self, *args, **kwargs: getattr(self.value, name)(*args, **kwargs)
-
-
-# What torch does not pass on.
-for _method in (
-    *("numpy", "tolist", "data_ptr", "untyped_storage", "requires_grad_"),
-    *("__repr__", "__reduce_ex__", "__deepcopy__", "__dlpack__"),
-):
-    setattr(DeferredTensor, _method, _of_the_value(_method))
+_NEEDS_NO_VALUES = frozenset(
+    [
+        *("shape", "size", "ndim", "dim", "ndimension", "numel", "nelement", "__len__", "nbytes"),
+        *("dtype", "itemsize", "element_size", "is_complex", "is_floating_point", "is_signed", "is_quantized"),
+        *("device", "is_cpu", "is_cuda", "is_meta", "requires_grad", "is_leaf", "grad", "to", "cpu"),
+        *("layout", "is_sparse", "is_nested", "stride", "storage_offset", "is_contiguous", "contiguous"),
+    ]
+)
 
 
 def not_plain(tensor: Tensor) -> str:
