@@ -144,10 +144,8 @@ def convert_checkpoint(
         for shard, path in track(
             [*zip(shards, paths, strict=True)], progress, description="writing", unit="shard"
         ):
-            values = {name: _value(name, tensor, dtype, cast) for name, tensor in shard.items()}
             own = header | {other: first for other, first in ties.items() if first in shard}
-            _write(library, path, values, own)
-            _compare(path, values)
+            _write(library, path, shard, own, dtype, cast)
     written = [tensor for shard in shards for tensor in shard.values()]
     return Converted(
         files=(*filter(None, [index]), *paths),
@@ -352,8 +350,18 @@ def _finite(tensor: Tensor) -> int:
     return int((tensor.float() if tensor.itemsize == 1 else tensor).isfinite().sum())
 
 
-def _write(library: Any, path: Path, values: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+def _write(
+    library: Any,
+    path: Path,
+    shard: Mapping[str, Tensor],
+    header: Mapping[str, str],
+    dtype: torch.dtype | None,
+    cast: dict[str, ValueDifference],
+) -> None:
+    """Write one shard and compare it; its values are in memory no longer than that."""
+    values = {name: _value(name, tensor, dtype, cast) for name, tensor in shard.items()}
     write_atomically(path, lambda file: library.save_file(values, file.name, metadata=header))
+    _compare(path, values)
 
 
 def _compare(path: Path, values: Mapping[str, Tensor]) -> None:
