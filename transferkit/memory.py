@@ -6,12 +6,68 @@ import hashlib
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isnan
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_map_only
+
+
+class DeferredTensor(Tensor):
+    """A tensor whose values are made when they are first used; until then it has a shape and a dtype alone.
+
+    Any operation sees the values; ``clone()`` returns an ordinary tensor.
+
+    Example:
+        >>> deferred = DeferredTensor((2,), torch.float32, lambda: torch.ones(2))
+        >>> deferred.shape, deferred + 1
+        (torch.Size([2]), tensor([2., 2.]))
+    """
+
+    make: Callable[[], Tensor]
+
+    def __new__(cls, shape: Sequence[int], dtype: torch.dtype, make: Callable[[], Tensor]) -> DeferredTensor:  # noqa: D102
+        made: DeferredTensor = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
+        made.make = make
+        return made
+
+    @cached_property
+    def value(self) -> Tensor:
+        """The ordinary tensor, kept from the first use on."""
+        return self.make()
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, options = getattr(function, "__name__", ""), kwargs or {}
+        name = function.__self__.__name__ if name == "__get__" else name
+        if name == "to" and "meta" in map(str, (*args[1:], *options.values())):
+            return torch.empty(args[0].shape, dtype=args[0].dtype, device="meta")
+        if name == "detach":  # it is part of no graph
+            return args[0]
+        if name in _NEEDS_NO_VALUES:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*args, **options)
+        return cls.__torch_dispatch__(function, types, args, options)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        args, kwargs = tree_map_only(DeferredTensor, lambda tensor: tensor.value, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+_NEEDS_NO_VALUES = frozenset(
+    [
+        *("shape", "size", "ndim", "dim", "ndimension", "numel", "nelement", "__len__", "nbytes"),
+        *("dtype", "itemsize", "element_size", "is_complex", "is_floating_point", "is_signed", "is_quantized"),
+        *("device", "is_cpu", "is_cuda", "is_meta", "requires_grad", "is_leaf", "grad", "to", "cpu"),
+        *("layout", "is_sparse", "is_nested", "stride", "storage_offset", "is_contiguous", "contiguous"),
+    ]
+)
 
 
 def not_plain(tensor: Tensor) -> str:
@@ -139,7 +195,7 @@ def _wraps_others(tensor: Tensor) -> bool:
 
 
 def _extent(tensor: Tensor) -> _Extent | None:
-    if tensor.numel() == 0 or not_plain(tensor):
+    if tensor.numel() == 0 or isinstance(tensor, DeferredTensor) or not_plain(tensor):
         return None
     spanned = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     length = spanned * tensor.itemsize

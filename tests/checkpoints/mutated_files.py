@@ -65,6 +65,7 @@ def originals() -> dict[str, tuple[str, bytes]]:
         "neon 1.0": (".p", pickle.dumps(neon_first_version(), 2)),
         "neon, gzip": (".prm.gz", gzip.compress(pickle.dumps(neon, 2))),
         "pickle": (".pkl", pickle.dumps({"model": arrays, "epoch": np.float64(3), "lr": {1: 0.1, 2: 0.2}}, 2)),
+        "dcp": (DCP, dcp_bytes(*DCP_FILES)),
         "run": (".pt", run_bytes()),
         "index": (
             ".index.json",
@@ -77,6 +78,27 @@ def torch_bytes(saved: object, **options: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(saved, buffer, **options)
     return buffer.getvalue()
+
+
+DCP = ".dcp"  # a folder of torch.distributed.checkpoint, its files one after the other
+_SAVED = Path(__file__).parent / "files" / "dcp_2_ranks"
+_NAMES = (".metadata", "__0_0.distcp", "__1_0.distcp")
+DCP_FILES = [(_SAVED / name).read_bytes() for name in _NAMES]
+
+
+def dcp_bytes(*files: bytes) -> bytes:
+    return struct.pack("<3I", *map(len, files)) + b"".join(files)
+
+
+def dcp_folder(packed: Path) -> Path:
+    """Return a folder of the files in one that :func:`dcp_bytes` made, damaged or not."""
+    content = packed.read_bytes().ljust(12, b"\0")
+    place, folder = 12, packed.with_suffix(".folder")
+    folder.mkdir(exist_ok=True)
+    for file, length in zip(_NAMES, struct.unpack_from("<3I", content), strict=True):
+        (folder / file).write_bytes(content[place : place + length])
+        place += length
+    return folder
 
 
 def npz_bytes(save: Callable[..., None], arrays: dict[str, Any]) -> bytes:
@@ -184,6 +206,8 @@ def insides() -> dict[str, tuple[str, bytes, Wrap]]:
     }.items():
         suffix, content = files[label]
         found[f"{member} in {label}"] = (suffix, *_in_zip(content, member))
+    metadata, *ranks = DCP_FILES
+    found["metadata in dcp"] = (DCP, metadata, lambda inner: dcp_bytes(inner, *ranks))
     parts = torch_tar_parts(files["torch tar"][1])
     for part, inner in parts.items():
         found[f"{part} in torch tar"] = (
@@ -333,15 +357,15 @@ def outcome(path: Path, *, run: bool = False) -> str:
             warnings.simplefilter("ignore")
             if run:
                 return str(read_run(path) and "read")
-            checkpoint = read_checkpoint(path)
-    except TransferKitError:
+            checkpoint = read_checkpoint(dcp_folder(path) if path.suffix == DCP else path)
+        for layer in checkpoint:
+            for tensor in layer.tensors.values():
+                tensor.reshape(-1).to(torch.uint8 if tensor.dtype == torch.bool else tensor.dtype).clone()
+            for state in layer.states.values():
+                for value in state.values():
+                    torch.as_tensor(value).clone() if isinstance(value, torch.Tensor) else value
+    except TransferKitError:  # some files tell only when a tensor is used
         return "refused"
-    for layer in checkpoint:
-        for tensor in layer.tensors.values():
-            tensor.reshape(-1).to(torch.uint8 if tensor.dtype == torch.bool else tensor.dtype).clone()
-        for state in layer.states.values():
-            for value in state.values():
-                torch.as_tensor(value).clone() if isinstance(value, torch.Tensor) else value
     str(checkpoint)
     describe_in_words(describe(checkpoint))
     json.dumps(describe(checkpoint), default=str)

@@ -216,7 +216,8 @@ def test_bash_completes_commands_options_and_files(tmp_path: Path, capsys: Captu
         return answer.stdout.split()
 
     script = capsys.readouterr().out
-    assert complete("transferkit", "") == ["inspect", "diff", "plan", "check", "fit", "predict", "completion"]
+    commands = ["inspect", "diff", "plan", "convert", "check", "fit", "predict"]
+    assert complete("transferkit", "") == [*commands, "completion"]
     assert complete("transferkit", "pl") == ["plan"]
     assert complete("transferkit", "inspect", "wei") == ["weights.pt"]
     assert complete("transferkit", "diff", "a", "b", "--va") == ["--values"]

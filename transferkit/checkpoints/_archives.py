@@ -7,6 +7,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
 from transferkit.errors import CheckpointError, listed
+from transferkit.memory import DeferredTensor
 
 _ENCRYPTED = 0x1
 _LOCAL_MARK = b"PK\x03\x04"
@@ -42,12 +44,19 @@ def zip_names(path: Path) -> list[str]:
 def _opened(path: Path) -> zipfile.ZipFile:
     try:
         with path.open("rb") as file:
-            end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
-        if not end or end[_DIRECTORY_SIZE] <= _LARGEST_DIRECTORY:
-            return zipfile.ZipFile(path)
+            check_directory(file)
+        return zipfile.ZipFile(path)
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged directory breaks zipfile in many ways
         raise CheckpointError(f"damaged zip archive: {error}") from error
-    raise CheckpointError(f"refused: the directory of the archive has {end[_DIRECTORY_SIZE]:,} bytes")
+
+
+def check_directory(file: Any) -> None:
+    """Refuse an archive whose directory is larger than any."""
+    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    if end and end[_DIRECTORY_SIZE] > _LARGEST_DIRECTORY:
+        raise CheckpointError(f"refused: the directory of the archive has {end[_DIRECTORY_SIZE]:,} bytes")
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -143,9 +152,27 @@ def _array(
             if place % dtype.itemsize == 0:
                 flat = whole[place : place + size].view(dtype)
                 return torch.from_numpy(flat.reshape(shape, order=order))
-        flat = _read(file, size).view(dtype)
-        native = flat.astype(dtype.newbyteorder("="), copy=False)
-        return torch.from_numpy(native.reshape(shape, order=order))
+        empty = torch.from_numpy(np.empty(0, dtype.newbyteorder("=")))
+        return DeferredTensor(shape, empty.dtype, partial(_unpacked, path, member, start, shape, dtype, order))
+
+
+def _unpacked(
+    path: Path,
+    member: zipfile.ZipInfo,
+    start: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    order: Literal["C", "F"],
+) -> Tensor:
+    """Return an array that cannot be mapped: compressed, of the other byte order, or out of step with its numbers."""
+    try:
+        with open_zip(path) as archive, archive.open(member) as file:
+            file.read(start)
+            flat = _read(file, math.prod(shape) * dtype.itemsize).view(dtype)
+    except Exception as error:
+        raise CheckpointError(f"{path}: damaged: {member.filename}: {error}") from error
+    native = np.ascontiguousarray(flat.astype(dtype.newbyteorder("="), copy=False).reshape(shape, order=order))
+    return torch.from_numpy(native.reshape(shape))
 
 
 def _read(file: IO[bytes], size: int) -> NDArray[np.uint8]:

@@ -57,7 +57,7 @@ class Pickle:
     end: int
 
 
-def check_graph(root: object, most_text: int) -> None:
+def check_graph(root: object, most_text: int, most_values: int = MAX_VALUES) -> None:
     """Refuse a value that contains itself, is nested too deeply, or would be huge if nothing in it were shared.
 
     A few hundred bytes of pickle can name one list a billion times through lists of lists, and whoever walks
@@ -89,8 +89,8 @@ def check_graph(root: object, most_text: int) -> None:
         depth = 1 + max((depth for _, _, depth in sizes), default=0)
         if depth > MAX_DEPTH:
             raise CheckpointError(f"refused: the pickle is nested more than {MAX_DEPTH} deep")
-        if size > MAX_VALUES:
-            raise CheckpointError(f"refused: the pickle repeats its parts to more than {MAX_VALUES:,} values")
+        if size > most_values:
+            raise CheckpointError(f"refused: the pickle repeats its parts to more than {most_values:,} values")
         if isinstance(value, Call):
             in_calls, text = in_calls + text, 0
         if text + in_calls > most_text:
@@ -120,12 +120,12 @@ def children_of(value: object) -> list[Any]:
 def collisions(keys: Iterable[Any], held: int, last: Any = None) -> int:
     """Return how many comparisons it may take to put keys into a dict of ``held`` others, the ``last`` of them given.
 
-    Strings have hashes that no file can foresee. A number's is known, and a dict whose numbers all have one hash
-    takes the square of their count. Numbers that count up, as those of parameters do, cost nothing.
+    Strings and objects have hashes that no file can foresee. A number's is known, and a dict whose numbers all have
+    one hash takes the square of their count. Numbers that count up, as those of parameters do, cost nothing.
     """
     loose = 0
     for key in keys:
-        if not isinstance(key, str | bytes):
+        if not isinstance(key, str | bytes | Call):
             loose += not (isinstance(key, int) and isinstance(last, int) and key == last + 1)
             held += 1
         last = key

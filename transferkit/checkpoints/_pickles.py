@@ -19,6 +19,7 @@ from typing import Any
 from transferkit.checkpoints._inert import (
     MAX_INSTRUCTIONS,
     MAX_REPEATED_TEXT,
+    MAX_VALUES,
     Call,
     Global,
     Persistent,
@@ -36,22 +37,22 @@ _LONGEST_KEY = 16  # parts of a dict key that is a tuple
 _VIEWED = 4096  # bytes from this length on are left where they are
 
 
-def read_pickle(buffer: bytes | memoryview, start: int = 0) -> Pickle:
-    """Read the pickle that begins at ``start``.
+def read_pickle(buffer: bytes | memoryview, start: int = 0, *, scale: int = 1) -> Pickle:
+    """Read the pickle that begins at ``start``; ``scale`` times as many instructions and objects are let through.
 
     Raises:
         CheckpointError: It is damaged, refers to itself, is nested or repeated beyond reason, or uses
             instructions that files of weights have no use for (extension codes, class instances of the oldest
             protocol, buffers outside the file).
     """
-    machine = _Machine(memoryview(buffer), start)
+    machine = _Machine(memoryview(buffer), start, scale)
     try:
         value = machine.run()
     except CheckpointError:  # a refusal, which is a ValueError too
         raise
     except (IndexError, KeyError, TypeError, ValueError, struct.error, OverflowError) as error:
         raise CheckpointError(f"damaged pickle at byte {machine.place}: {error!r}") from error
-    check_graph(value, MAX_REPEATED_TEXT + len(machine.buffer))
+    check_graph(value, MAX_REPEATED_TEXT + len(machine.buffer), scale * MAX_VALUES)
     return Pickle(value, frozenset(machine.globals), start, machine.place)
 
 
@@ -125,8 +126,9 @@ class _Machine(ByteReader):
     # which is how a file runs code. This one pushes inert records of the name, the call and the state instead. It
     # counts what it makes, since a short program can ask for a great deal.
 
-    def __init__(self, buffer: memoryview, start: int) -> None:
+    def __init__(self, buffer: memoryview, start: int, scale: int) -> None:
         super().__init__(buffer, start)
+        self.scale = scale
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: list[Any] = []
@@ -134,7 +136,8 @@ class _Machine(ByteReader):
         self.containers = self.collisions = self.instructions = 0
 
     def run(self) -> Any:
-        for self.instructions in range(MAX_INSTRUCTIONS):
+        most = self.scale * MAX_INSTRUCTIONS
+        for self.instructions in range(most):
             code = self.read(1)[0]
             if code == _STOP:
                 if len(self.stack) != 1:
@@ -143,7 +146,7 @@ class _Machine(ByteReader):
             if code in _REFUSED:
                 raise CheckpointError(f"refused: the pickle uses {_REFUSED[code]} at byte {self.place - 1}")
             _STEPS[code](self)
-        raise CheckpointError(f"refused: the pickle has more than {MAX_INSTRUCTIONS:,} instructions")
+        raise CheckpointError(f"refused: the pickle has more than {most:,} instructions")
 
     # The stack
 
@@ -152,8 +155,10 @@ class _Machine(ByteReader):
 
     def push_container(self, value: Any) -> None:
         self.containers += 1
-        if self.containers > MAX_CONTAINERS:
-            raise CheckpointError(f"refused: the pickle makes more than {MAX_CONTAINERS:,} objects")
+        if self.containers > self.scale * MAX_CONTAINERS:
+            raise CheckpointError(
+                f"refused: the pickle makes more than {self.scale * MAX_CONTAINERS:,} objects"
+            )
         self.stack.append(value)
 
     def pop(self) -> Any:
@@ -273,7 +278,9 @@ class _Machine(ByteReader):
 
 
 def as_key(key: Any) -> Hashable:
-    """Return a dict key; refuse all but scalars and short flat tuples of them, whose hash is cheap."""
+    """Return a dict key; refuse all but objects, scalars and short flat tuples of these, whose hash is cheap."""
+    if isinstance(key, Call):  # by identity; what it stands for is for the reader to say
+        return key
     parts = key if isinstance(key, tuple) else (key,)
     if len(parts) > _LONGEST_KEY:
         raise TypeError(f"a dict key of {len(parts)} parts")

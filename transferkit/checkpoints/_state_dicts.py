@@ -15,7 +15,7 @@ from transferkit.checkpoints._optimizer_state import attach_states
 from transferkit.checkpoints.registry import Contents
 from transferkit.errors import CheckpointError, did_you_mean, listed
 from transferkit.layers import Layer, are_sorted, layers_of, split_key
-from transferkit.memory import not_plain
+from transferkit.memory import DeferredTensor, not_plain
 
 WRAPPERS = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"}
@@ -358,6 +358,6 @@ def _obstacle(key: str, tensor: Tensor) -> str:
     """Return what keeps a tensor from being used, or an empty string."""
     if what := not_plain(tensor):
         return what
-    if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
+    if type(tensor) not in (Tensor, DeferredTensor, torch.nn.Parameter, torch.nn.Buffer):
         return type(tensor).__name__
     return next((what for mark, what in _PACKED.items() if key.endswith(mark)), "")

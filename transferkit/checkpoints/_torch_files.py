@@ -23,11 +23,13 @@ from transferkit.checkpoints.registry import Contents, ReadOptions, register_rea
 from transferkit.errors import CheckpointError, listed
 
 _LARGEST_PICKLE = 1 << 28  # bytes
-_PICKLE = "data.pkl"
+PICKLE = "data.pkl"
 
 
 def _matches(path: Path, head: bytes) -> bool:
-    return head.startswith(b"PK") and any(name.rpartition("/")[2] == _PICKLE for name in zip_names(path))
+    if not head.startswith(b"PK") or path.suffix == ".distcp":  # a row of such archives
+        return False
+    return any(name.rpartition("/")[2] == PICKLE for name in zip_names(path))
 
 
 @register_reader("torch", matches=_matches)
@@ -51,9 +53,9 @@ def load_torch_zip(path: Path, *, trusted: bool = False, mapped: bool = True) ->
         return _trusted(path)
     with open_zip(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
-        name = _pickle_in(members)
+        name = pickle_in(members)
         program = archive.read(name)
-        storages = _Storages(path, archive, members, name.removesuffix(_PICKLE), mapped)
+        storages = _Storages(path, archive, members, name.removesuffix(PICKLE), mapped)
         return TorchReader(len(program), storages.load).read(read_pickle(program))
 
 
@@ -65,14 +67,14 @@ def _trusted(path: Path) -> Any:
         raise CheckpointError(f"torch cannot read it: {error}") from error
 
 
-def _pickle_in(members: dict[str, zipfile.ZipInfo]) -> str:
+def pickle_in(members: dict[str, zipfile.ZipInfo]) -> str:
     """Return the name of an archive's pickle; refuse archives that hold more than a state dict, or two."""
     _refuse_programs(members)
     packed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise CheckpointError(f"refused: {packed[0]!r} is compressed, which torch never does")
     # Torch looks for names without regard to case, in the folder of the first member.
-    found = [name for name in members if name.rpartition("/")[2].casefold() == _PICKLE]
+    found = [name for name in members if name.rpartition("/")[2].casefold() == PICKLE]
     if len(found) != 1 or len({name.casefold() for name in members}) != len(members):
         raise CheckpointError(
             f"refused: readers would not agree on what it holds, with the names {listed(found or list(members), 4)}; "
@@ -296,7 +298,7 @@ def looks_like_pickle(head: bytes) -> bool:
 
 
 def _is_pickle(path: Path, head: bytes) -> bool:
-    return head.startswith(GZIP) or looks_like_pickle(head)
+    return (head.startswith(GZIP) or looks_like_pickle(head)) and path.name != ".metadata"
 
 
 @register_reader("pickle", matches=_is_pickle, suffixes=(".p", ".prm", ".pkl", ".pickle"))

@@ -84,7 +84,7 @@ class PlainReader:
 
     def key(self, key: Any) -> Any:
         """Return a dict's key as text."""
-        return _text(key)
+        return _text(_no_object(key))
 
     def _made(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -199,6 +199,12 @@ def _data(value: Any) -> bytes | memoryview:
     raise ValueError(f"data that is a {type(value).__name__}")
 
 
+def _no_object(key: Any) -> Any:
+    if isinstance(key, Call):
+        raise CheckpointError("refused: the pickle holds a dict key that is neither a string nor a number")
+    return key
+
+
 def _text(value: Any) -> str:
     """Return a dict key or a name as text."""
     return str(value, "latin1") if isinstance(value, bytes) else str(value)
@@ -275,7 +281,7 @@ class TorchReader(PlainReader):
 
     def key(self, key: Any) -> Any:
         """Return a dict's key, as text where it is text."""
-        return _text(key) if isinstance(key, bytes) else key
+        return _text(key) if isinstance(key, bytes) else _no_object(key)
 
     def _made(self, value: Any) -> Any:
         if isinstance(value, Persistent):

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import transferkit
-from transferkit.cli._commands import CHECK, DIFF, INSPECT, PLAN, complain, script
+from transferkit.cli._commands import CHECK, CONVERT, DIFF, INSPECT, PLAN, complain, script
 from transferkit.cli._photos import FIT, JOIN, PREDICT
 from transferkit.errors import TransferKitError
 
@@ -24,6 +24,7 @@ examples:
   transferkit inspect alexnet.pth                  what is in a file
   transferkit diff before.pt after.pt --values     what differs between two
   transferkit plan alexnet.pth mynet:build         what a transfer onto a model would do
+  transferkit convert run.pt model.safetensors     any of them as safetensors
   transferkit check photos/                        what a folder of photos holds, and what is wrong
   transferkit fit photos/ --out pets.tk            a classifier of one's own photos
   transferkit predict pets.tk new/ --csv out.csv   what is in new ones
@@ -67,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"transferkit {transferkit.__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for command in (INSPECT, DIFF, PLAN, CHECK, FIT, PREDICT, JOIN):
+    for command in (INSPECT, DIFF, PLAN, CONVERT, CHECK, FIT, PREDICT, JOIN):
         added = commands.add_parser(
             command.name,
             help=command.purpose,

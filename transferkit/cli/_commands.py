@@ -13,7 +13,9 @@ from functools import reduce
 from operator import and_
 from typing import NamedTuple
 
-from transferkit.checkpoints import read_checkpoint
+import torch
+
+from transferkit.checkpoints import convert_checkpoint, read_checkpoint
 from transferkit.checkpoints._describe import compare, compare_in_words, describe, describe_in_words
 from transferkit.display import as_json
 from transferkit.errors import ArgumentError, TransferError, harmless
@@ -282,17 +284,71 @@ def _mapping(options: argparse.Namespace) -> MappingRule:
         return str(options.mapping)
     if options.mapping == "order":
         raise ArgumentError("--rename goes with --mapping name or structure, got 'order'")
-    pairs = [text.partition("=") for text in options.rename]
-    wrong = [
-        text for text, (target, equals, _) in zip(options.rename, pairs, strict=True) if not (target and equals)
-    ]
-    if wrong:
-        raise ArgumentError(f"--rename takes TARGET=SOURCE, got {wrong[0]!r}")
-    names: dict[str | re.Pattern[str], str] = {target: source for target, _, source in pairs}
+    names: dict[str | re.Pattern[str], str] = dict(_renamed(options.rename, "TARGET=SOURCE").items())
     return ByStructure(names) if options.mapping == "structure" else names
 
 
+def _renamed(texts: list[str], form: str) -> dict[str, str]:
+    """Return the pairs of names that ``--rename`` gives."""
+    pairs = [text.partition("=") for text in texts]
+    wrong = [text for text, (new, equals, _) in zip(texts, pairs, strict=True) if not (new and equals)]
+    if wrong:
+        raise ArgumentError(f"--rename takes {form}, got {wrong[0]!r}")
+    return {new: old for new, _, old in pairs}
+
+
 PLAN = Command("plan", _PURPOSE, _EXAMPLES, _add_arguments, _plan)
+
+
+# transferkit convert
+
+
+_CONVERT_PURPOSE = "write a checkpoint as safetensors"
+_CONVERT_EXAMPLES = """\
+examples:
+  transferkit convert model.pth model.safetensors                      one file
+  transferkit convert run/ weights/ --max_shard_size 2GB               shards and an index, as Hugging Face reads them
+  transferkit convert run.pt half.safetensors --key model_ema --dtype float16
+  transferkit convert net.pth backbone.safetensors --select 'backbone.*' --rename '*=backbone.*'
+
+Every tensor is read back and compared. One shard at a time is in memory. What is there already is not written over,
+and what is broken off is not left behind.
+
+exit status: 0 written, 2 it could not be done"""
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``transferkit convert``."""
+    parser.add_argument("source", metavar="SRC", help="a file of weights, or a folder of shards")
+    parser.add_argument("destination", metavar="DST", help="a file that ends in .safetensors, or a folder")
+    add = parser.add_argument
+    add("--key", metavar="KEY", help="the state dict to take, where a file holds several")
+    add("--select", metavar="GLOB", nargs="+", help="write only layers with such names")
+    add("--exclude", metavar="GLOB", nargs="+", help="write none with such names")
+    add("--rename", metavar="NEW=OLD", nargs="+", default=[], help="names of layers; one * a side")
+    add("--dtype", choices=["float32", "float16", "bfloat16", "float64"], help="of floating-point tensors")
+    add("--max_shard_size", metavar="SIZE", help="5GB, 200MB; a folder's shards have at most 5GB without it")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    """Convert, print what was written, and return the exit status."""
+    rules = [by_name(*options.select)] if options.select else []
+    rules += [~by_name(*options.exclude)] if options.exclude else []
+    found = convert_checkpoint(
+        options.source,
+        options.destination,
+        rename=_renamed(options.rename, "NEW=OLD") or None,
+        select=reduce(and_, rules) if rules else None,
+        dtype=getattr(torch, options.dtype) if options.dtype else None,
+        max_shard_size=options.max_shard_size,
+        key=options.key,
+        progress=True,
+    )
+    say(str(found))
+    return 0
+
+
+CONVERT = Command("convert", _CONVERT_PURPOSE, _CONVERT_EXAMPLES, _add_convert, _convert)
 
 
 # transferkit check
