@@ -6,6 +6,8 @@ parses all of it stands between; field numbers are those of onnx.proto.
 
 from __future__ import annotations
 
+import math
+import re
 from collections import ChainMap
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +29,7 @@ _MODEL_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
 _GRAPH = 7
 _MOST_NESTED = 32
 _EXTERNAL = 1
+_SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"  # lists the parameters by name
 _HOLD_GRAPHS = ("If", "Loop", "Scan", "SequenceMap")
 
 # onnx.TensorProto.DataType: what torch calls it.
@@ -71,7 +74,9 @@ def read_onnx(path: Path, options: ReadOptions) -> Contents:
     model = Message(file_bytes(path))
     parts = _Parts(Neighbors(path.parent))
     parts.read(model.message(_GRAPH), None)
-    found = OnnxLayers(is_torch=model.text(2).lower() == "pytorch")
+    told = {entry.text(1): entry.text(2) for entry in model.message(_GRAPH).messages(16)}
+    parameters = re.findall(r"target='([^']+)'", told.get(_SIGNATURE, ""))
+    found = OnnxLayers(model.text(2).lower() == "pytorch", parameters)
     for node in parts.nodes:
         found.take(node)
     found.take_others(parts.graphs)
@@ -144,6 +149,11 @@ class Constant:
     def floating(self) -> bool:
         dtype = _DTYPES.get(self.message.number(2))
         return dtype is not None and (dtype.is_floating_point or dtype.is_complex)
+
+    @property
+    def is_one_number(self) -> bool:
+        """Whether it holds one number only, once or repeated, as what a value starts with or is compared to."""
+        return math.prod(self.shape) < 2 or bool((self.tensor == self.tensor.flatten()[0]).all())
 
     @cached_property
     def tensor(self) -> Tensor:

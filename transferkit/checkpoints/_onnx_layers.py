@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,12 +73,14 @@ _OTHERS = re.compile(
     r"(.+?)[._/](weights?|bias(es)?|kernel|gamma|beta|(moving|running)_(mean|var|variance)|scale|[wbWRB](_0)?)"
     r"((/Read|/read|/ReadVariableOp|/resource)?(:0)?)*"
 )
+_FOLDED_NAMES = re.compile(r"merged_input|fused_bn|batch_?norm", re.IGNORECASE)
 _SCOPES = "pkg.torch.onnx.name_scopes"  # what torch's exporter says of each node: ['', 'mlp', 'mlp.0', 'linear']
 _BIASES_AFTER = ("MatMul", "Mul", "Conv", "ConvTranspose")
 
 # What is to be said of layers or constants.
-_FOLDED = "the exporter folded batch norms into {count} layers, whose weight and bias are of both: {names}"
+_FOLDED = "the exporter folded batch norms into layers, whose weight and bias are now of both: {names}"
 _INEXACT = "kept in ONNX's own order, since torch's layer computes another function: {names}"
+_AS_IT_IS = "kept as they stand in the file, since no node of a known kind uses them: {names}"
 _LEFT_OUT = "left out {count} constants that are no weights (shapes, indices, single numbers): {names}"
 
 
@@ -111,10 +113,12 @@ class OnnxLayers:
 
     Args:
         is_torch: Whether torch exported it, so that names are those of a state dict unless they were made up.
+        parameters: The names of a state dict, where the exporter left a list.
     """
 
-    def __init__(self, is_torch: bool) -> None:
+    def __init__(self, is_torch: bool, parameters: Collection[str] = ()) -> None:
         self.is_torch = is_torch
+        self.parameters = frozenset(parameters)
         self.tensors: dict[str, Tensor] = {}
         self.kinds: dict[str, str] = {}
         self.attributes: dict[str, dict[str, Any]] = {}
@@ -182,8 +186,9 @@ class OnnxLayers:
         """Return the key that the exporter's own name of a parameter tells, if one does."""
         for name in names:
             if self.is_torch:
-                if not _MADE_UP.fullmatch(name):
-                    return name.removesuffix("weight_bias") + "bias" if name.endswith(".weight_bias") else name
+                name = re.sub(r"\.weight_bias$", ".bias", name)  # where there was none before a norm was folded in
+                if name in self.parameters or not (self.parameters or _MADE_UP.fullmatch(name)):
+                    return name
             elif _TORCHS.fullmatch(name):
                 return name
             elif other := _OTHERS.fullmatch(name):
@@ -192,24 +197,35 @@ class OnnxLayers:
 
     def _keys(self, node: Node, found: Mapping[str, _Weight]) -> dict[str, str]:
         """Return the state-dict key of each weight: its own, one beside another's of the layer, or by the node."""
-        scope = _scope(node)
+        scope = _scope(node, self.is_torch)
         own = {short: key for short, weight in found.items() if (key := self._own(weight.names, short))}
         own = {short: self._elsewhere(key, scope, node) for short, key in own.items()}
         if not own:
-            module = scope if scope is not None else _module_of_node(node)
+            module = scope if scope is not None else self._module_of(node, found)
             return {short: f"{module}.{short}" if module else short for short in found}
         known, key = next(iter(own.items()))
         return {short: own.get(short) or _beside(key, known, short) for short in found}
+
+    def _module_of(self, node: Node, found: Mapping[str, _Weight]) -> str:
+        """Return the module that the path of a node, or of a weight in TensorFlow's words, tells."""
+        weights = [] if self.is_torch else [weight.names[-1] for weight in found.values()]
+        paths = [path for path in (*weights, node.name) if "/" in path]
+        if not paths:
+            return node.name or node.op
+        parts = re.sub(r"(/Read|/read|/ReadVariableOp|/resource|:0)+$", "", paths[0]).split("/")[:-1]
+        return _module_of_path(parts) or node.op
 
     def _elsewhere(self, key: str, scope: str | None, node: Node) -> str:
         """Return the key of a parameter in the module that uses it, where another one used it before."""
         if scope is None:
             return key
         layer, short = split_key(key)
+        first = self._scopes.setdefault(key, scope)
+        if re.sub(r"_\d+(?=\.|$)", "", scope) == layer:  # the module once more
+            return key
         if node.op == "Gather" and scope and not f"{layer}.".startswith(f"{scope}."):
             return f"{scope}.{short}"
-        first = self._scopes.setdefault(key, scope)
-        if first != scope and f"{layer}.".startswith(f"{first}."):
+        if scope != first and f"{layer}.".startswith(f"{first}."):
             return scope + key[len(first) :]
         return key
 
@@ -217,12 +233,12 @@ class OnnxLayers:
         """Whether the exporter computed weights of a convolution's and those of a batch norm behind it."""
         if not node.op.startswith("Conv"):
             return False
-        if any("fused_bn" in name for weight in found.values() for name in weight.names):
-            return True
+        if not self.is_torch:
+            return any(_FOLDED_NAMES.search(name) for weight in found.values() for name in weight.names)
         if "batch_norm" in node.metadata.get(_SCOPES, "").rpartition(",")[2]:
             return True
         made_up = [short for short, weight in found.items() if self._own(weight.names, short) is None]
-        return self.is_torch and len(made_up) == 2
+        return len(made_up) == 2
 
     # Recurrent layers.
 
@@ -280,15 +296,16 @@ class OnnxLayers:
                     self._take_other(graph, constant)
 
     def _take_other(self, graph: Graph, constant: Constant) -> None:
-        name = constant.name
-        is_own = constant.initializer and self._own([name], "") is not None
-        if not (is_own or (constant.floating and math.prod(constant.shape) > 1)):
+        name, users = constant.name, graph.users.get(constant.name, [])
+        if constant.initializer and self.is_torch and self._own([name], "") is not None:
+            self.tensors.setdefault(name, constant.tensor)
+        elif not constant.floating or constant.is_one_number:
             self._told.setdefault(_LEFT_OUT, []).append(name)
-            return
-        users = graph.users.get(name, [])
-        scope = "" if is_own or not users else _scope(users[0]) or ""
-        key = ".".join(filter(None, [scope, name]))
-        self.tensors.setdefault(key, constant.tensor)
+        else:
+            scope = _scope(users[0], self.is_torch) if users else ""
+            key = ".".join(filter(None, [scope, name.removesuffix(":0").strip("/").replace("/", ".")]))
+            self.tensors.setdefault(key, constant.tensor)
+            self._told.setdefault(_AS_IT_IS, []).append(key)
 
     def notes(self) -> list[str]:
         """Return what a user should know, a sentence each."""
@@ -316,18 +333,22 @@ def _weight(node: Node, place: int) -> _Weight | None:
 
 def _with_bias(node: Node, found: dict[str, _Weight]) -> Node:
     """Add the bias that an addition after the node adds, if it has none of its own; return the last of them."""
-    users = node.users()
     channels = _channels(node, found["weight"])
+    users = node.users()
+    reshaped = node.op == "MatMul" and len(users) == 1 and users[0].op == "Reshape"
+    before = users[0] if reshaped else node
+    users = before.users()
     if "bias" in found and math.prod(found["bias"].shape) != channels:
         del found["bias"]
     elif "bias" not in found and len(users) == 1 and users[0].op == "Add" and node.op in _BIASES_AFTER:
-        place = int(users[0].inputs[0] == node.outputs[0])
-        bias = _weight(users[0], place)
+        bias = _weight(users[0], int(users[0].inputs[0] == before.outputs[0]))
         behind = len(found["weight"].shape) - 2 if node.op.startswith("Conv") else 0
-        if node.op == "Mul" and bias is not None and bias.shape == found["weight"].shape:
-            found["bias"] = bias
-            return users[0]
-        if bias is not None and _is_bias(bias.shape, channels, behind):
+        fits = bias is not None and (
+            bias.shape == found["weight"].shape
+            if node.op == "Mul"
+            else math.prod(bias.shape) == channels and (reshaped or bias.shape[len(bias.shape) - behind - 1 :][:1] == [channels])
+        )
+        if bias is not None and fits:
             found["bias"] = bias
             return users[0]
     return node
@@ -339,11 +360,6 @@ def _channels(node: Node, weight: _Weight) -> int:
     if node.op == "ConvTranspose":
         return shape[1] * node.int("group", 1)
     return shape[-1] if node.op == "MatMul" or (node.op == "Gemm" and not node.int("transB", 0)) else shape[0]
-
-
-def _is_bias(shape: list[int], channels: int, behind: int) -> bool:
-    """Whether adding this shape adds a number to each channel, which so many axes are behind."""
-    return math.prod(shape) == channels and len(shape) > behind and shape[len(shape) - behind - 1] == channels
 
 
 # What a node says of its layer.
@@ -507,16 +523,13 @@ def _not_torchs(node: Node) -> str:
 # Names of modules.
 
 
-def _scope(node: Node) -> str | None:
-    """Return the module of a node where torch's exporter says it."""
+def _scope(node: Node, is_torch: bool) -> str | None:
+    """Return the module of a node where torch's exporter says it: in the metadata, or in the path that is its name."""
     scopes = re.findall(r"'([^']*)'", node.metadata.get(_SCOPES, ""))
-    return scopes[-2] if len(scopes) > 1 else None
-
-
-def _module_of_node(node: Node) -> str:
-    """Return the module that a node's name tells: all but the operator at its end."""
-    parts = node.name.split("/")
-    return _module_of_path(parts[:-1] if len(parts) > 1 else parts) or node.op
+    if len(scopes) > 1:
+        return scopes[-2]
+    path = node.name.split("/")
+    return (_module_of_path(path[:-1]) or None) if is_torch and len(path) > 2 else None
 
 
 def _module_of_path(parts: list[str]) -> str:
