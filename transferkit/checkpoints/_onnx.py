@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from transferkit.checkpoints._onnx_layers import STANDARD, OnnxLayers
-from transferkit.checkpoints._protobuf import Message, field_numbers, file_bytes
+from transferkit.checkpoints._protobuf import Message, message_in, file_bytes
 from transferkit.checkpoints._raw import Neighbors, tensor_of
 from transferkit.checkpoints._state_dicts import check_names
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
@@ -64,8 +64,13 @@ _TYPED_VARINTS = (5, 7, 11)
 def _matches(path: Path, head: bytes) -> bool:
     if not head or head[0] not in (0x08, 0x12, 0x3A, 0x42):  # ir_version, producer_name, graph, opset_import
         return False
-    found = field_numbers(path)
-    return _GRAPH in found and found.keys() <= _MODEL_FIELDS and (1 in found or 8 in found)
+    found = message_in(path)
+    return (
+        found is not None
+        and found.fields.keys() <= _MODEL_FIELDS
+        and _GRAPH in found
+        and (1 in found or 8 in found)
+    )
 
 
 @register_reader("onnx", matches=_matches, suffixes=(".onnx",))
@@ -87,7 +92,9 @@ def read_onnx(path: Path, options: ReadOptions) -> Contents:
             "ONNX file before that"
         )
     if not found.tensors:
-        raise CheckpointError(f"it holds no weights, in {len(parts.nodes)} nodes: {listed(sorted({node.op for node in parts.nodes}))}")
+        raise CheckpointError(
+            f"it holds no weights, in {len(parts.nodes)} nodes: {listed(sorted({node.op for node in parts.nodes}))}"
+        )
     check_names(found.tensors)
     notes = found.notes()
     if 25 in model:
@@ -124,9 +131,7 @@ class Graph:
         """What is said of the shapes of inputs and values in between; -1 for a side that varies."""
         values = [*self.message.messages(11), *self.message.messages(13)]
         return {
-            value.text(1): [
-                side.number(1, -1) for side in value.message(2).message(1).message(2).messages(1)
-            ]
+            value.text(1): [side.number(1, -1) for side in value.message(2).message(1).message(2).messages(1)]
             for value in values
         }
 
@@ -161,7 +166,9 @@ class Constant:
         code, proto = self.message.number(2), self.message
         dtype, shape = _DTYPES.get(code), self.shape
         if dtype is None or _SEGMENT in proto:
-            raise CheckpointError(f"{self.name!r} has the data type {code} of ONNX, which torch has no tensors of")
+            raise CheckpointError(
+                f"{self.name!r} has the data type {code} of ONNX, which torch has no tensors of"
+            )
         if proto.number(14) == _EXTERNAL:
             place = {entry.text(1): entry.text(2) for entry in proto.messages(13)}
             size = int(place["length"]) if place.get("length") else None
@@ -174,7 +181,9 @@ class Constant:
     def _typed(self, dtype: torch.dtype, shape: list[int]) -> Tensor:
         for number, code in _TYPED.items():
             if number in self.message:
-                return tensor_of(memoryview(self.message.array(number, code)).cast("B"), dtype, shape, self.name)
+                return tensor_of(
+                    memoryview(self.message.array(number, code)).cast("B"), dtype, shape, self.name
+                )
         numbers = np.concatenate([self.message.int_array(number) for number in _TYPED_VARINTS])
         width = dtype.itemsize  # of fp16 and bfloat16 the bits stand there, as a number
         kind = torch.uint8 if dtype == torch.bool else dtype

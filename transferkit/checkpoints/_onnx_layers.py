@@ -74,7 +74,9 @@ _OTHERS = re.compile(
     r"((/Read|/read|/ReadVariableOp|/resource)?(:0)?)*"
 )
 _FOLDED_NAMES = re.compile(r"merged_input|fused_bn|batch_?norm", re.IGNORECASE)
-_SCOPES = "pkg.torch.onnx.name_scopes"  # what torch's exporter says of each node: ['', 'mlp', 'mlp.0', 'linear']
+_SCOPES = (
+    "pkg.torch.onnx.name_scopes"  # what torch's exporter says of each node: ['', 'mlp', 'mlp.0', 'linear']
+)
 _BIASES_AFTER = ("MatMul", "Mul", "Conv", "ConvTranspose")
 
 # What is to be said of layers or constants.
@@ -133,9 +135,13 @@ class OnnxLayers:
         if _PACKED.match(node.op):
             places = [0] if node.op == "DequantizeLinear" else range(len(node.inputs))
             self.packed += [
-                f"{found.name} ({node.op})" for place in places if (found := node.constant(place)) and any(found.shape)
+                f"{found.name} ({node.op})"
+                for place in places
+                if (found := node.constant(place)) and any(found.shape)
             ]
-        kind, places = _ROLES.get(node.op, ("", {})) if node.domain in (*STANDARD, "com.microsoft") else ("", {})
+        kind, places = (
+            _ROLES.get(node.op, ("", {})) if node.domain in (*STANDARD, "com.microsoft") else ("", {})
+        )
         found = {short: weight for place, short in places.items() if (weight := _weight(node, place))}
         if kind == "recurrent" and "W" in found and "R" in found:
             self._take_recurrent(node, found)
@@ -147,7 +153,9 @@ class OnnxLayers:
         keys = self._keys(node, found)
         is_own = self.is_torch and not _MADE_UP.fullmatch(found["weight"].names[0])
         if node.op == "MatMul" or (node.op == "Gemm" and not node.int("transB", 0)):
-            attributes |= {"transposed": True} if is_own else {}  # the module's parameter is multiplied as it is
+            attributes |= (
+                {"transposed": True} if is_own else {}
+            )  # the module's parameter is multiplied as it is
             is_turned = not is_own
         else:
             is_turned = False
@@ -186,7 +194,9 @@ class OnnxLayers:
         """Return the key that the exporter's own name of a parameter tells, if one does."""
         for name in names:
             if self.is_torch:
-                name = re.sub(r"\.weight_bias$", ".bias", name)  # where there was none before a norm was folded in
+                name = re.sub(
+                    r"\.weight_bias$", ".bias", name
+                )  # where there was none before a norm was folded in
                 if name in self.parameters or not (self.parameters or _MADE_UP.fullmatch(name)):
                     return name
             elif _TORCHS.fullmatch(name):
@@ -258,7 +268,10 @@ class OnnxLayers:
         number = 0  # torch's layers one above the other are nodes of one module
         while True:
             parts = {
-                ".".join(filter(None, [prefix, f"{name}_l{number}{reverse}"])): (tensor, (weight.origin, reverse))
+                ".".join(filter(None, [prefix, f"{name}_l{number}{reverse}"])): (
+                    tensor,
+                    (weight.origin, reverse),
+                )
                 for weight, name, tensors in self._torchs_parts(node, found)
                 for tensor, reverse in zip(tensors, ("", "_reverse"), strict=False)
             }
@@ -267,7 +280,9 @@ class OnnxLayers:
             number += 1
         self._put(node, parts, "recurrent", attributes)
 
-    def _torchs_parts(self, node: Node, found: dict[str, _Weight]) -> Iterator[tuple[_Weight, str, list[Tensor]]]:
+    def _torchs_parts(
+        self, node: Node, found: dict[str, _Weight]
+    ) -> Iterator[tuple[_Weight, str, list[Tensor]]]:
         """Yield weights with torch's name for each and the tensors of each direction."""
         yield found["W"], "weight_ih", self._in_torchs_order(node, found["W"], 1)
         yield found["R"], "weight_hh", self._in_torchs_order(node, found["R"], 1)
@@ -346,7 +361,8 @@ def _with_bias(node: Node, found: dict[str, _Weight]) -> Node:
         fits = bias is not None and (
             bias.shape == found["weight"].shape
             if node.op == "Mul"
-            else math.prod(bias.shape) == channels and (reshaped or bias.shape[len(bias.shape) - behind - 1 :][:1] == [channels])
+            else math.prod(bias.shape) == channels
+            and (reshaped or bias.shape[len(bias.shape) - behind - 1 :][:1] == [channels])
         )
         if bias is not None and fits:
             found["bias"] = bias
@@ -380,7 +396,9 @@ def _attributes(node: Node, found: dict[str, _Weight]) -> dict[str, Any] | None:
         return {} if is_table else None
     if node.op == "Mul":
         return _of_norm_in_parts(node)
-    if node.op == "InstanceNormalization" and any(_of_norm_in_parts(mul) for mul in _users_after(node, "Reshape")):
+    if node.op == "InstanceNormalization" and any(
+        _of_norm_in_parts(mul) for mul in _users_after(node, "Reshape")
+    ):
         return None
     return {} if node.op == "PRelu" else _of_norm(node)
 
@@ -453,7 +471,9 @@ def _activation(node: Node) -> dict[str, Any]:
     if user.op == "Clip":
         bounds = [user.constant(place) for place in (1, 2)]
         ends = [each.tensor.item() if each and not math.prod(each.shape) > 1 else None for each in bounds]
-        ends = [user.float(name, 0) if name in user.attributes else end for name, end in zip(("min", "max"), ends)]
+        ends = [
+            user.float(name, 0) if name in user.attributes else end for name, end in zip(("min", "max"), ends)
+        ]
         return {"activation": "relu6"} if ends == [0, 6] else {}
     if user.op == "LeakyRelu":
         return {"activation": "leaky_relu", "negative_slope": user.float("alpha", 0.01)}

@@ -75,7 +75,10 @@ class Message:
         found = self.fields.get(number, [])
         if all(isinstance(value, int) for value in found):
             return np.array(found, np.uint64).view(np.int64)
-        pieces = [np.array([value], np.uint64).view(np.int64) if isinstance(value, int) else varints(value) for value in found]
+        pieces = [
+            np.array([value], np.uint64).view(np.int64) if isinstance(value, int) else varints(value)
+            for value in found
+        ]
         return np.concatenate(pieces)
 
     def number(self, number: int, default: int = 0) -> int:
@@ -116,14 +119,12 @@ def varints(raw: memoryview) -> NDArray[np.int64]:
     return found.view(np.int64)
 
 
-def field_numbers(path: Path) -> dict[int, int]:
-    """Return how often each field stands in a file that is one message, nothing where it is none."""
+def message_in(path: Path) -> Message | None:
+    """Return the message that a whole file is, ``None`` where it is none."""
     try:
-        return {
-            number: len(found) for number, found in Message(file_bytes(path), [_MOST_TO_RECOGNIZE]).fields.items()
-        }
+        return Message(file_bytes(path), [_MOST_TO_RECOGNIZE])
     except (CheckpointError, OSError, ValueError):
-        return {}
+        return None
 
 
 def file_bytes(path: Path) -> memoryview:

@@ -150,6 +150,8 @@ def _read_single(folder: Path, options: ReadOptions) -> Contents:
             )
         if found:
             return _by_way_of(found[0], find_format(found[0]).read(found[0], options), found)
+    if (folder / "Manifest.json").is_file():
+        raise CheckpointError("a Core ML package: read the model that it was converted from")
     raise CheckpointError(f"a folder without weights (no *{_INDEX} and none of {', '.join(_SINGLE_FILES)})")
 
 
