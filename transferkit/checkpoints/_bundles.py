@@ -1,11 +1,12 @@
 """TensorFlow's checkpoints: a sorted table (.index, LevelDB's format) of where variables lie in files of raw bytes.
 
-A SavedModel keeps its variables so too. Kinds of layers are not told: the tensors keep TensorFlow's axes and names, and
-the plan of a transfer turns them by the kind of the target's module.
+A SavedModel keeps its variables so too. Kinds of layers are not told: the tensors keep TensorFlow's axes and names,
+and the plan of a transfer turns them by the kind of the target's module.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -33,24 +34,12 @@ _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _STATES = re.compile(
     r"(^|/)(\.OPTIMIZER_SLOT/|optimizer\w*/(?!_trainable_variables/)|_variables/\d+/|beta[12]_power(_\d+)?$)"
 )
-_TEXT = 7
-_DTYPES = {
-    1: torch.float32,
-    2: torch.float64,
-    3: torch.int32,
-    4: torch.uint8,
-    5: torch.int16,
-    6: torch.int8,
-    8: torch.complex64,
-    9: torch.int64,
-    10: torch.bool,
-    14: torch.bfloat16,
-    17: torch.uint16,
-    18: torch.complex128,
-    19: torch.float16,
-    22: torch.uint32,
-    23: torch.uint64,
-}
+# tensorflow.DataType, from 1 on, in torch's words; "-" is what torch has no plain tensors of.
+_NAMES = (
+    "float32 float64 int32 uint8 int16 int8 - complex64 int64 bool - - - bfloat16 - - uint16 complex128 float16 - - "
+    "uint32 uint64"
+)
+_DTYPES = {code: getattr(torch, name) for code, name in enumerate(_NAMES.split(), 1) if name != "-"}
 
 
 def _matches(path: Path, head: bytes) -> bool:
@@ -122,7 +111,7 @@ def read_bundle(path: Path, options: ReadOptions) -> Contents:
 
 
 def _slots(names: Any) -> dict[str, str]:
-    """Return the values that belong to a variable by their names, each with the last part: w/Adam where there is w."""
+    """Return the values that by their names belong to a variable, with the last part: w/Adam where there is w."""
     every = set(names)
     return {name: name.rpartition("/")[2] for name in every if name.rpartition("/")[0] in every}
 
@@ -195,8 +184,8 @@ class _Bundle:
         parts = [part for found, part in sorted(self.slices.items()) if found.startswith(start)]
         extents = sorted(_extents(part, shape) for part in entry.messages(7))
         sizes = [[stop - begin for begin, stop in extent] for extent in extents]
-        total = sum(_elements(size) for size in sizes)
-        if [_shape(part) for part in parts] != sizes or total != _elements(shape):
+        total = sum(math.prod(size) for size in sizes)
+        if [_shape(part) for part in parts] != sizes or total != math.prod(shape):
             raise CheckpointError(f"damaged: the parts of {harmless(key)} do not make a whole")
         whole = torch.zeros(shape, dtype=dtype)
         for part, extent in zip(parts, extents, strict=True):
@@ -211,13 +200,6 @@ class _Bundle:
 
 def _shape(entry: Message) -> list[int]:
     return [side.number(1) for side in entry.message(2).messages(2)]
-
-
-def _elements(shape: list[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def _extents(part: Message, shape: list[int]) -> list[tuple[int, int]]:

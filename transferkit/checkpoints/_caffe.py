@@ -130,7 +130,7 @@ def _tensors(layer: _Layer, blobs: list[Tensor]) -> dict[str, Tensor]:
     """Return a layer's blobs by torch's names, and note what the layer says of itself."""
     if not blobs:
         return {}
-    weight, rest = blobs[0], blobs[1:]
+    weight = blobs[0]
     if layer.type == "BatchNorm" and len(blobs) == 3:
         layer.attributes["eps"] = _single(layer.message.message(139), 3, 1e-5)
         scale = blobs[2].reshape(-1)[0].item()  # the sums that the file holds are of so many batches
@@ -147,7 +147,7 @@ def _tensors(layer: _Layer, blobs: list[Tensor]) -> dict[str, Tensor]:
         weight = weight.reshape(-1)
     if layer.type == "Bias":
         return {"bias": weight}
-    return {"weight": weight} | {"bias": bias.reshape(-1) for bias in rest}
+    return {"weight": weight} | ({"bias": blobs[1].reshape(-1)} if len(blobs) > 1 else {})
 
 
 def _of_convolution(told: Message, axes: int) -> dict[str, Any]:
@@ -178,10 +178,10 @@ def _blob(blob: Message, name: str) -> Tensor:
 
 
 def _bytes(blob: Message, number: int, dtype: str) -> memoryview:
-    return memoryview(blob.array(number, dtype).view(np.uint8))
+    return blob.array(number, dtype).view(np.uint8).data
 
 
 def _single(told: Message, number: int, default: float) -> float:
     """Return a number of single precision as people write it."""
-    found = told.array(number, "<f4")
-    return float(str(found[-1])) if len(found) else default
+    found = told.array(number, "<f4").tolist()
+    return float(f"{found[-1]:.7g}") if found else default

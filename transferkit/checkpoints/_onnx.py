@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from transferkit.checkpoints._onnx_layers import STANDARD, OnnxLayers
-from transferkit.checkpoints._protobuf import Message, message_in, file_bytes
+from transferkit.checkpoints._protobuf import Message, file_bytes, message_in
 from transferkit.checkpoints._raw import Neighbors, tensor_of
 from transferkit.checkpoints._state_dicts import check_names
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
@@ -32,29 +32,12 @@ _EXTERNAL = 1
 _SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"  # lists the parameters by name
 _HOLD_GRAPHS = ("If", "Loop", "Scan", "SequenceMap")
 
-# onnx.TensorProto.DataType: what torch calls it.
-_DTYPES = {
-    1: torch.float32,
-    2: torch.uint8,
-    3: torch.int8,
-    4: torch.uint16,
-    5: torch.int16,
-    6: torch.int32,
-    7: torch.int64,
-    9: torch.bool,
-    10: torch.float16,
-    11: torch.float64,
-    12: torch.uint32,
-    13: torch.uint64,
-    14: torch.complex64,
-    15: torch.complex128,
-    16: torch.bfloat16,
-    17: torch.float8_e4m3fn,
-    18: torch.float8_e4m3fnuz,
-    19: torch.float8_e5m2,
-    20: torch.float8_e5m2fnuz,
-}
-_TEXT = 8
+# onnx.TensorProto.DataType, from 1 on, in torch's words; torch has no tensors of text.
+_NAMES = (
+    "float32 uint8 int8 uint16 int16 int32 int64 text bool float16 float64 uint32 uint64 complex64 complex128 "
+    "bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz"
+)
+_DTYPES = {code: getattr(torch, name) for code, name in enumerate(_NAMES.split(), 1) if name != "text"}
 _RAW, _SEGMENT = 9, 3
 # Fields of numbers that are not raw bytes, with their width.
 _TYPED = {4: "<f4", 10: "<f8"}
@@ -123,17 +106,7 @@ class Graph:
 
     constants: ChainMap[str, Constant]
     makers: ChainMap[str, Node]
-    message: Message
     users: dict[str, list[Node]] = field(default_factory=dict)
-
-    @cached_property
-    def shapes(self) -> dict[str, list[int]]:
-        """What is said of the shapes of inputs and values in between; -1 for a side that varies."""
-        values = [*self.message.messages(11), *self.message.messages(13)]
-        return {
-            value.text(1): [side.number(1, -1) for side in value.message(2).message(1).message(2).messages(1)]
-            for value in values
-        }
 
 
 @dataclass(eq=False)
@@ -181,13 +154,11 @@ class Constant:
     def _typed(self, dtype: torch.dtype, shape: list[int]) -> Tensor:
         for number, code in _TYPED.items():
             if number in self.message:
-                return tensor_of(
-                    memoryview(self.message.array(number, code)).cast("B"), dtype, shape, self.name
-                )
+                return tensor_of(self.message.array(number, code).view(np.uint8).data, dtype, shape, self.name)
         numbers = np.concatenate([self.message.int_array(number) for number in _TYPED_VARINTS])
         width = dtype.itemsize  # of fp16 and bfloat16 the bits stand there, as a number
         kind = torch.uint8 if dtype == torch.bool else dtype
-        return tensor_of(memoryview(numbers.astype(f"<i{width}")).cast("B"), kind, shape, self.name).to(dtype)
+        return tensor_of(numbers.astype(f"<i{width}").view(np.uint8).data, kind, shape, self.name).to(dtype)
 
 
 class Node:
@@ -210,13 +181,13 @@ class Node:
     def ints(self, name: str) -> tuple[int, ...]:
         return tuple(self.attributes[name].ints(8)) if name in self.attributes else ()
 
-    def int(self, name: str, default: int) -> int:
+    def number(self, name: str, default: int) -> int:
         return self.attributes[name].number(3) if name in self.attributes else default
 
-    def float(self, name: str, default: float) -> float:
+    def real(self, name: str, default: float) -> float:
         """Return a number of single precision as people write it: 1e-05."""
-        found = self.attributes[name].array(2, "<f4") if name in self.attributes else ()
-        return float(str(found[-1])) if len(found) else default
+        found = self.attributes[name].array(2, "<f4").tolist() if name in self.attributes else []
+        return float(f"{found[-1]:.7g}") if found else default
 
     def texts(self, name: str) -> list[str]:
         """Return one text or several."""
@@ -250,9 +221,9 @@ class _Parts:
         if depth > _MOST_NESTED:
             raise CheckpointError(f"refused: graphs nested more than {_MOST_NESTED} deep")
         if around is None:
-            graph = Graph(ChainMap(), ChainMap(), message)
+            graph = Graph(ChainMap(), ChainMap())
         else:
-            graph = Graph(around.constants.new_child(), around.makers.new_child(), message)
+            graph = Graph(around.constants.new_child(), around.makers.new_child())
         self.graphs.append(graph)
         for proto in message.messages(5):
             name = proto.text(8)

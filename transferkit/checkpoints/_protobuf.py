@@ -129,7 +129,7 @@ def message_in(path: Path) -> Message | None:
 
 def file_bytes(path: Path) -> memoryview:
     """Return the bytes of a file, mapped."""
-    return memoryview(np.memmap(path, np.uint8, "c")) if path.stat().st_size else memoryview(b"")
+    return np.memmap(path, np.uint8, "c").data if path.stat().st_size else memoryview(b"")
 
 
 def _value(raw: memoryview, place: int, wire: int) -> tuple[int | memoryview, int]:

@@ -62,7 +62,7 @@ class Neighbors:
         end = len(whole) if size is None else offset + size
         if not 0 <= offset <= end <= len(whole):
             raise CheckpointError(
-                f"damaged: {harmless(what)} lies at {offset:,} to {end:,} of {path.name}, which has {len(whole):,} bytes"
+                f"damaged: {harmless(what)} lies at {offset:,} to {end:,} of the {len(whole):,} bytes of {path.name}"
             )
         key = (path, offset, dtype, *shape)
         if key not in self._tensors:
@@ -79,7 +79,7 @@ class Neighbors:
         inside = [path, *path.parents][: len(path.relative_to(self.folder).parts)]
         if any(part.is_symlink() for part in inside):
             raise CheckpointError(
-                f"refused: {name!r}, which holds {harmless(what)}, is a link; copy the files themselves into one folder"
+                f"refused: {name!r}, which holds {harmless(what)}, is a link; copy the files into one folder"
             )
         if not path.is_file():
             raise CheckpointError(f"{name!r}, which holds {harmless(what)}, is not beside it; put it there")

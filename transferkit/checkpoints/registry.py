@@ -224,8 +224,8 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"\x93numpy", "a single numpy array: save a named set of arrays with numpy.savez"),
     (
         b"\x12\x01\0\0\0\0\0\0",
-        "MXNet's parameters: load them with MXNet and save the arrays: numpy.savez('new.npz', **{name: array.asnumpy() "
-        "for name, array in mxnet.nd.load(path).items()})",
+        "MXNet's parameters: load them with MXNet and save the arrays: "
+        "numpy.savez('new.npz', **{name: array.asnumpy() for name, array in mxnet.nd.load(path).items()})",
     ),
     (b"\x04\0\0\0\x01\0\0\0\x03\0\0\0v 1", _LUA),
     (b"\x03\0\0\0\x01\0\0\0", _LUA),
