@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -115,7 +115,8 @@ class OnnxLayers:
     def _take(self, node: Node, kind: str, found: dict[str, Weight], attributes: dict[str, Any]) -> None:
         last = with_bias(node, found)
         keys = self._keys(node, found)
-        is_own = self.is_torch and not _MADE_UP.fullmatch(found["weight"].names[0])
+        weight = found["weight"]
+        is_own = self.is_torch and weight.perm is None and self._own(weight.names, "weight") is not None
         is_turned = has_outputs_last(node)
         if is_turned and is_own:  # the module's own parameter, which it multiplies as it is
             attributes["transposed"], is_turned = True, False
@@ -150,18 +151,22 @@ class OnnxLayers:
 
     # Names.
 
-    def _own(self, names: Iterable[str], short: str) -> str | None:
+    def _own(self, names: Sequence[str], short: str) -> str | None:
         """Return the key that the exporter's own name of a parameter tells, if one does."""
         for name in names:
             if self.is_torch:
                 name = re.sub(r"\.weight_bias$", ".bias", name)  # made when a norm was folded in
-                if name in self.parameters or not (self.parameters or _MADE_UP.fullmatch(name)):
+                if name in self.parameters or (not self.parameters and self._is_named(name, name == names[-1])):
                     return name
             elif _TORCHS.fullmatch(name):
                 return name
             elif other := _OTHERS.fullmatch(name):
                 return f"{_module_of_path(other[1].split('/'))}.{short}"
         return None
+
+    def _is_named(self, name: str, is_constant: bool) -> bool:
+        """Whether a name is a parameter's; one on the way from a constant may be that of an operator's result."""
+        return not _MADE_UP.fullmatch(name) and bool(is_constant or _TORCHS.fullmatch(name))
 
     def _keys(self, node: Node, found: Mapping[str, Weight]) -> dict[str, str]:
         """Return the state-dict key of each weight: its own, one beside another's of the layer, or by the node."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from transferkit.errors import CheckpointError
 
-MAX_FIELDS = 5_000_000  # of a whole file; the graphs of the largest models have a tenth of it
+MAX_FIELDS = 2_000_000  # of a whole file; the graphs of the largest models have a third of it
 _MOST_TO_RECOGNIZE = 100_000
 _FIXED = {1: 8, 5: 4}  # bytes of a field by its wire type
 
