@@ -95,10 +95,15 @@ def table(entries: Mapping[bytes, bytes], compression: int = 0, shared: int | No
         same = same if shared is None else shared
         block += varint(same) + varint(len(key) - same) + varint(len(value)) + key[same:] + value
         last = key
+    return table_of(block, compression=compression)
+
+
+def table_of(block: bytes, last: bytes = b"~", compression: int = 0) -> bytes:
+    """Return a table of one block of entries, with checksums that match."""
     made, handles = b"", []
     for content in (block, b"", None):
         if content is None:
-            content = varint(0) + varint(1) + varint(len(handles[0])) + b"~" + handles[0]
+            content = varint(0) + varint(len(last)) + varint(len(handles[0])) + last + handles[0]
         content += struct.pack("<II", 0, 1)
         handles.append(varint(len(made)) + varint(len(content)))
         content += bytes([compression])

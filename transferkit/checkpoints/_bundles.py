@@ -113,7 +113,7 @@ def read_bundle(path: Path, options: ReadOptions) -> Contents:
 def _slots(names: Any) -> dict[str, str]:
     """Return the values that by their names belong to a variable, with the last part: w/Adam where there is w."""
     every = set(names)
-    return {name: name.rpartition("/")[2] for name in every if name.rpartition("/")[0] in every}
+    return {name: name.rpartition("/")[2] for name in sorted(every) if name.rpartition("/")[0] in every}
 
 
 def _notes(states: int, slots: Mapping[str, str], key: str | None, unread: list[str]) -> Iterator[str]:
@@ -205,7 +205,7 @@ def _shape(entry: Message) -> list[int]:
 def _extents(part: Message, shape: list[int]) -> list[tuple[int, int]]:
     """Return where a part begins and ends on each axis; without a length it is the whole of it."""
     found = []
-    for extent, side in zip(part.messages(1), shape, strict=True):
+    for extent, side in zip(part.messages(1), shape, strict=False):
         begin = extent.number(1)
         found.append((begin, begin + extent.number(2) if 2 in extent else side))
     return found

@@ -75,6 +75,7 @@ def _without_traces(content: bytes) -> bytes:
     model = onnx.load_from_string(content)
     nodes: list[Any] = list(model.graph.node)
     for each in [*nodes, *model.graph.input, *model.graph.output, *model.graph.value_info]:
+        each.ClearField("doc_string")
         kept = [entry for entry in each.metadata_props if entry.key.endswith("name_scopes")]
         del each.metadata_props[:]
         each.metadata_props.extend(kept)
