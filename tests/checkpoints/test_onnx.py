@@ -140,6 +140,26 @@ def test_weights_without_names_are_called_by_their_nodes(tmp_path: Path) -> None
     assert found.names == ("layer1.0.conv1", "Conv_7", "head", "head_1")
 
 
+@pytest.mark.parametrize(("other", "folded"), [("fc.weight", True), ("7", False)])
+def test_numbers_as_names_tell_of_folding_only_beside_names(tmp_path: Path, other: str, folded: bool) -> None:
+    arrays = {"1": np.ones((2, 3, 1, 1), "f4"), "2": B, other: W}
+    nodes = [node("Conv", ["x", "1", "2"], "a"), node("Gemm", ["a", other], "y", transB=1)]
+    layer = read(tmp_path, model(nodes, [tensor(*each) for each in arrays.items()], "pytorch"))[0]
+    assert layer.attributes.get("batch_norm_folded", False) == folded
+
+
+def test_recurrent_layers_of_one_module_are_one_layer_and_others_are_not(tmp_path: Path) -> None:
+    arrays = {
+        f"onnx::W_{n}": np.full((1, 8, 1), n + 1, "f4") * W[0, 1:2]
+        + W.max() * np.arange(8, dtype="f4")[:, None]
+        for n in (1, 2)
+    }
+    nodes = [node("LSTM", ["x", f"onnx::W_{n}", f"onnx::W_{n}"], f"y{n}", "/lstm/LSTM") for n in (1, 2)]
+    own = [tensor(*each) for each in arrays.items()]
+    assert {"weight_ih_l0", "weight_ih_l1"} <= set(read(tmp_path, model(nodes, own, "pytorch"))["lstm"].tensors)
+    assert read(tmp_path, model(nodes, own)).names == ("lstm", "lstm_1")
+
+
 def test_a_module_that_is_called_twice_is_one_layer_and_tied_weights_are_two(tmp_path: Path) -> None:
     twice = [node("Gemm", ["x", "a.weight"], "b", "/a/Gemm", transB=1)]
     twice += [node("Gemm", ["b", "a.weight"], "c", "/a_1/Gemm", transB=1)]
@@ -244,15 +264,15 @@ def test_every_number_is_read_raw_and_typed(tmp_path: Path, code: str) -> None:
     values = torch.tensor([0, 1, -3, 100]) if code not in ("u1", "b1") else torch.tensor([0, 1, 1, 0])
     if code == "bf16":
         bits = values.bfloat16().view(torch.int16).numpy()
-        raw = tensor("w", bits.astype("i4"), f2=16, f9=bits.tobytes())
-        typed = tensor("w", bits.astype("i4"), f2=16, f9=None, f5=bits.astype("u2").astype("i8"))
+        raw = tensor("a.w", bits.astype("i4"), f2=16, f9=bits.tobytes())
+        typed = tensor("a.w", bits.astype("i4"), f2=16, f9=None, f5=bits.astype("u2").astype("i8"))
     else:
         array = values.numpy().astype(code)
         number, width = TYPED.get(code, (7 if code == "i8" else 5, None))
         numbers = array if width else (array.view("u2") if code == "f2" else array).astype("i8")
-        raw, typed = tensor("w", array), tensor("w", array, f9=None, **{f"f{number}": numbers})
+        raw, typed = tensor("a.w", array), tensor("a.w", array, f9=None, **{f"f{number}": numbers})
     for each in (raw, typed):
-        found = read(tmp_path, model([node("Identity", ["w"], "y")], [each], "pytorch")).state_dict()["w"]
+        found = read(tmp_path, model([node("Identity", ["a.w"], "y")], [each], "pytorch")).state_dict()["a.w"]
         theirs = onnx.numpy_helper.to_array(onnx.TensorProto.FromString(each))
         assert found.tolist() == theirs.astype("f8").tolist() == values.tolist()
 
@@ -313,7 +333,7 @@ def test_data_that_is_not_there_is_refused(tmp_path: Path, offset: int, length: 
 def test_a_byte_of_data_is_not_a_thousand_tensors(tmp_path: Path) -> None:
     (tmp_path / "d").write_bytes(bytes(64))
     told = [[message({1: "location", 2: "d"}), message({1: "offset", 2: str(n)})] for n in range(9)]
-    many = [tensor(f"w{n}", np.zeros(64 - n, "u1"), f9=None, f13=each, f14=1) for n, each in enumerate(told)]
+    many = [tensor(f"w.{n}", np.zeros(64 - n, "u1"), f9=None, f13=each, f14=1) for n, each in enumerate(told)]
     with pytest.raises(CheckpointError, match="overlap"):
         read(tmp_path, model([], many, "pytorch"))
 
@@ -332,8 +352,8 @@ def test_a_byte_of_data_is_not_a_thousand_tensors(tmp_path: Path) -> None:
         ),
         (model([node("DequantizeLinear", ["w", "s"], "y")], [tensor("w", W)]), r"w \(DequantizeLinear\)"),
         (model([], [], f15=message({1: tensor("s", W)})), r"s \(sparse\)"),
-        (model([], [tensor("w", W, f2=8)], "pytorch"), "data type 8"),
-        (model([], [tensor("w", W, f2=99)], "pytorch"), "data type 99"),
+        (model([], [tensor("a.w", W, f2=8)], "pytorch"), "data type 8"),
+        (model([], [tensor("a.w", W, f2=99)], "pytorch"), "data type 99"),
         (model([], [tensor("w", W, f1=ints(1 << 40, 1 << 40))], "pytorch"), "declares a shape"),
         (model([], [tensor("w", W, f1=ints(-2, -3))], "pytorch"), "declares a shape"),
         (model([], [tensor("w", W, f9=None, f4=np.ones(5, "f4"))], "pytorch"), "declares a shape"),

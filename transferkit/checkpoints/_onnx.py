@@ -64,7 +64,7 @@ def read_onnx(path: Path, options: ReadOptions) -> Contents:
     parts.read(model.message(_GRAPH), None)
     told = {entry.text(1): entry.text(2) for entry in model.message(_GRAPH).messages(16)}
     parameters = re.findall(r"target='([^']+)'", told.get(_SIGNATURE, ""))
-    found = OnnxLayers(model.text(2).lower() == "pytorch", parameters)
+    found = OnnxLayers(model.text(2).lower() == "pytorch", parameters, parts.graphs[0].constants)
     for node in parts.nodes:
         found.take(node)
     found.take_others(parts.graphs)
@@ -167,7 +167,10 @@ class Node:
     def __init__(self, message: Message, graph: Graph) -> None:
         self.graph = graph
         self.inputs, self.outputs = message.texts(1), message.texts(2)
-        self.name, self.op, self.domain = message.text(3), message.text(4), message.text(7)
+        self.name, self.domain = message.text(3), message.text(7)
+        self.op = {"FusedConv": "Conv", "FusedGemm": "Gemm"}.get(
+            message.text(4), message.text(4)
+        )  # of onnxruntime
         self._message = message
 
     @cached_property

@@ -50,28 +50,21 @@ _PACKED = re.compile(
 )
 
 # Names that an exporter made up; names of torch's parameters; and how others write a layer's name and a tensor's.
-_MADE_UP = re.compile(r"|/.*|\d+|val_\d+|.*::.*|.*_output_\d+", re.DOTALL)
+_MADE_UP = re.compile(r"|/.*|ConvBnFusion_.*|\d+|val_\d+|.*::.*|.*_output_\d+", re.DOTALL)
 _TORCHS = re.compile(r"(\w+\.)*(\w+_)?(weight|bias|running_mean|running_var)(_[ih]h_l\d+(_reverse)?)?")
 _OTHERS = re.compile(
     r"(.+?)[._/](weights?|bias(es)?|kernel|gamma|beta|(moving|running)_(mean|var|variance)|scale|[wbWRB](_0)?)"
     r"((/Read|/read|/ReadVariableOp|/resource)?(:0)?)*"
 )
-_WORDS = {
-    "weight",
-    "bias",
-    "running_mean",
-    "running_var",
-}  # of several equal tensors an exporter keeps one name
+_WORDS = {"weight", "bias", "running_mean", "running_var"}
 _FOLDED_NAMES = re.compile(r"merged_input|fused_bn|batch_?norm", re.IGNORECASE)
-_SCOPES = (
-    "pkg.torch.onnx.name_scopes"  # what torch's exporter says of each node: ['', 'mlp', 'mlp.0', 'linear']
-)
+_SCOPES = "pkg.torch.onnx.name_scopes"  # of each node: ['', 'mlp', 'mlp.0', 'linear']
 
 # What is to be said of layers or constants.
-_FOLDED = "the exporter folded batch norms into layers, whose weight and bias are now of both: {names}"
-_INEXACT = "kept in ONNX's own order, since torch's layer computes another function: {names}"
-_AS_IT_IS = "kept as they stand in the file, since no node of a known kind uses them: {names}"
-_LEFT_OUT = "left out {count} constants that are no weights (shapes, indices, single numbers): {names}"
+_FOLDED = "the exporter folded batch norms into layers, whose weight and bias are now of both"
+_INEXACT = "kept in ONNX's own order, since torch's layer computes another function"
+_AS_IT_IS = "kept as they stand in the file, since no node of a known kind uses them"
+_LEFT_OUT = "left out constants that are no weights (shapes, indices, single numbers)"
 
 
 class OnnxLayers:
@@ -80,11 +73,13 @@ class OnnxLayers:
     Args:
         is_torch: Whether torch exported it, so that names are those of a state dict unless they were made up.
         parameters: The names of a state dict, where the exporter left a list.
+        initializers: The names of all initializers.
     """
 
-    def __init__(self, is_torch: bool, parameters: Collection[str] = ()) -> None:
+    def __init__(self, is_torch: bool, parameters: Iterable[str], initializers: Iterable[str]) -> None:
         self.is_torch = is_torch
         self.parameters = frozenset(parameters)
+        self.has_names = any(map(_TORCHS.fullmatch, initializers))  # the first exporters had only numbers
         self.tensors: dict[str, Tensor] = {}
         self.kinds: dict[str, str] = {}
         self.attributes: dict[str, dict[str, Any]] = {}
@@ -93,9 +88,7 @@ class OnnxLayers:
         self._scopes: dict[str, str] = {}  # the module that used each parameter first
         self._reordered: dict[Any, list[Tensor]] = {}
         self._numbers: Counter[str] = Counter()  # layers of one name
-        self._stacks: dict[
-            str, list[Any]
-        ] = {}  # what recurrent layers of one module, above each other, were made of
+        self._stacks: dict[str, list[Any]] = {}  # what the recurrent layers of one module were made of
         self._told: dict[str, list[str]] = {}  # layers or constants by what is to be said of them
 
     def take(self, node: Node) -> None:
@@ -171,13 +164,12 @@ class OnnxLayers:
     def _keys(self, node: Node, found: Mapping[str, Weight]) -> dict[str, str]:
         """Return the state-dict key of each weight: its own, one beside another's of the layer, or by the node."""
         scope = _scope(node, self.is_torch)
-        own = {short: key for short, weight in found.items() if (key := self._own(weight.names, short))}
-        own = {
-            short: key
-            for short, key in own.items()
-            if short not in _WORDS or not _is_called(key, _WORDS - {short})
-        }
-        own = {short: self._elsewhere(key, scope, node) for short, key in own.items()}
+        own = {}
+        for short, weight in found.items():
+            key = self._own(weight.names, short)
+            others = _WORDS - {short} if short in _WORDS else ()  # of equal tensors an exporter keeps one name
+            if key is not None and not _is_called(key, others):
+                own[short] = self._elsewhere(key, scope, node)
         if not own:
             module = scope if scope is not None else self._module_of(node, found)
             return {short: f"{module}.{short}" if module else short for short in found}
@@ -215,8 +207,8 @@ class OnnxLayers:
             return any(_FOLDED_NAMES.search(name) for weight in found.values() for name in weight.names)
         if "batch_norm" in node.metadata.get(_SCOPES, "").rpartition(",")[2]:
             return True
-        made_up = [short for short, weight in found.items() if self._own(weight.names, short) is None]
-        return len(made_up) == 2
+        names = [weight.names[-1] for short, weight in found.items() if self._own(weight.names, short) is None]
+        return len(names) == 2 and (self.has_names or "::" in names[0])
 
     # Recurrent layers.
 
@@ -236,7 +228,7 @@ class OnnxLayers:
         stack = self._stacks.setdefault(prefix, [])
         if (origin := found["W"].origin) not in stack:
             stack.append(origin)
-        ending = f"_l{stack.index(origin)}"
+        ending = f"_l{stack.index(origin) if self.is_torch else 0}"
         parts: dict[str, tuple[Tensor, Any]] = {}
         for weight, name, tensors in self._torchs_parts(node, found):
             for tensor, reverse in zip(tensors, ("", "_reverse"), strict=False):
@@ -274,7 +266,8 @@ class OnnxLayers:
 
     def _take_other(self, graph: Graph, constant: Constant) -> None:
         key, users = constant.name, graph.users.get(constant.name, [])
-        if not (constant.initializer and self.is_torch and self._own([key], "") is not None):
+        told = "." in key or key in self.parameters or constant.floating  # of shapes no one tells
+        if not (constant.initializer and self.is_torch and told and self._own([key], "") is not None):
             if not constant.floating or constant.is_one_number:
                 self._told.setdefault(_LEFT_OUT, []).append(key)
                 return
@@ -286,7 +279,7 @@ class OnnxLayers:
 
     def notes(self) -> list[str]:
         """Return what a user should know, a sentence each."""
-        return [words.format(count=len(names), names=listed(names)) for words, names in self._told.items()]
+        return [f"{words}: {listed(names)}" for words, names in self._told.items()]
 
 
 # Names of modules.
