@@ -136,3 +136,8 @@ def test_data_outside_the_folder_is_not_opened(tmp_path: Path) -> None:
     data.symlink_to(tmp_path / "secret")
     with pytest.raises(CheckpointError, match="is a link"):
         read_checkpoint(path)
+
+
+def test_names_that_read_the_same_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="slashes and dots"):
+        read_checkpoint(written(tmp_path, {"a/b": np.ones(2, "f4"), "a.b": np.ones(2, "f4")}))

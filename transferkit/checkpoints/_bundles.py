@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,9 @@ def _index_of(path: Path) -> Path:
     if path.is_file() and path.name != "saved_model.pb":
         return path.with_name(_DATA.sub(".index", path.name))
     folder = path if path.is_dir() else path.parent
-    return next(
-        (
-            each
-            for each in (folder / "variables.index", folder / "variables" / "variables.index")
-            if each.is_file()
-        ),
-        folder / "variables" / "variables.index",
-    )
+    if not (folder / "variables.index").is_file():
+        folder = folder / "variables"
+    return folder / "variables.index"
 
 
 @register_reader("tensorflow", matches=_matches, suffixes=(".index",))
@@ -86,31 +81,27 @@ def read_bundle(path: Path, options: ReadOptions) -> Contents:
         raise CheckpointError(
             f"no such values beside the variables as {options.key!r}{did_you_mean(options.key, slots.values())}"
         )
-    tensors: dict[str, Tensor] = {}
-    metadata: dict[str, Any] = {}
-    for key in sorted(variables, key=lambda key: natural_order(names[key])):
-        name = names[key]
-        if slots.get(name) == options.key:
-            tensor = bundle.tensor(key)
-            name = name if options.key is None else name.rpartition("/")[0]
-            if tensor.ndim == 0 and not tensor.is_floating_point():
-                metadata[name] = tensor.item()  # a count of steps or saves
-            else:
-                tensors[name.replace("/", ".")] = tensor
+    wanted = {name: key for key, name in variables.items() if slots.get(name) == options.key}
+    found = {name: bundle.tensor(wanted[name]) for name in sorted(wanted, key=natural_order)}
+    counts = {name for name, each in found.items() if each.ndim == 0 and not each.is_floating_point()}
+    ending = "" if options.key is None else f"/{options.key}"
+    tensors = {name.removesuffix(ending).replace("/", "."): found[name] for name in found if name not in counts}
+    if len(tensors) + len(counts) < len(found):
+        raise CheckpointError("refused: two variables have names that differ by slashes and dots alone")
     if not tensors:
         raise CheckpointError("it holds no variables")
     check_names(tensors)
     return Contents(
         tensors,
         notes=tuple(_notes(len(names) - len(variables), slots, options.key, bundle.unread)),
-        metadata=metadata,
+        metadata={name: found[name].item() for name in counts},  # of steps or saves
         files=(index, *bundle.neighbors.opened),
         ordered=False,
         layout="tensorflow",
     )
 
 
-def _slots(names: Any) -> dict[str, str]:
+def _slots(names: Iterable[str]) -> dict[str, str]:
     """Return the values that by their names belong to a variable, with the last part: w/Adam where there is w."""
     every = set(names)
     return {name: name.rpartition("/")[2] for name in sorted(every) if name.rpartition("/")[0] in every}
@@ -137,9 +128,7 @@ class _Bundle:
         entries = {key: Message(value) for key, value in _table(raw)}
         header = entries.pop(b"", None)
         if header is None or header.number(2):
-            raise CheckpointError(
-                "damaged, or of a machine of another byte order: an index without the usual header"
-            )
+            raise CheckpointError("damaged, or of another byte order: an index without the usual header")
         self.shards = header.number(1)
         self.entries = {
             str(key, "utf-8", "backslashreplace"): entry for key, entry in entries.items() if key[0]
@@ -187,10 +176,10 @@ class _Bundle:
         total = sum(math.prod(size) for size in sizes)
         if [_shape(part) for part in parts] != sizes or total != math.prod(shape):
             raise CheckpointError(f"damaged: the parts of {harmless(key)} do not make a whole")
+        pieces = [self._data(part, dtype, _shape(part), key) for part in parts]  # there are so many bytes
         whole = torch.zeros(shape, dtype=dtype)
-        for part, extent in zip(parts, extents, strict=True):
-            place = tuple(slice(begin, stop) for begin, stop in extent)
-            whole[place] = self._data(part, dtype, _shape(part), key)
+        for piece, extent in zip(pieces, extents, strict=True):
+            whole[tuple(slice(begin, stop) for begin, stop in extent)] = piece
         return whole
 
     def _data(self, entry: Message, dtype: torch.dtype, shape: list[int], what: str) -> Tensor:
