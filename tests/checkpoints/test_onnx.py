@@ -277,6 +277,14 @@ def test_every_number_is_read_raw_and_typed(tmp_path: Path, code: str) -> None:
         assert found.tolist() == theirs.astype("f8").tolist() == values.tolist()
 
 
+def test_large_tensors_are_read_at_every_alignment(tmp_path: Path) -> None:
+    array = np.arange(1 << 18, dtype="f4")
+    content = model([], [tensor("a" * n + ".weight", array + n) for n in range(1, 5)], "pytorch")
+    for n in range(1, 5):
+        found = read(tmp_path, content)["a" * n].tensors["weight"]
+        assert found.data_ptr() % 4 == 0 and np.array_equal(found.numpy(), array + n)
+
+
 # Data beside the file.
 
 

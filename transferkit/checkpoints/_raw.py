@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from transferkit.checkpoints._protobuf import file_bytes
 from transferkit.errors import CheckpointError, harmless
 from transferkit.files import leaves_its_folder
+
+_LARGE = 1 << 20  # bytes
 
 
 def tensor_of(raw: memoryview, dtype: torch.dtype, shape: Sequence[int], what: str) -> Tensor:
@@ -31,9 +34,17 @@ def tensor_of(raw: memoryview, dtype: torch.dtype, shape: Sequence[int], what: s
         return torch.empty(tuple(shape), dtype=dtype)
     flat = np.frombuffer(raw, np.uint8)
     if flat.ctypes.data % dtype.itemsize or not flat.flags.writeable:
-        flat = flat.copy()
+        flat = _read_anew(raw, flat)
     tensor = torch.from_numpy(flat)
     return (tensor != 0 if dtype == torch.bool else tensor.view(dtype)).reshape(tuple(shape))
+
+
+def _read_anew(raw: memoryview, flat: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a copy; a large part of a mapped file is read anew, faster than by its pages and in half the memory."""
+    if isinstance(raw.obj, np.memmap) and len(raw) >= _LARGE:
+        offset = flat.ctypes.data - raw.obj.ctypes.data
+        return np.fromfile(str(raw.obj.filename), np.uint8, len(raw), offset=offset)
+    return flat.copy()
 
 
 class Neighbors:
