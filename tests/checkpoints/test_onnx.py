@@ -403,7 +403,11 @@ def test_small_files_take_little_time_and_memory(tmp_path: Path, monkeypatch: py
     big = np.zeros((1, 4000, 1000), "f4")
     shared = [node("LSTM", ["x", "w", "r"], f"y{n}", f"lstm{n}") for n in range(200)]
     unnamed = [node("MatMul", ["x", f"{n}"], f"y{n}", "same") for n in range(3000)]
+    repeated = [tensor("a.w" + end * 500 + "!", W) for end in ("/Read:0", ":0", ".w", "_a", "/read")]
     hostile = {
+        "names that a pattern could read in many ways": model(
+            [node("MatMul", ["x", "/read" * 90_000], "y")], repeated
+        ),
         "one weight of many layers": model(shared, [tensor("w", big), tensor("r", big[:, :, :1])]),
         "one name of many layers": model(unnamed, [tensor(f"{n}", W) for n in range(3000)]),
         "empty fields": message({1: 8, 7: b"\x0a\x00" * 300_000}),

@@ -117,6 +117,7 @@ def entry(**changes: Any) -> bytes:
         (table({**HEADER, b"a": entry()}, compression=1), "compressed index"),
         (table({**HEADER, b"a": entry()}, shared=7), "an entry of the index"),
         (table({**HEADER, b"a" * 5000: entry()}), "an entry of the index"),
+        (table({**HEADER, **{b"a" * 4000 + b"%05d" % n: b"" for n in range(9000)}}), "larger than any model"),
         (table({**HEADER, b"a": entry()})[:-9], "without its end"),
         (table({**HEADER, b"a": entry()}).replace(b"a", b"b", 1), "checksum"),
         (table({**HEADER, b"a": entry(f1=7)}), "no variables"),

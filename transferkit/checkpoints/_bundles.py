@@ -18,7 +18,7 @@ from torch import Tensor
 
 from transferkit.checkpoints._protobuf import Message, varint
 from transferkit.checkpoints._raw import Neighbors
-from transferkit.checkpoints._state_dicts import check_names
+from transferkit.checkpoints._state_dicts import LARGEST_NAMES, LONGEST_NAME, check_names
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
 from transferkit.errors import CheckpointError, did_you_mean, harmless, listed
 from transferkit.layers import natural_order
@@ -26,7 +26,6 @@ from transferkit.layers import natural_order
 _MAGIC = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
 _FOOTER = 48
 _LARGEST_INDEX = 1 << 25  # bytes; the largest models have some hundred thousand
-_LONGEST_KEY = 1 << 12
 _DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -214,12 +213,14 @@ def _table(raw: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     place = len(raw) - _FOOTER
     for _ in range(2):  # the block of other things, of which there are none
         _, place = varint(raw, place)
-    last = None
+    last, left = None, LARGEST_NAMES
     for _, handle in _block(raw, raw, place):
         for key, value in _block(raw, handle, 0):
             if last is not None and key <= last:
                 raise CheckpointError("damaged: an index whose keys are not in order")
-            last = key
+            last, left = key, left - len(key)
+            if left < 0:
+                raise CheckpointError("refused: the keys of the index are larger than any model's")
             yield key, value
 
 
@@ -242,7 +243,7 @@ def _block(raw: memoryview, handle: memoryview, place: int) -> Iterator[tuple[by
         shared, place = varint(block, place)
         own, place = varint(block, place)
         length, place = varint(block, place)
-        if shared > len(key) or place + own + length > end or shared + own > _LONGEST_KEY:
+        if shared > len(key) or place + own + length > end or shared + own > LONGEST_NAME:
             raise CheckpointError("damaged: an entry of the index")
         key = key[:shared] + bytes(block[place : place + own])
         yield key, block[place + own : place + own + length]

@@ -19,6 +19,7 @@ from transferkit.checkpoints._onnx_nodes import (
     weight_of,
     with_bias,
 )
+from transferkit.checkpoints._state_dicts import LONGEST_NAME
 from transferkit.errors import listed
 from transferkit.layers import split_key
 
@@ -54,7 +55,7 @@ _MADE_UP = re.compile(r"|/.*|ConvBnFusion_.*|\d+|val_\d+|.*::.*|.*_output_\d+", 
 _TORCHS = re.compile(r"(\w+\.)*(\w+_)?(weight|bias|running_mean|running_var)(_[ih]h_l\d+(_reverse)?)?")
 _OTHERS = re.compile(
     r"(.+?)[._/](weights?|bias(es)?|kernel|gamma|beta|(moving|running)_(mean|var|variance)|scale|[wbWRB](_0)?)"
-    r"((/Read|/read|/ReadVariableOp|/resource)?(:0)?)*"
+    r"(/Read|/read|/ReadVariableOp|/resource|:0)*"
 )
 _WORDS = {"weight", "bias", "running_mean", "running_var"}
 _FOLDED_NAMES = re.compile(r"merged_input|fused_bn|batch_?norm", re.IGNORECASE)
@@ -146,7 +147,7 @@ class OnnxLayers:
 
     def _own(self, names: Sequence[str], short: str) -> str | None:
         """Return the key that the exporter's own name of a parameter tells, if one does."""
-        for name in names:
+        for name in (each for each in names if len(each) <= LONGEST_NAME):
             if self.is_torch:
                 name = re.sub(r"\.weight_bias$", ".bias", name)  # made when a norm was folded in
                 if name in self.parameters or (not self.parameters and self._is_named(name, name == names[-1])):
@@ -179,7 +180,7 @@ class OnnxLayers:
     def _module_of(self, node: Node, found: Mapping[str, Weight]) -> str:
         """Return the module that the path of a node, or of a weight in TensorFlow's words, tells."""
         weights = [] if self.is_torch else [weight.names[-1] for weight in found.values()]
-        paths = [path for path in (*weights, node.name) if "/" in path]
+        paths = [path for path in (*weights, node.name) if "/" in path and len(path) <= LONGEST_NAME]
         if not paths:
             return node.name or node.op
         parts = re.sub(r"(/Read|/read|/ReadVariableOp|/resource|:0)+$", "", paths[0]).split("/")[:-1]
