@@ -25,11 +25,12 @@ def varint(number: int) -> bytes:
 
 def message(fields: Mapping[int, Any]) -> bytes:
     """Return a message; a list is a field's several values, an array is packed numbers."""
-    made = b""
-    for number, values in fields.items():
-        for value in values if isinstance(values, list) else [values]:
-            made += _field(number, value)
-    return made
+    each = [
+        (number, value)
+        for number, found in fields.items()
+        for value in (found if isinstance(found, list) else [found])
+    ]
+    return b"".join(_field(number, value) for number, value in each)
 
 
 def _field(number: int, value: Any) -> bytes:

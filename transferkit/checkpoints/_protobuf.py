@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from transferkit.errors import CheckpointError
 
-MAX_FIELDS = 2_000_000  # of a whole file; the graphs of the largest models have a third of it
+MAX_FIELDS = 3_000_000  # of a whole file; the graphs of the largest models have a half of it
+_MESSAGE = 6  # fields that a message counts for, as which it takes time and memory
 _MOST_TO_RECOGNIZE = 100_000
 _FIXED = {1: 8, 5: 4}  # bytes of a field by its wire type
 
@@ -27,6 +28,7 @@ class Message:
 
     def __init__(self, raw: memoryview, left: list[int] | None = None) -> None:
         self._left = [MAX_FIELDS] if left is None else left
+        self._left[0] -= _MESSAGE
         self.fields: dict[int, list[int | memoryview]] = {}
         place = 0
         while place < len(raw):
