@@ -39,6 +39,8 @@ _FIRST_TYPES = {
     23: "TanH",
 }
 _ACTIVATIONS = {"ReLU": "relu", "Sigmoid": "sigmoid", "TanH": "tanh", "ELU": "elu", "Softmax": "softmax"}
+_MERGED = "a scale is part of the batch norm before it"
+_AS_IT_IS = "kept as they stand in the file, since their kind is not known"
 _UPGRADE = "upgrade it with Caffe's upgrade_net_proto_binary, and read what that writes"
 
 
@@ -89,41 +91,51 @@ def _layers(net: Message) -> Iterator[_Layer]:
 def read_caffe(path: Path, options: ReadOptions) -> Contents:
     """Read a net's weights in its order and in torch's conventions; a Scale behind a BatchNorm becomes part of it."""
     net = Message(file_bytes(path))
-    tensors: dict[str, Tensor] = {}
-    kinds: dict[str, str] = {}
-    makers: dict[str, _Layer] = {}  # the last layer that writes each blob
-    attributes: dict[str, dict[str, Any]] = {}
-    merged, as_they_are = [], []
+    found = _Found()
     for layer in _layers(net):
-        before = makers.get(layer.bottoms[0]) if len(layer.bottoms) == 1 else None
-        if before and layer.type in _ACTIVATIONS:
-            before.attributes["activation"] = _ACTIVATIONS[layer.type]
-        own = _tensors(layer, [_blob(Message(blob), layer.name) for blob in layer.blobs])
-        if (
-            before
-            and layer.type == "Scale"
-            and before.type == "BatchNorm"
-            and f"{before.name}.weight" not in tensors
-        ):
-            merged.append(f"{layer.name} in {before.name}")
-            layer.name, layer.attributes = before.name, before.attributes
-        elif own and layer.name in kinds:
-            raise CheckpointError(f"refused: two layers are called {layer.name!r}")
-        makers.update(dict.fromkeys(layer.tops, layer))
-        if own:
-            tensors |= {f"{layer.name}.{short}": tensor for short, tensor in own.items()}
-            kinds.setdefault(layer.name, _KINDS.get(layer.type, "other"))
-            attributes[layer.name] = layer.attributes
-            as_they_are += [f"{layer.name} ({layer.type})"] * ("blob_0" in own)
-    if not tensors:
+        found.take(layer)
+    if not found.tensors:
         raise CheckpointError("it holds no weights, as a network's description; read the .caffemodel beside it")
-    check_names(tensors)
-    notes = [f"a scale is part of the batch norm before it: {listed(merged)}"] if merged else []
-    if as_they_are:
-        notes.append(f"kept as they stand in the file, since their kind is not known: {listed(as_they_are)}")
+    check_names(found.tensors)
+    notes = [f"{words}: {listed(names)}" for words, names in found.told.items()]
     return Contents(
-        tensors, notes=tuple(notes), metadata={"net": net.text(1)}, kinds=kinds, attributes=attributes
+        found.tensors,
+        notes=tuple(notes),
+        metadata={"net": net.text(1)},
+        kinds=found.kinds,
+        attributes=found.attributes,
     )
+
+
+@dataclass
+class _Found:
+    """The tensors of the layers so far, and the last layer that writes each blob."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    told: dict[str, list[str]] = field(default_factory=dict)
+    makers: dict[str, _Layer] = field(default_factory=dict)
+
+    def take(self, layer: _Layer) -> None:
+        """Add a layer, or its scale to the batch norm before it, or its activation to any layer before it."""
+        before = self.makers.get(layer.bottoms[0]) if len(layer.bottoms) == 1 else None
+        own = _tensors(layer, [_blob(Message(blob), layer.name) for blob in layer.blobs])
+        is_scale = before is not None and (layer.type, before.type) == ("Scale", "BatchNorm")
+        if before is not None and layer.type in _ACTIVATIONS:
+            before.attributes["activation"] = _ACTIVATIONS[layer.type]
+        if before is not None and is_scale and f"{before.name}.weight" not in self.tensors:
+            self.told.setdefault(_MERGED, []).append(f"{layer.name} in {before.name}")
+            layer.name, layer.attributes = before.name, before.attributes
+        elif own and layer.name in self.kinds:
+            raise CheckpointError(f"refused: two layers are called {layer.name!r}")
+        self.makers.update(dict.fromkeys(layer.tops, layer))
+        if own:
+            self.tensors.update((f"{layer.name}.{short}", tensor) for short, tensor in own.items())
+            self.kinds.setdefault(layer.name, _KINDS.get(layer.type, "other"))
+            self.attributes[layer.name] = layer.attributes
+        if "blob_0" in own:
+            self.told.setdefault(_AS_IT_IS, []).append(f"{layer.name} ({layer.type})")
 
 
 def _tensors(layer: _Layer, blobs: list[Tensor]) -> dict[str, Tensor]:
