@@ -354,6 +354,7 @@ def test_a_byte_of_data_is_not_a_thousand_tensors(tmp_path: Path) -> None:
     [
         (model([node("Relu", ["x"], "y")], []), "no weights, in 1 nodes: Relu"),
         (model([], [tensor("w", W), tensor("w", W)]), "two initializers are called 'w'"),
+        (model([node("Relu", ["x"], "y")] * 2, [tensor("w", W)]), "two nodes make the value 'y'"),
         (
             model([node("QLinearConv", ["x", "s", "z", "k"], "y")], [tensor("k", W)]),
             r"not plain.*k \(QLinearConv\)",

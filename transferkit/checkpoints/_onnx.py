@@ -28,6 +28,7 @@ from transferkit.errors import CheckpointError, listed
 _MODEL_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
 _GRAPH = 7
 _MOST_NESTED = 32
+_MOST_USERS = 9
 _EXTERNAL = 1
 _SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"  # lists the parameters by name
 _HOLD_GRAPHS = ("If", "Loop", "Scan", "SequenceMap")
@@ -206,8 +207,8 @@ class Node:
         return self.graph.makers.get(self.inputs[place]) if place < len(self.inputs) else None
 
     def users(self) -> list[Node]:
-        """Return the nodes that use the first output."""
-        return self.graph.users.get(self.outputs[0], []) if self.outputs else []
+        """Return the first of the nodes that use the first output; no more of them tell anything."""
+        return self.graph.users.get(self.outputs[0], [])[:_MOST_USERS] if self.outputs else []
 
 
 @dataclass
@@ -239,7 +240,9 @@ class _Parts:
 
     def _add(self, node: Node, depth: int) -> None:
         graph = node.graph
-        graph.makers.update((name, node) for name in node.outputs if name)
+        for name in filter(None, node.outputs):
+            if graph.makers.maps[0].setdefault(name, node) is not node:
+                raise CheckpointError(f"refused: two nodes make the value {name!r}")
         for name in dict.fromkeys(node.inputs):
             graph.users.setdefault(name, []).append(node)
         if node.op == "Constant" and node.outputs:

@@ -89,7 +89,7 @@ class OnnxLayers:
         self._scopes: dict[str, str] = {}  # the module that used each parameter first
         self._reordered: dict[Any, list[Tensor]] = {}
         self._numbers: Counter[str] = Counter()  # layers of one name
-        self._stacks: dict[str, list[Any]] = {}  # what the recurrent layers of one module were made of
+        self._stacks: dict[str, dict[Any, int]] = {}  # recurrent layers of one module, by what each was made of
         self._told: dict[str, list[str]] = {}  # layers or constants by what is to be said of them
 
     def take(self, node: Node) -> None:
@@ -226,14 +226,12 @@ class OnnxLayers:
             self._told.setdefault(_INEXACT, []).append(f"{layer} ({node.op}, {why})")
             return
         prefix = keys["W"].rpartition(".")[0]
-        stack = self._stacks.setdefault(prefix, [])
-        if (origin := found["W"].origin) not in stack:
-            stack.append(origin)
-        ending = f"_l{stack.index(origin) if self.is_torch else 0}"
+        stack = self._stacks.setdefault(prefix, {})
+        number = stack.setdefault(found["W"].origin, len(stack)) if self.is_torch else 0
         parts: dict[str, tuple[Tensor, Any]] = {}
         for weight, name, tensors in self._torchs_parts(node, found):
             for tensor, reverse in zip(tensors, ("", "_reverse"), strict=False):
-                parts[f"{prefix}.{name}{ending}{reverse}".lstrip(".")] = tensor, (weight.origin, reverse)
+                parts[f"{prefix}.{name}_l{number}{reverse}".lstrip(".")] = tensor, (weight.origin, reverse)
         self._put(node, parts, "recurrent", attributes)
 
     def _torchs_parts(self, node: Node, found: dict[str, Weight]) -> Iterator[tuple[Weight, str, list[Tensor]]]:

@@ -113,15 +113,12 @@ def attributes_of(node: Node, weight: Weight) -> dict[str, Any] | None:
         scales = {name: value for name in ("alpha", "beta") if (value := node.real(name, 1.0)) != 1}
         return scales | _flatten(node, weight)
     if node.op == "Gather":
-        return (
-            {} if node.number("axis", 0) == 0 and len(weight.shape) == 2 and weight.constant.floating else None
-        )
+        is_table = len(weight.shape) == 2 and weight.constant.floating
+        return {} if is_table and node.number("axis", 0) == 0 else None
     if node.op == "Mul":
         return _of_norm_in_parts(node)
-    if node.op == "InstanceNormalization" and any(
-        _of_norm_in_parts(mul) for mul in _users_after(node, "Reshape")
-    ):
-        return None
+    if node.op == "InstanceNormalization" and any(map(_of_norm_in_parts, _users_after(node, "Reshape"))):
+        return None  # the first half of a group norm
     return {} if node.op == "PRelu" else _of_norm(node)
 
 
@@ -147,7 +144,8 @@ def _of_norm_in_parts(node: Node) -> dict[str, Any] | None:
         if before is not None and (maker.op, before.op) == ("Div", "Sqrt"):
             plus = before.maker()
             eps = plus and (plus.constant(1) or plus.constant(0))
-            return {"eps": float(f"{eps.tensor.item():.7g}")} if eps and not math.prod(eps.shape) > 1 else {}
+            if eps and math.prod(eps.shape) == 1:
+                return {"eps": float(f"{eps.tensor.item():.7g}")}
     return None
 
 
@@ -236,9 +234,8 @@ def not_torchs(node: Node) -> str:
     """Return what keeps torch's layer of this kind from computing the same, or an empty string."""
     directions = 1 + ((node.texts("direction") or [""])[0] == "bidirectional")
     activations = " ".join(node.texts("activations")).lower()
-    if activations and activations not in [
-        " ".join([each] * directions) for each in _TORCHS_ACTIVATIONS[node.op]
-    ]:
+    usual = [" ".join([each] * directions) for each in _TORCHS_ACTIVATIONS[node.op]]
+    if activations and activations not in usual:
         return f"activations {harmless(activations)}"
     if node.op == "GRU" and not node.number("linear_before_reset", 0):
         return "linear_before_reset 0"
