@@ -25,7 +25,7 @@ from typing import Any
 
 from tests.benchmarks.rounds import say
 from tests.benchmarks.table import Table, write_tables
-from tests.checkpoints.mutated_files import families, originals, outcome
+from tests.checkpoints.mutated_files import families, originals, outcome, write_beside
 from tests.checkpoints.test_hostile import peak_memory, reset_peak
 
 SECONDS, MEGABYTES = 10, 1000
@@ -123,6 +123,7 @@ def read_part(label: str, seed: int, numbers: range) -> dict[str, Any]:
     watched = Watch()
     with TemporaryDirectory() as folder:
         os.chdir(folder)
+        write_beside(Path(folder, "file.index"))
         import_what_reading_takes(Path(folder))
         for number in numbers:
             suffix, content = make(random.Random(f"{seed} {number}"))
@@ -157,6 +158,7 @@ def import_what_reading_takes(folder: Path) -> None:
     """Read a good file of each format, so that what is first imported then is not taken for a damaged file's doing."""
     for codec in ("raw-unicode-escape", "cp437", "latin1", "ascii"):
         codecs.lookup(codec)
+    write_beside(folder / "good.index")
     for label, (suffix, content) in originals().items():
         path = folder / f"good{suffix}"
         path.write_bytes(content)

@@ -26,13 +26,17 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 
 from tests.checkpoints.hostile_files import called, name, text, torch_tar, torch_tar_of
+from tests.checkpoints.protobufs import blob, message, table_of
 from transferkit.checkpoints import read_checkpoint
+from transferkit.checkpoints._bundles import _block
 from transferkit.checkpoints._describe import describe, describe_in_words
+from transferkit.checkpoints._protobuf import varint as read_varint
 from transferkit.errors import TransferKitError
 from transferkit.finetune import Run, read_run
 from transferkit.preprocessing import IMAGENET
 
 SECONDS = 5
+_FILES = Path(__file__).with_name("files")
 
 
 def network() -> nn.Sequential:
@@ -67,11 +71,36 @@ def originals() -> dict[str, tuple[str, bytes]]:
         "pickle": (".pkl", pickle.dumps({"model": arrays, "epoch": np.float64(3), "lr": {1: 0.1, 2: 0.2}}, 2)),
         "dcp": (DCP, dcp_bytes(*DCP_FILES)),
         "run": (".pt", run_bytes()),
+        **foreign(),
         "index": (
             ".index.json",
             b'{"metadata": {}, "weight_map": {"a.weight": "x.safetensors", "b.bias": "y.bin"}}',
         ),
     }
+
+
+def foreign() -> dict[str, tuple[str, bytes]]:
+    """Return files of other frameworks."""
+    ones = np.ones((2, 3, 1, 1))
+    layers = [
+        ("c", "Convolution", ones, ones),
+        ("b", "BatchNorm", ones, ones, ones),
+        ("s", "Scale", ones, ones),
+    ]
+    net = [message({1: name, 2: kind, 3: "x", 4: "x", 7: list(map(blob, own))}) for name, kind, *own in layers]
+    return {
+        "onnx of torch's script": (".onnx", (_FILES / "words_script.onnx").read_bytes()),
+        "onnx of torch's export": (".onnx", (_FILES / "sight_dynamo.onnx").read_bytes()),
+        "caffe": (".caffemodel", message({1: "net", 100: net})),
+        "tensorflow": (".index", (_FILES / "named.index").read_bytes()),
+    }
+
+
+def write_beside(path: Path) -> None:
+    """Write what a file needs beside it: the data that TensorFlow's index tells of."""
+    path.with_name(f"{path.stem}.data-00000-of-00001").write_bytes(
+        (_FILES / "named.data-00000-of-00001").read_bytes()
+    )
 
 
 def torch_bytes(saved: object, **options: Any) -> bytes:
@@ -197,6 +226,8 @@ def insides() -> dict[str, tuple[str, bytes, Wrap]]:
             lambda inner: struct.pack("<Q", len(inner)) + inner + data,
         ),
     }
+    block, last = tensorflow_block(files["tensorflow"][1])
+    found["block of tensorflow"] = (".index", block, lambda inner: table_of(inner, last))
     for label, member in {
         "torch zip": "data.pkl",
         "torch zip, tied": "data.pkl",
@@ -216,6 +247,17 @@ def insides() -> dict[str, tuple[str, bytes, Wrap]]:
             lambda inner, part=part: torch_tar(**{**parts, part: inner}),  # type: ignore[misc]
         )
     return found
+
+
+def tensorflow_block(content: bytes) -> tuple[bytes, bytes]:
+    """Return the entries of an index of one block, and its last key."""
+    raw, place = memoryview(content), len(content) - 48
+    for _ in range(2):
+        _, place = read_varint(raw, place)
+    ((_, handle),) = _block(raw, raw, place)
+    size, _ = read_varint(handle, 1)
+    restarts = int.from_bytes(raw[size - 4 : size], "little")
+    return content[: size - 4 - 4 * restarts], list(_block(raw, handle, 0))[-1][0]
 
 
 def _safetensors_parts(content: bytes) -> tuple[bytes, bytes]:

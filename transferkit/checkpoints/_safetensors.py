@@ -183,6 +183,8 @@ def _read_single(folder: Path, options: ReadOptions) -> Contents:
             f"the parts of a model that DeepSpeed trained; put them together with python {folder / _UNZERO} "
             f"{folder} OUT, and read OUT"
         )
+    if (folder / "Manifest.json").is_file():
+        raise CheckpointError("a Core ML package: read the model that it was converted from")
     raise CheckpointError(f"a folder without weights (no *{_INDEX} and none of {', '.join(_SINGLE_FILES)})")
 
 

@@ -325,9 +325,9 @@ def parametrized_layers(keys: Iterable[str]) -> dict[str, str]:
     return found
 
 
-_LONGEST_NAME = 4096  # characters
+LONGEST_NAME = 4096  # characters
 _MOST_NAMES = 200_000  # tensors; the largest models have half as many, and each takes some kilobytes here
-_LARGEST_NAMES = 1 << 25  # characters of all together
+LARGEST_NAMES = 1 << 25  # characters of all together
 
 
 def check_names(names: Collection[str]) -> None:
@@ -337,9 +337,9 @@ def check_names(names: Collection[str]) -> None:
         CheckpointError: One is too long, or there are too many.
     """
     longest, total = max(map(len, names), default=0), sum(map(len, names))
-    if longest > _LONGEST_NAME:
+    if longest > LONGEST_NAME:
         raise CheckpointError(f"refused: the name of a tensor has {longest:,} characters")
-    if len(names) > _MOST_NAMES or total > _LARGEST_NAMES:
+    if len(names) > _MOST_NAMES or total > LARGEST_NAMES:
         raise CheckpointError(f"refused: {len(names):,} tensors, whose names have {total:,} characters")
 
 

@@ -18,7 +18,10 @@ from torch.optim import Optimizer
 
 from transferkit.checkpoints import (  # noqa: F401  importing a reader registers its format
     _archives,
+    _bundles,
+    _caffe,
     _dcp,
+    _onnx,
     _safetensors,
     _torch_files,
 )
@@ -319,7 +322,9 @@ def _read_open_file(file: IO[bytes], options: ReadOptions, format: str | None) -
 
 def _require_readable(path: Path) -> None:
     if not path.exists():
-        raise CheckpointError("no such file or folder")
+        index = path.with_name(f"{path.name}.index")
+        hint = f"; TensorFlow's checkpoint of this name is read by {index.name!r}" if index.is_file() else ""
+        raise CheckpointError(f"no such file or folder{hint}")
     if not path.is_file() and not path.is_dir():  # opening a pipe waits until someone writes
         raise CheckpointError(
             "refused: a pipe, socket or device; copy what comes out of it to a file, and read that"

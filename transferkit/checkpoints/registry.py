@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from transferkit.checkpoints._protobuf import message_in
 from transferkit.errors import ArgumentError, CheckpointError, harmless
 from transferkit.registry import Registry
 
@@ -202,6 +203,12 @@ _NO_MEMORY = r"[Cc]annot allocate memory|can't allocate memory|[Nn]ot enough mem
 # Files that are mistaken for weights, each with what to do about it.
 
 
+_LUA = "a file of Torch for Lua: load it with torchfile (PyPI) and save the arrays with numpy.savez"
+_DARKNET = (
+    "weights of Darknet, whose layers only the .cfg tells: load both with the network's code in PyTorch and save its "
+    "state dict"
+)
+
 # How a file begins, what it is, and what to do.
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (
@@ -215,6 +222,18 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"gguf", "a GGUF file with packed weights: read the original weights that it was made from"),
     (b"ggml", "a GGML file with packed weights: read the original weights that it was made from"),
     (b"\x93numpy", "a single numpy array: save a named set of arrays with numpy.savez"),
+    (
+        b"\x12\x01\0\0\0\0\0\0",
+        "MXNet's parameters: load them with MXNet and save the arrays: "
+        "numpy.savez('new.npz', **{name: array.asnumpy() for name, array in mxnet.nd.load(path).items()})",
+    ),
+    (b"\x04\0\0\0\x01\0\0\0\x03\0\0\0v 1", _LUA),
+    (b"\x03\0\0\0\x01\0\0\0", _LUA),
+    (b"4\n1\n3\nv 1", _LUA),
+    (
+        b"model_checkpoint_path:",
+        "TensorFlow's note of its newest checkpoint: read the .index that it names, beside it",
+    ),
     (b"bzh", "a bzip2 archive: unpack it and read what is inside"),
     (b"\xfd7zxz", "an xz archive: unpack it and read what is inside"),
     (b"7z\xbc\xaf", "a 7z archive: unpack it and read what is inside"),
@@ -223,8 +242,8 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
 )
 
 _SUFFIXES = {
-    ".onnx": "an ONNX model: read the weights that it was exported from, or onnx's own initializers",
-    ".pb": "a TensorFlow graph: load it with TensorFlow and save the arrays with numpy.savez",
+    ".pb": "a TensorFlow graph: read the checkpoint or SavedModel that it was frozen from",
+    ".meta": "a TensorFlow graph: its weights are in the checkpoint beside it, whose .index is to be read",
     ".tflite": "a TensorFlow Lite model with packed weights: read the original weights",
     ".msgpack": "a flax file: load it with flax and save the arrays with numpy.savez",
     ".keras": "a Keras archive: load it with Keras and save the arrays with numpy.savez",
@@ -240,10 +259,26 @@ def what_it_is(path: Path, head: bytes) -> str:
     for beginning, meaning in _BEGINNINGS:
         if start.startswith(beginning):
             return meaning
+    if head[4:8] == b"TFL3":
+        return _SUFFIXES[".tflite"]
+    if head[:4] == bytes(4) and head[4:12:4] in (b"\1\0", b"\2\0", b"\2\5") and head[5:8] == bytes(3):
+        return _DARKNET
+    if head[:16] == bytes(16) and head[20:21] == b"\x08":
+        return "parameters of Paddle: convert the model to ONNX with paddle2onnx and read that"
     if head[257:262] == b"ustar":
         return "a tar archive, and not one that torch wrote: unpack it and read what is inside"
     if head.startswith(b"PK"):
         return (
             "a zip archive without a torch pickle or numpy arrays, or a damaged one: unpack it and look inside"
         )
-    return _SUFFIXES.get(path.suffix.lower(), "")
+    return _message(path) or _SUFFIXES.get(path.suffix.lower(), "")
+
+
+def _message(path: Path) -> str:
+    """Return what a protocol buffer that no reader knows seems to be."""
+    found = message_in(path) if path.is_file() else None
+    if found is None:
+        return ""
+    if isinstance(found.fields.get(1, [b""])[0], int) and 2 in found and max(found.fields) >= 200:
+        return "a Core ML model: read the model that it was converted from"
+    return _SUFFIXES[".pb"] if found.fields.keys() <= {1, 2, 3, 4} and len(found.fields.get(1, ())) > 1 else ""
