@@ -1,4 +1,4 @@
-"""torch's files: zip archives, and those of torch 1.5 and before, read from the pickle that was checked."""
+"""torch's files: zip archives and TorchScript, and those of torch 1.5 and before, read from the pickle checked."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import mmap
 import re
 import sys
 import zipfile
-import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from transferkit.checkpoints._archives import LARGEST_SURPRISE, open_zip, place_of, zip_names
+from transferkit.checkpoints._archives import open_zip, place_of, zip_names
 from transferkit.checkpoints._inert import Call, Persistent, Pickle, children_of
 from transferkit.checkpoints._pickles import ByteReader, read_pickle
 from transferkit.checkpoints._state_dicts import contents_of
-from transferkit.checkpoints._values import PlainReader, TorchReader, flat_tensor, storage_dtype, storage_of
-from transferkit.checkpoints.neon._reader import is_neon, neon_contents
+from transferkit.checkpoints._torch_values import TorchReader, flat_tensor, storage_dtype, storage_of
+from transferkit.checkpoints._values import PlainReader
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
 from transferkit.errors import CheckpointError, listed
 
@@ -32,8 +31,11 @@ def _matches(path: Path, head: bytes) -> bool:
 
 @register_reader("torch", matches=_matches)
 def read_torch_zip(path: Path, options: ReadOptions) -> Contents:
-    """Read a torch zip archive; its tensors are mapped from the file."""
-    return contents_of(load_torch_zip(path, trusted=options.trusted), key=options.key)
+    """Read a torch zip archive, TorchScript's too; its tensors are mapped from the file."""
+    if options.trusted:
+        return contents_of(_trusted(path), key=options.key)
+    saved, notes = _loaded(path, mapped=True)
+    return contents_of(saved, key=options.key, notes=notes)
 
 
 def load_torch_zip(path: Path, *, trusted: bool = False, mapped: bool = True) -> Any:
@@ -45,16 +47,37 @@ def load_torch_zip(path: Path, *, trusted: bool = False, mapped: bool = True) ->
         mapped: Leave the tensors' bytes in the file until they are used.
 
     Raises:
-        CheckpointError: The file asks for code to run, claims more than it holds, or is damaged.
+        CheckpointError: The file holds objects of other classes, claims more than it holds, or is damaged.
     """
     if trusted:
         return _trusted(path)
+    saved, notes = _loaded(path, mapped=mapped)
+    if notes:
+        raise CheckpointError(f"refused, since it holds more than tensors and plain values: {notes[0]}")
+    return saved
+
+
+def _loaded(path: Path, *, mapped: bool) -> tuple[Any, list[str]]:
+    """Return what was saved, objects being inert, and what there is to say of it."""
     with open_zip(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
         name = _pickle_in(members)
-        program = archive.read(name)
-        storages = _Storages(path, archive, members, name.removesuffix(_PICKLE), mapped)
-        return TorchReader(len(program), storages.load).read(read_pickle(program))
+        program, folder = archive.read(name), name.removesuffix(_PICKLE)
+        reader = TorchReader(len(program), _Storages(path, archive, members, folder, mapped).load)
+        saved = reader.read(read_pickle(program))
+        notes = notes_of(reader)
+        if f"{folder}constants.pkl" in members:
+            constants = read_pickle(archive.read(f"{folder}constants.pkl")).value
+            count = len(constants) if isinstance(constants, tuple) else 1
+            notes = ["TorchScript, whose program was not run"]
+            notes += [f"left out {count} constants of its program"] if count else []
+        return saved, notes
+
+
+def notes_of(reader: PlainReader) -> list[str]:
+    """Return a note of the names that a pickle would have imported, if there are any."""
+    unknown = sorted(reader.unknown)
+    return [f"not imported, so that what is made of them is kept as inert values: {listed(unknown)}"] if unknown else []
 
 
 def _trusted(path: Path) -> Any:
@@ -66,9 +89,10 @@ def _trusted(path: Path) -> Any:
 
 
 def _pickle_in(members: dict[str, zipfile.ZipInfo]) -> str:
-    """Return the name of an archive's pickle; refuse archives that hold more than a state dict, or two."""
+    """Return the name of an archive's pickle; refuse archives that hold two, or an exported program."""
     _refuse_programs(members)
     packed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]
+    packed = [name for name in packed if "/code/" not in f"/{name}"]  # the program of TorchScript
     if packed:
         raise CheckpointError(f"refused: {packed[0]!r} is compressed, which torch never does")
     # Torch looks for names without regard to case, in the folder of the first member.
@@ -120,13 +144,8 @@ class _Storages:
 
 
 def _refuse_programs(members: dict[str, zipfile.ZipInfo]) -> None:
-    """Refuse archives that hold a program along with its weights."""
+    """Refuse archives of torch.export, which keep their weights elsewhere."""
     names = {name.rpartition("/")[2] for name in members}
-    if "constants.pkl" in names:
-        raise CheckpointError(
-            "a TorchScript archive, which holds a program. Where it may run, save its weights alone: "
-            "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
-        )
     if {"archive_format", "serialized_exported_program.json"} & names:
         raise CheckpointError(
             "a torch.export archive, which holds a program. Save its weights alone: "
@@ -150,7 +169,25 @@ def read_torch_legacy(path: Path, options: ReadOptions) -> Contents:
     """Read the row of pickles that ``torch.save`` wrote before 1.6."""
     if options.trusted:
         return contents_of(torch.load(str(path), map_location="cpu", weights_only=False), key=options.key)
-    row = _Row(_mapped(path))
+    saved, reader = _read_row(mapped(path))
+    return contents_of(saved, key=options.key, notes=notes_of(reader))
+
+
+def stored_in(buffer: memoryview) -> Tensor:
+    """Return the one storage that a pickled tensor keeps as a file of its own.
+
+    Raises:
+        CheckpointError: It is no such file, or holds more.
+    """
+    found = _read_row(buffer)[0]
+    if not isinstance(found, Tensor):
+        raise CheckpointError("refused: a file inside the pickle that is no storage of a tensor")
+    return found
+
+
+def _read_row(buffer: memoryview) -> tuple[Any, TorchReader]:
+    """Return the object in a row of pickles, and what read it."""
+    row = _Row(buffer)
     # Magic number, protocol, facts about the machine that wrote it, the object, the keys of its storages.
     _, protocol, machine, saved, keys = (row.pickle() for _ in range(5))
     if protocol.value != _PROTOCOL or not isinstance(keys.value, list):
@@ -159,13 +196,12 @@ def read_torch_legacy(path: Path, options: ReadOptions) -> Contents:
         raise CheckpointError(
             "written with the other byte order; read it on such a machine and save safetensors"
         )
-    reader = TorchReader(saved.end - saved.start, _absent)
-    reader.refuse_unknown(saved)
+    reader = TorchReader(saved.end - saved.start, absent)
     dtypes = _storages_in(saved.value)
     for key in map(_text, keys.value):
         if key in dtypes:
             reader.storages[key] = row.storage(dtypes[key])
-    return contents_of(reader.read(saved), key=options.key)
+    return reader.read(saved), reader
 
 
 @register_reader("torch tar", matches=lambda path, head: head[257:262] == b"ustar" and bool(_members(path)))
@@ -173,15 +209,16 @@ def read_torch_tar(path: Path, options: ReadOptions) -> Contents:
     """Read the tar archive that ``torch.save`` wrote in its first year."""
     if options.trusted:
         return contents_of(torch.load(str(path), map_location="cpu", weights_only=False), key=options.key)
-    buffer = _mapped(path)
+    buffer = mapped(path)
     parts = {name: buffer[start:end] for name, (start, end) in _members(path).items()}
-    reader = TorchReader(len(parts["pickle"]), _absent)
+    reader = TorchReader(len(parts["pickle"]), absent)
     _tar_storages(parts["storages"], reader)
     _tar_tensors(parts["tensors"], reader)
-    return contents_of(reader.read(read_pickle(parts["pickle"])), key=options.key)
+    return contents_of(reader.read(read_pickle(parts["pickle"])), key=options.key, notes=notes_of(reader))
 
 
-def _absent(key: str, dtype: torch.dtype, count: int) -> Tensor:
+def absent(key: str, dtype: torch.dtype, count: int) -> Tensor:
+    """Refuse a storage that lies nowhere."""
     raise CheckpointError(f"damaged: storage {key!r} is not in the file")
 
 
@@ -242,7 +279,8 @@ def _members(path: Path) -> dict[str, tuple[int, int]]:
     return {name: found[name] for name in _TAR_MEMBERS} if set(_TAR_MEMBERS) <= found.keys() else {}
 
 
-def _mapped(path: Path) -> memoryview:
+def mapped(path: Path) -> memoryview:
+    """Return the bytes of a file, read when they are used."""
     with path.open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
@@ -276,74 +314,3 @@ def _count(value: Any, buffer: memoryview) -> int:
 
 def _text(key: Any) -> str:
     return str(key, "ascii") if isinstance(key, bytes) else str(key)
-
-
-# Plain pickles of arrays and tensors.
-
-
-GZIP = b"\x1f\x8b"
-_GZIP_FORMAT = 31  # of zlib
-_CHUNK = 1 << 20
-
-# The first bytes of a pickle of a dict or list: a protocol number and an instruction that makes one of them; in
-# protocols 0 and 1 the instruction alone.
-_BEGINNING = re.compile(rb"\x80[\x02-\x05][\x95}\](c]|\((dp?|lp?)\d*\n|}q|\]q|c[a-zA-Z_.]+\n", re.DOTALL)
-
-
-def looks_like_pickle(head: bytes) -> bool:
-    """Whether a file that begins like this is a pickle."""
-    return _BEGINNING.match(head) is not None
-
-
-def _is_pickle(path: Path, head: bytes) -> bool:
-    return head.startswith(GZIP) or looks_like_pickle(head)
-
-
-@register_reader("pickle", matches=_is_pickle, suffixes=(".p", ".prm", ".pkl", ".pickle"))
-def read_pickle_file(path: Path, options: ReadOptions) -> Contents:
-    """Read a pickle of containers and numpy arrays, also gzipped; nothing in it is imported or called."""
-    buffer = _buffer(path)
-    saved = PlainReader(len(buffer)).read(read_pickle(buffer))
-    if is_neon(saved):
-        return neon_contents(saved, options)
-    return contents_of(saved, key=options.key)
-
-
-def _buffer(path: Path) -> memoryview:
-    """Return the bytes of a file: mapped, or unpacked within reason."""
-    with path.open("rb") as file:
-        if file.read(2) == GZIP:
-            return _unpacked(path)
-        if path.stat().st_size == 0:
-            raise CheckpointError("the file is empty")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _unpacked(path: Path) -> memoryview:
-    """Unpack a gzip file step by step; Python's own reader takes a minute for each gigabyte of padding behind it."""
-    size = path.stat().st_size
-    limit = size + LARGEST_SURPRISE
-    unpacker, unpacked = zlib.decompressobj(_GZIP_FORMAT), bytearray()
-    try:
-        with path.open("rb") as file:
-            while not unpacker.eof and len(unpacked) <= limit and (chunk := file.read(_CHUNK)):
-                unpacked += unpacker.decompress(chunk, limit + 1 - len(unpacked))
-            padding = not unpacker.unused_data.strip(b"\0") and _only_zeros(file)
-    except zlib.error as error:
-        raise CheckpointError(f"damaged gzip file: {error}") from error
-    if len(unpacked) > limit:
-        raise CheckpointError(
-            f"refused: {size:,} bytes that would unpack to more than {limit:,}; unpack it (gunzip) and read what is "
-            "inside"
-        )
-    if not unpacker.eof:
-        raise CheckpointError("damaged gzip file: it ends too early")
-    if not padding or not looks_like_pickle(bytes(unpacked[:64])):
-        raise CheckpointError(
-            "a gzip file that holds no pickle alone; unpack it (gunzip) and read what is inside"
-        )
-    return memoryview(unpacked)
-
-
-def _only_zeros(file: IO[bytes]) -> bool:
-    return all(chunk == bytes(len(chunk)) for chunk in iter(lambda: file.read(_CHUNK), b""))

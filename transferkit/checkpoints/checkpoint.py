@@ -18,6 +18,8 @@ from torch.optim import Optimizer
 
 from transferkit.checkpoints import (  # noqa: F401  importing a reader registers its format
     _archives,
+    _containers,
+    _pickle_files,
     _safetensors,
     _torch_files,
 )
