@@ -1,4 +1,4 @@
-"""Files around files: gzip and zlib, tar and zip, and what stable-baselines3 saves; what is inside is read as itself."""
+"""Files around files: gzip and zlib, tar and zip, stable-baselines3's; what is inside is read as itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -16,7 +17,7 @@ from typing import IO, Any
 from transferkit.checkpoints._archives import LARGEST_SURPRISE, open_zip, zip_names
 from transferkit.checkpoints._optimizers import ParameterState
 from transferkit.checkpoints._state_dicts import contents_of
-from transferkit.checkpoints._torch_files import load_torch_zip
+from transferkit.checkpoints._torch_files import load_inert
 from transferkit.checkpoints.registry import Contents, ReadOptions, find_format, register_reader, why_not_read
 from transferkit.errors import CheckpointError, MissingExtraError, listed
 from transferkit.memory import copied
@@ -34,7 +35,9 @@ Member = tuple[str, Callable[[], IO[bytes]]]
 def _inside(path: Path, options: ReadOptions) -> Contents:
     """Return what a file that is about to be deleted holds, in memory."""
     if options.depth >= _DEEPEST:
-        raise CheckpointError(f"refused: more than {_DEEPEST} archives in each other; unpack it and read what is inside")
+        raise CheckpointError(
+            f"refused: more than {_DEEPEST} archives in each other; unpack it and read what is inside"
+        )
     form = find_format(path)
     found = form.read(path, replace(options, depth=options.depth + 1))
     states = {key: ParameterState.of(state).copied() for key, state in found.states.items()}
@@ -106,10 +109,14 @@ def read_tar(path: Path, options: ReadOptions) -> Contents:
         members = [member for member in _tar_members(archive) if member.isreg() and not member.issparse()]
         if sum(member.size for member in members) > path.stat().st_size:
             raise CheckpointError("refused: the members of the archive are larger than the file")
-        return _read_members(
-            [(member.name, lambda member=member: archive.extractfile(member)) for member in members],  # type: ignore[misc]
-            options,
-        )
+        return _read_members([(member.name, partial(_opened, archive, member)) for member in members], options)
+
+
+def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    found = archive.extractfile(member)
+    if found is None:
+        raise CheckpointError(f"damaged tar archive: {member.name} is no file")
+    return found
 
 
 def _tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -130,8 +137,10 @@ def read_zip(path: Path, options: ReadOptions) -> Contents:
         if len(members) > _MOST_MEMBERS:
             raise CheckpointError(f"an archive of {len(members):,} files; unpack it and read one")
         if sum(member.file_size for member in members) > path.stat().st_size + LARGEST_SURPRISE:
-            raise CheckpointError("refused: it would unpack to far more than it is; unpack it and read what is inside")
-        opened = [(member.filename, lambda member=member: archive.open(member)) for member in members]  # type: ignore[misc]
+            raise CheckpointError(
+                "refused: it would unpack to far more than it is; unpack it and read what is inside"
+            )
+        opened: list[Member] = [(member.filename, partial(archive.open, member)) for member in members]
         if "policy.pth" in archive.namelist():
             return _policy(dict(opened), options)
         return _read_members(opened, options)
@@ -148,12 +157,16 @@ def _read_members(members: list[Member], options: ReadOptions) -> Contents:
         key = (asked[name] or None) if chosen else options.key
         try:
             with TemporaryDirectory() as folder:
-                found[name] = _inside(_copy(opened, Path(folder, name).suffix, folder), replace(options, key=key))
+                found[name] = _inside(
+                    _copy(opened, Path(folder, name).suffix, folder), replace(options, key=key)
+                )
         except (CheckpointError, MissingExtraError) as error:
             refused[name] = why_not_read(error)
     if not found:
         reasons = [f"{name} ({reason:.200})" for name, reason in refused.items()]
-        raise CheckpointError(f"an archive of {len(refused)} files, none of which is read: {listed(reasons, 4)}")
+        raise CheckpointError(
+            f"an archive of {len(refused)} files, none of which is read: {listed(reasons, 4)}"
+        )
     notes = [f"left out of the archive: {listed(list(refused), 4)}"] if refused else []
     if len(found) == 1:
         ((name, contents),) = found.items()
@@ -164,10 +177,16 @@ def _read_members(members: list[Member], options: ReadOptions) -> Contents:
 def _together(found: dict[str, Contents], notes: list[str]) -> Contents:
     """Return several contents as one, each under a name of its own."""
     if len({contents.layout for contents in found.values()}) > 1:
-        raise CheckpointError(f"an archive of several formats; say which is meant with key=, one of {listed(list(found))}")
+        raise CheckpointError(
+            f"an archive of several formats; say which is meant with key=, one of {listed(list(found))}"
+        )
 
     def under(what: str) -> dict[str, Any]:
-        return {f"{name}.{key}" if key else name: value for name, one in found.items() for key, value in getattr(one, what).items()}
+        return {
+            f"{name}.{key}" if key else name: value
+            for name, one in found.items()
+            for key, value in getattr(one, what).items()
+        }
 
     return Contents(
         under("tensors"),
@@ -208,20 +227,27 @@ _LARGEST_JSON = 1 << 24
 def _policy(members: dict[str, Callable[[], IO[bytes]]], options: ReadOptions) -> Contents:
     """Return the policy of a stable-baselines3 archive, its optimizer's state and what it says of itself."""
     saved: dict[str, Any] = {}
+    notes: list[str] = []
     with TemporaryDirectory() as folder:
-        for name in ("policy.pth", *(name for name in members if name.endswith(".pth") and name != "policy.pth")):
+        for name in (
+            "policy.pth",
+            *(name for name in members if name.endswith(".pth") and name != "policy.pth"),
+        ):
             path = _copy(members[name], f".{len(saved)}.pth", folder)
             key = {"policy.pth": "model", "policy.optimizer.pth": "optimizer"}.get(name, _stem(name))
             try:
-                saved[key] = load_torch_zip(path, trusted=options.trusted, mapped=False)
+                saved[key], told = load_inert(path, mapped=False)
             except CheckpointError as error:
-                raise CheckpointError(f"a stable-baselines3 archive, of which {name} is not read: {error}") from error
+                raise CheckpointError(
+                    f"a stable-baselines3 archive, of which {name} is not read: {error}"
+                ) from error
             path.unlink()
+            notes += told
         for name in ("data", "_stable_baselines3_version"):
             if name in members:
                 text = _copy(members[name], "", folder).read_bytes()[:_LARGEST_JSON]
                 saved |= _said(json.loads(text)) if name == "data" else {name[1:]: str(text, "utf-8").strip()}
-    return replace(contents_of(saved, key=options.key), format="stable-baselines3")
+    return replace(contents_of(saved, key=options.key, notes=notes), format="stable-baselines3")
 
 
 def _said(data: Any) -> dict[str, Any]:

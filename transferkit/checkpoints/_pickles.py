@@ -291,7 +291,9 @@ class _Machine(ByteReader):
         if state.get("numpy_array_alignment_bytes") is not None:
             self.read(self.number("<B"))
         sides = state["shape"]
-        if not isinstance(sides, tuple) or not all(isinstance(side, int) and 0 <= side < 2**40 for side in sides):
+        if not isinstance(sides, tuple) or not all(
+            isinstance(side, int) and 0 <= side < 2**40 for side in sides
+        ):
             raise ValueError(f"an array of shape {sides!r}")
         return self.read(math.prod(sides) * kind.itemsize)
 

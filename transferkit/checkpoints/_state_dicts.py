@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from transferkit.checkpoints._inert import Inert
 from transferkit.checkpoints._optimizer_state import attach_states
-from transferkit.checkpoints._trees import Module, OptimizerState, Tree, is_plain, is_tensor, leaves, tree_of
+from transferkit.checkpoints._trees import (
+    Module,
+    OptimizerState,
+    Tree,
+    is_plain,
+    is_tensor,
+    leaves,
+    put,
+    tree_of,
+    walk,
+)
 from transferkit.checkpoints.registry import Contents
 from transferkit.errors import CheckpointError, did_you_mean, listed
 from transferkit.layers import Layer, are_sorted, layers_of, split_key
@@ -61,6 +71,7 @@ _ADVICE = (
     "Load the file with the library that wrote it, make them plain with dequantize(), full_tensor() or to_dense(), "
     "save that and read it"
 )
+_SHOWN_DEPTH = 3  # of the keys that a refusal offers
 _LONGEST_VALUE = 4096  # characters of one
 _MOST_VALUES = 1000  # plain values that are kept of a file
 
@@ -87,7 +98,7 @@ def contents_of(
     tree = tree_of(saved)
     tree = tree if isinstance(tree, dict) else {"tensor": tree}
     place = _named(tree, key) if key is not None else usual_place(tree)
-    found, part = _inside(tree, place, optimizers=key is not None), places_in(tree).get(place)
+    found, part = _inside(tree, place, optimizers=key is not None), _part(tree, place)
     _refuse_unreadable(found)
     left = [name for name in found if "._extra_state" in f".{name}"]
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor) and name not in left}
@@ -179,11 +190,11 @@ def _optimizers_beside(saved: object, tree: Tree, place: str) -> list[Mapping[st
 
 def _plain_values(tree: Tree, place: str) -> dict[str, Any]:
     """Return the numbers, texts and flags beside a state dict; one-element tensors become numbers."""
-    inner, plain = _inside(tree, place) if place else {}, {}
+    plain: dict[str, Any] = {}
     for name, value in leaves(tree, optimizers=False):
         if len(plain) == _MOST_VALUES:
             break
-        if place and (name == place or name.removeprefix(f"{place}.") in inner and name.startswith(f"{place}.")):
+        if place and f"{name}.".startswith(f"{place}."):
             continue
         if is_plain(value) and len(str(value)) <= _LONGEST_VALUE:
             plain[name] = value
@@ -201,20 +212,22 @@ def usual_place(tree: Tree) -> str:
     A dict with dotted tensor names, and a module, is a state dict. It is taken where a usual key, or nothing but it,
     leads to it. Whatever else holds tensors has no one place, so all of it is meant.
     """
-    return ".".join(_home(tree, ()) or ())
+    holding: set[int] = set()
+    _holds_weights(tree, holding)
+    return ".".join(_home(tree, (), holding) or ())
 
 
-def _home(tree: Tree, path: tuple[str, ...]) -> tuple[str, ...] | None:
+def _home(tree: Tree, path: tuple[str, ...], holding: set[int]) -> tuple[str, ...] | None:
     if isinstance(tree, Module) or any("." in name and _is_weight(value) for name, value in tree.items()):
         return path
-    holding = [name for name, value in tree.items() if _holds_weights(value)]
-    usual = [key for key in USUAL_KEYS if key in holding and isinstance(tree[key], dict)]
+    held = [name for name, value in tree.items() if _is_weight(value) or id(value) in holding]
+    usual = [key for key in USUAL_KEYS if key in held and isinstance(tree[key], dict)]
     for key in usual:
-        inner = _home(tree[key], (*path, key))
-        if inner or set(holding) <= set(USUAL_KEYS):
+        inner = _home(tree[key], (*path, key), holding)
+        if inner or set(held) <= set(USUAL_KEYS):
             return inner or (*path, key)
-    alone = len(holding) == 1 and isinstance(tree[holding[0]], dict)
-    return _home(tree[holding[0]], (*path, holding[0])) if alone and not usual else None
+    alone = len(held) == 1 and isinstance(tree[held[0]], dict)
+    return _home(tree[held[0]], (*path, held[0]), holding) if alone and not usual else None
 
 
 def _is_weight(value: object) -> bool:
@@ -222,20 +235,14 @@ def _is_weight(value: object) -> bool:
     return is_tensor(value) and (not isinstance(value, Tensor) or value.ndim > 0)
 
 
-def _holds_weights(value: object) -> bool:
-    return any(_is_weight(leaf) for _, leaf in leaves(value, optimizers=False))
-
-
-def places_in(tree: Tree) -> dict[str, Tree]:
-    """Return every dict in a tree by its dotted place."""
-    found, pending = {"": tree}, [("", tree)]
-    while pending:
-        place, value = pending.pop()
-        for name, item in value.items():
-            if isinstance(item, dict):
-                found[f"{place}.{name}" if place else name] = item
-                pending.append((f"{place}.{name}" if place else name, item))
-    return found
+def _holds_weights(value: object, holding: set[int]) -> bool:
+    """Whether a part of a tree holds weights other than an optimizer's; dicts that do are added to ``holding``."""
+    if not isinstance(value, dict) or isinstance(value, OptimizerState):
+        return _is_weight(value)
+    held = [_holds_weights(item, holding) for item in value.values()]
+    if any(held):
+        holding.add(id(value))
+    return id(value) in holding
 
 
 def _path(tree: Tree, place: str) -> list[str]:
@@ -243,17 +250,32 @@ def _path(tree: Tree, place: str) -> list[str]:
     for name, item in tree.items():
         if name == place:
             return [name]
-        if isinstance(item, dict) and place.startswith(f"{name}.") and (rest := _path(item, place[len(name) + 1 :])):
+        if (
+            isinstance(item, dict)
+            and place.startswith(f"{name}.")
+            and (rest := _path(item, place[len(name) + 1 :]))
+        ):
             return [name, *rest]
     return []
 
 
+def _part(tree: Tree, place: str) -> Any:
+    """Return the part at a place, or ``None`` where a place within a module is none of its own."""
+    path = _path(tree, place)
+    for part in path:
+        tree = tree[part]
+    return tree if path or not place else None
+
+
 def _inside(tree: Tree, place: str, *, optimizers: bool = True) -> dict[str, Any]:
     """Return the leaves at and below a place by their names from there."""
-    if not place:
-        return dict(leaves(tree, optimizers=optimizers))
-    found = {name[len(place) + 1 :]: leaf for name, leaf in leaves(tree) if name.startswith(f"{place}.")}
-    return found or {place.rpartition(".")[2]: leaf for name, leaf in leaves(tree) if name == place}
+    found: dict[str, Any] = {}
+    for name, leaf in leaves(tree, optimizers=optimizers):
+        if not place or name.startswith(f"{place}."):
+            put(found, name[len(place) + 1 :] if place else name, leaf)
+        elif name == place:
+            put(found, name.rpartition(".")[2], leaf)
+    return found
 
 
 def _others(tree: Tree, place: str) -> list[str]:
@@ -266,7 +288,7 @@ def _others(tree: Tree, place: str) -> list[str]:
                 found.append(f"{above}{name}")
         tree, above = tree[part], f"{above}{part}."
     if not path:
-        found = [name for name, value in places_in(tree).items() if name and isinstance(value, OptimizerState)]
+        found = [name for name, value in walk(tree) if name and isinstance(value, OptimizerState)]
         found = [name for name in found if name.partition(".")[0] not in OPTIMIZER_KEYS]
     return found
 
@@ -279,14 +301,25 @@ def _named(tree: Tree, key: str) -> str:
     """
     if any(map(is_tensor, _inside(tree, key).values())):
         return key
-    holding = [name for name, part in places_in(tree).items() if name and any(is_tensor(x) for _, x in leaves(part))]
+    tensors = [name for name, leaf in leaves(tree) if is_tensor(leaf)]
+    parts = [
+        name.split(".")[: depth + 1]
+        for depth in range(_SHOWN_DEPTH)
+        for name in tensors
+        if name.count(".") > depth
+    ]
+    holding = list(dict.fromkeys(map(".".join, parts)))
     raise CheckpointError(
         f"no tensors under the key {key!r}{did_you_mean(key, holding)} It has: {listed(list(map(repr, holding)))}"
     )
 
 
 def _refuse_unreadable(found: Mapping[str, Any]) -> None:
-    wrong = [f"{name} ({leaf.unreadable})" for name, leaf in found.items() if isinstance(leaf, Inert) and leaf.unreadable]
+    wrong = [
+        f"{name} ({leaf.unreadable})"
+        for name, leaf in found.items()
+        if isinstance(leaf, Inert) and leaf.unreadable
+    ]
     if wrong:
         raise CheckpointError(f"not plain tensors: {listed(wrong, 3)}. {_ADVICE}.")
 

@@ -34,7 +34,7 @@ def read_torch_zip(path: Path, options: ReadOptions) -> Contents:
     """Read a torch zip archive, TorchScript's too; its tensors are mapped from the file."""
     if options.trusted:
         return contents_of(_trusted(path), key=options.key)
-    saved, notes = _loaded(path, mapped=True)
+    saved, notes = load_inert(path)
     return contents_of(saved, key=options.key, notes=notes)
 
 
@@ -51,13 +51,13 @@ def load_torch_zip(path: Path, *, trusted: bool = False, mapped: bool = True) ->
     """
     if trusted:
         return _trusted(path)
-    saved, notes = _loaded(path, mapped=mapped)
+    saved, notes = load_inert(path, mapped=mapped)
     if notes:
         raise CheckpointError(f"refused, since it holds more than tensors and plain values: {notes[0]}")
     return saved
 
 
-def _loaded(path: Path, *, mapped: bool) -> tuple[Any, list[str]]:
+def load_inert(path: Path, *, mapped: bool = True) -> tuple[Any, list[str]]:
     """Return what was saved, objects being inert, and what there is to say of it."""
     with open_zip(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
@@ -77,7 +77,11 @@ def _loaded(path: Path, *, mapped: bool) -> tuple[Any, list[str]]:
 def notes_of(reader: PlainReader) -> list[str]:
     """Return a note of the names that a pickle would have imported, if there are any."""
     unknown = sorted(reader.unknown)
-    return [f"not imported, so that what is made of them is kept as inert values: {listed(unknown)}"] if unknown else []
+    return (
+        [f"not imported, so that what is made of them is kept as inert values: {listed(unknown)}"]
+        if unknown
+        else []
+    )
 
 
 def _trusted(path: Path) -> Any:

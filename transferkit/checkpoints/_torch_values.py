@@ -69,7 +69,9 @@ class TorchReader(PlainReader):
         nested: Returns the storage that a file inside the pickle holds, as pickles of tensors have them.
     """
 
-    def __init__(self, size: int, load: LoadStorage, nested: Callable[[memoryview], Tensor] | None = None) -> None:
+    def __init__(
+        self, size: int, load: LoadStorage, nested: Callable[[memoryview], Tensor] | None = None
+    ) -> None:
         super().__init__(size)
         self.load, self.nested = load, nested
         self.storages: dict[str, Tensor] = {}  # flat tensors by storage key
@@ -83,7 +85,12 @@ class TorchReader(PlainReader):
         if name.module in _TENSOR_MODULES and name.name.endswith(("Storage", "Tensor")):
             return True
         is_constant = name.module == "torch" and isinstance(vars(torch).get(name.name), _CONSTANTS)
-        return is_constant or str(name) in (*_HARMLESS, _FROM_TYPE) or str(name).startswith(_SCRIPT) or name == _IN_BYTES
+        return (
+            is_constant
+            or str(name) in (*_HARMLESS, _FROM_TYPE)
+            or str(name).startswith(_SCRIPT)
+            or name == _IN_BYTES
+        )
 
     def _made(self, value: Any) -> Any:
         if isinstance(value, Persistent):
@@ -182,7 +189,7 @@ def storage_dtype(kind: Any) -> torch.dtype:
     name = kind.name if isinstance(kind, Global) else ""
     if name not in _STORAGE_DTYPES:
         raise CheckpointError(
-            f"storages of class {kind} cannot be read; save the state dict of the model with plain tensors, and read that"
+            f"storages of class {kind} cannot be read; save the model's state dict with plain tensors and read that"
         )
     return _STORAGE_DTYPES[name]
 

@@ -20,6 +20,7 @@ from transferkit.layers import kind_of_class
 
 Tree = dict[str, Any]
 _MAX_DEPTH = 100
+_MOST_TEXT = 1 << 27  # characters of all names together
 _LONGEST_LIST = 100  # plain values that are kept as one
 _MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 _SCRIPT = "__torch__."
@@ -57,13 +58,29 @@ def tree_of(saved: object) -> Any:
     return _Builder(saved).node(saved, None, 0)
 
 
-def leaves(tree: Any, prefix: str = "", *, optimizers: bool = True) -> Iterator[tuple[str, Any]]:
+def walk(tree: Any, *, optimizers: bool = True) -> Iterator[tuple[str, Any]]:
+    """Yield every part of a tree with its dotted name, in order, a dict before what is in it.
+
+    Raises:
+        CheckpointError: All the names together are longer than those of any model.
+    """
+    text = 0
+    pending: list[tuple[str, Any]] = [("", tree)]
+    while pending:
+        name, value = pending.pop()
+        yield name, value
+        if isinstance(value, dict) and (optimizers or not isinstance(value, OptimizerState)):
+            text += sum(len(str(key)) for key in value) + len(name) * len(value)
+            if text > _MOST_TEXT:
+                raise CheckpointError(
+                    f"refused: the names of its parts have more than {_MOST_TEXT:,} characters"
+                )
+            pending += [(f"{name}.{key}" if name else key, item) for key, item in reversed(value.items())]
+
+
+def leaves(tree: Any, *, optimizers: bool = True) -> Iterator[tuple[str, Any]]:
     """Yield the leaves of a tree with their dotted names, in order."""
-    if not isinstance(tree, dict):
-        yield prefix, tree
-    elif optimizers or not isinstance(tree, OptimizerState):
-        for name, value in tree.items():
-            yield from leaves(value, f"{prefix}.{name}" if prefix else name, optimizers=optimizers)
+    return (part for part in walk(tree, optimizers=optimizers) if not isinstance(part[1], dict))
 
 
 def is_tensor(value: object) -> bool:
@@ -101,7 +118,9 @@ class _Builder:
         """Return one value as a tree or leaf."""
         self.count += 1
         if depth > _MAX_DEPTH or self.count > MAX_VALUES:
-            raise CheckpointError(f"refused: more than {_MAX_DEPTH} deep, or of more than {MAX_VALUES:,} values")
+            raise CheckpointError(
+                f"refused: more than {_MAX_DEPTH} deep, or of more than {MAX_VALUES:,} values"
+            )
         if isinstance(value, nn.Module):
             value = value.state_dict()
         if isinstance(value, Inert):
@@ -131,29 +150,31 @@ class _Builder:
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         found: Tree = OptimizerState() if depth and _is_optimizer(value) else {}
         for key, item in items:
-            _put(found, key if isinstance(key, str) else _label(key), self.node(item, value, depth + 1))
+            put(found, key if isinstance(key, str) else _label(key), self.node(item, value, depth + 1))
         return found
 
     def _module(self, value: Inert, prefix: str, found: Module, depth: int) -> None:
         """Add a module's own tensors, then those of the modules in it, as ``state_dict`` orders them."""
         self.count += 1
         if depth > _MAX_DEPTH or self.count > MAX_VALUES:
-            raise CheckpointError(f"refused: its modules are more than {_MAX_DEPTH} deep, or contain themselves")
+            raise CheckpointError(
+                f"refused: its modules are more than {_MAX_DEPTH} deep, or contain themselves"
+            )
         self.seen.add(id(value))
         own, modules, rest, scratch = _parts(value)
         found.loose += [f"{prefix}{key}" for key in scratch]
         for key, tensor in own.items():
-            _put(found, f"{prefix}{key}", as_tensor(tensor))
+            put(found, f"{prefix}{key}", as_tensor(tensor))
         self._describe(value, prefix[:-1], own, rest, found)
         for key, child in modules.items():
             if isinstance(child, Inert) and _is_module(child):
                 self._module(child, f"{prefix}{key}.", found, depth + 1)
             elif child is not None:
-                for name, leaf in leaves(self.node(child, modules, depth + 1), f"{prefix}{key}"):
-                    _put(found, name, leaf)
+                for name, leaf in leaves({f"{prefix}{key}": self.node(child, modules, depth + 1)}):
+                    put(found, name, leaf)
         for key, item in rest.items():
             if not is_plain(item):
-                loose = leaves(self.node(item, rest, depth + 1), f"{prefix}{key}")
+                loose = leaves({f"{prefix}{key}": self.node(item, rest, depth + 1)})
                 found.loose += [name for name, leaf in loose if is_tensor(leaf)]
 
     def _describe(self, value: Inert, name: str, own: Tree, rest: Tree, found: Module) -> None:
@@ -185,10 +206,13 @@ def _owners(root: object) -> dict[int, int]:
 def _inside(value: Any) -> Any:
     if isinstance(value, Inert):
         return [value.content]
-    return list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else []
+    return (
+        list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else []
+    )
 
 
-def _put(found: Tree, name: str, value: Any) -> None:
+def put(found: Tree, name: str, value: Any) -> None:
+    """Add a part under a name that is not taken."""
     if name in found:
         raise CheckpointError(f"refused: two of its parts are called {name!r}")
     found[name] = value
@@ -229,6 +253,6 @@ def _parts(value: Inert) -> tuple[Tree, Tree, Tree, list[str]]:
     own = {_label(key): item for key, item in parameters.items() if item is not None}
     for key, item in buffers.items():
         if item is not None and key not in scratch:
-            _put(own, _label(key), item)
+            put(own, _label(key), item)
     rest = {key: item for key, item in content.items() if key not in _MODULE_PARTS}
     return own, modules, rest, scratch

@@ -52,29 +52,62 @@ _KNOWN = frozenset(
     + [Global("_codecs", "encode"), _JOBLIB_ARRAY, *_JAX_ARRAYS, *_RECONSTRUCTORS]
 )
 
-# Modules that no weights need, and whose use tells that a file is there to run a program. Nothing would run here in
-# any case; whoever sees such a name should not load the file elsewhere either. Of Python's builtins, types are inert.
+# What no weights need, and what only a file that is there to run a program names. Nothing of it would run here in any
+# case; whoever sees such a name should not load the file elsewhere either. Of Python's builtins, types are inert.
 _PROGRAMS = frozenset(
-    "os posix nt subprocess pty sys ctypes socket shutil importlib imp runpy code codeop pdb bdb timeit pickle _pickle "
-    "marshal webbrowser multiprocessing asyncio signal gc inspect pip site tempfile glob fileinput io _io http urllib "
-    "requests ftplib smtplib ssl platform commands popen2 __main__.__builtins__ nturl2path".split()
+    (
+        *(
+            "os",
+            "posix",
+            "nt",
+            "subprocess",
+            "pty",
+            "sys",
+            "ctypes",
+            "socket",
+            "shutil",
+            "importlib",
+            "imp",
+            "runpy",
+        ),
+        *("code", "codeop", "pdb", "bdb", "timeit", "pickle", "_pickle", "marshal", "webbrowser", "commands"),
+        *(
+            "io.open",
+            "io.FileIO",
+            "_io.open",
+            "_io.FileIO",
+            "torch.load",
+            "torch.save",
+            "torch.hub",
+            "torch.jit.load",
+        ),
+        *(
+            "torch.package",
+            "torch._inductor",
+            "torch.utils.cpp_extension",
+            "torch.serialization.load",
+            "joblib.load",
+        ),
+        *(
+            "numpy.load",
+            "numpy.save",
+            "numpy.memmap",
+            "numpy.fromfile",
+            "numpy.lib.npyio",
+            "numpy.testing._private",
+        ),
+    )
 )
 _INERT_BUILTINS = frozenset(["getattr", "unicode", "long", "xrange", "Ellipsis", "NotImplemented"])
-_PROGRAM_NAMES = frozenset(
-    "torch.load torch.save torch.hub torch.jit.load torch.package numpy.load numpy.save numpy.memmap numpy.fromfile "
-    "numpy.lib.npyio torch._inductor torch.utils.cpp_extension _codecs.lookup operator.attrgetter "
-    "types.FunctionType types.CodeType".split()
-)
 
 
 def runs_programs(name: Global) -> bool:
     """Whether a name belongs to what starts programs, opens files or evaluates text."""
-    module, top = name.module, name.module.partition(".")[0]
-    if module in _BUILTINS:
+    if name.module in _BUILTINS:
         first = name.name.partition(".")[0]
         return first not in _INERT_BUILTINS and not isinstance(vars(builtins).get(first), type)
-    known = _PROGRAM_NAMES & {".".join(str(name).split(".")[:count]) for count in range(2, 5)}
-    return top in _PROGRAMS or bool(known)
+    parts = str(name).split(".", 3)
+    return any(".".join(parts[:count]) in _PROGRAMS for count in (1, 2, 3))
 
 
 class PlainReader:
@@ -203,7 +236,9 @@ class PlainReader:
             if state is not None:
                 content |= self.dict_of(state.items() if isinstance(state, dict) else [("state", state)])
         keyed = self.dict_of(item for item in call.items if isinstance(item, Pair))
-        positional = [self.plain(value) for value in (*call.arguments, *call.items) if not isinstance(value, Pair)]
+        positional = [
+            self.plain(value) for value in (*call.arguments, *call.items) if not isinstance(value, Pair)
+        ]
         if not content and not keyed:
             return positional[0] if len(positional) == 1 else positional
         content |= {f"{key}_" if key in content else key: value for key, value in keyed.items()}
@@ -221,7 +256,9 @@ class PlainReader:
         if function == _JOBLIB_ARRAY:
             if call.items and isinstance(call.items[0], Call):  # objects, pickled by numpy
                 return self.plain(call.items[0])
-            return self.array(call.state["shape"], call.state["dtype"], call.state["order"] == "F", call.items[0])
+            return self.array(
+                call.state["shape"], call.state["dtype"], call.state["order"] == "F", call.items[0]
+            )
         if function in _RECONSTRUCTORS:
             of = Call(arguments[0], arguments[2:] if arguments[2] is not None else (), call.state, call.items)
             return self._result(of)
@@ -284,15 +321,13 @@ def _array_state(state: Any) -> tuple[Any, ...]:
 
 
 _UNFINISHED = object()
-_WORDS = re.compile(r"[US]\d{1,4}|[mM]8")
+_WORDS = re.compile(r"[US]\d{1,4}|[mM]8")  # text and dates
 _MOST_WORDS = 1000  # values that are kept of an array that holds no numbers
 
 
 def _is_slots(state: Any) -> bool:
     """Whether a state is that of a class with slots: a dict of attributes or none, and a dict of slots."""
-    return (
-        isinstance(state, tuple) and len(state) == 2 and all(isinstance(part, dict | None) for part in state)
-    )
+    return isinstance(state, tuple) and len(state) == 2 and all(isinstance(part, dict | None) for part in state)
 
 
 def _dtype(call: Any) -> np.dtype[Any]:
@@ -325,7 +360,7 @@ def _is_objects(dtype: Any) -> bool:
 
 def _words(flat: NDArray[Any], shape: tuple[int, ...]) -> Any:
     """Return an array of text or dates as a plain value, or what stands for a long one."""
-    if len(flat) > _MOST_WORDS:
+    if len(flat) > _MOST_WORDS or flat.dtype.kind in "mM":
         return Inert(f"numpy array {flat.dtype} {list(shape)}")
     values = [str(value, "latin1") if isinstance(value, bytes) else str(value) for value in flat]
     return values if shape else values[0]
