@@ -154,7 +154,9 @@ def _module_note(part: object) -> list[str]:
         return []
     told = [f"the parameters and buffers of a pickled module of class {part.name}, which was not made"]
     if part.loose:
-        told += [f"left out tensors that are neither parameters nor saved buffers: {listed(part.loose, 4)}"]
+        told += [
+            f"left out tensors that are neither parameters nor saved buffers: {listed(list(part.loose), 4)}"
+        ]
     return told
 
 

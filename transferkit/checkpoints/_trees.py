@@ -42,7 +42,7 @@ class Module(Tree):
         self.name = name
         self.kinds: dict[str, str] = {}
         self.attributes: dict[str, dict[str, Any]] = {}
-        self.loose: list[str] = []
+        self.loose: Tree = {}
 
 
 class OptimizerState(Tree):
@@ -65,12 +65,13 @@ def walk(tree: Any, *, optimizers: bool = True) -> Iterator[tuple[str, Any]]:
         CheckpointError: All the names together are longer than those of any model.
     """
     text = 0
-    pending: list[tuple[str, Any]] = [("", tree)]
+    pending = [("", tree)]
     while pending:
         name, value = pending.pop()
         yield name, value
-        if isinstance(value, dict) and (optimizers or not isinstance(value, OptimizerState)):
-            text += sum(len(str(key)) for key in value) + len(name) * len(value)
+        left = isinstance(value, OptimizerState) and not optimizers
+        if isinstance(value, dict) and not left:
+            text += sum(map(len, value)) + len(name) * len(value)
             if text > _MOST_TEXT:
                 raise CheckpointError(
                     f"refused: the names of its parts have more than {_MOST_TEXT:,} characters"
@@ -90,7 +91,9 @@ def is_tensor(value: object) -> bool:
 
 def is_plain(value: object) -> bool:
     """Whether a leaf is a number, a text or a flag, or a short list of them."""
-    return isinstance(value, str | int | float) or (_is_row(value) and len(value) <= _LONGEST_LIST)
+    if isinstance(value, list | tuple):
+        return len(value) <= _LONGEST_LIST and _is_row(value)
+    return isinstance(value, str | int | float)
 
 
 def _is_row(value: Any) -> bool:
@@ -114,13 +117,17 @@ class _Builder:
         self.above: set[int] = set()
         self.count = 0
 
-    def node(self, value: Any, owner: object, depth: int) -> Any:
-        """Return one value as a tree or leaf."""
+    def _step(self, depth: int) -> None:
         self.count += 1
         if depth > _MAX_DEPTH or self.count > MAX_VALUES:
             raise CheckpointError(
-                f"refused: more than {_MAX_DEPTH} deep, or of more than {MAX_VALUES:,} values"
+                f"refused: more than {MAX_VALUES:,} values, or nested more than {_MAX_DEPTH} deep, as a module that "
+                "contains itself"
             )
+
+    def node(self, value: Any, owner: object, depth: int) -> Any:
+        """Return one value as a tree or leaf."""
+        self._step(depth)
         if isinstance(value, nn.Module):
             value = value.state_dict()
         if isinstance(value, Inert):
@@ -144,6 +151,8 @@ class _Builder:
             return self.node(value.content, value, depth + 1)
         found = Module(_class_name(value.name))
         self._module(value, "", found, depth)
+        held = {id(tensor) for tensor in found.values()}  # lists of a module's own parameters are nothing new
+        found.loose = {name: leaf for name, leaf in found.loose.items() if id(leaf) not in held}
         return found
 
     def _branch(self, value: Any, depth: int) -> Tree:
@@ -155,14 +164,10 @@ class _Builder:
 
     def _module(self, value: Inert, prefix: str, found: Module, depth: int) -> None:
         """Add a module's own tensors, then those of the modules in it, as ``state_dict`` orders them."""
-        self.count += 1
-        if depth > _MAX_DEPTH or self.count > MAX_VALUES:
-            raise CheckpointError(
-                f"refused: its modules are more than {_MAX_DEPTH} deep, or contain themselves"
-            )
+        self._step(depth)
         self.seen.add(id(value))
         own, modules, rest, scratch = _parts(value)
-        found.loose += [f"{prefix}{key}" for key in scratch]
+        found.loose |= {f"{prefix}{key}": item for key, item in scratch.items()}
         for key, tensor in own.items():
             put(found, f"{prefix}{key}", as_tensor(tensor))
         self._describe(value, prefix[:-1], own, rest, found)
@@ -175,7 +180,7 @@ class _Builder:
         for key, item in rest.items():
             if not is_plain(item):
                 loose = leaves({f"{prefix}{key}": self.node(item, rest, depth + 1)})
-                found.loose += [name for name, leaf in loose if is_tensor(leaf)]
+                found.loose |= {name: leaf for name, leaf in loose if is_tensor(leaf)}
 
     def _describe(self, value: Inert, name: str, own: Tree, rest: Tree, found: Module) -> None:
         """Keep what the file says of a module beside its tensors."""
@@ -240,16 +245,16 @@ def _class_name(name: str) -> str:
     return ".".join(part for part in parts if not part.startswith(_MANGLED))
 
 
-def _parts(value: Inert) -> tuple[Tree, Tree, Tree, list[str]]:
-    """Return a module's own tensors, the modules in it, the rest, and the names of buffers that are not saved."""
+def _parts(value: Inert) -> tuple[Tree, Tree, Tree, Tree]:
+    """Return a module's own tensors, the modules in it, the rest, and buffers that are not saved."""
     content: Tree = {_label(key): item for key, item in value.content.items()}
     if value.name.startswith(_SCRIPT):
         rest = {key: item for key, item in content.items() if item is None or is_plain(item)}
         own = {key: item for key, item in content.items() if is_tensor(item)}
-        return own, {key: item for key, item in content.items() if key not in {**rest, **own}}, rest, []
+        return own, {key: item for key, item in content.items() if key not in {**rest, **own}}, rest, {}
     parameters, buffers, modules = (content[part] for part in _MODULE_PARTS)
     listed = content.get("_non_persistent_buffers_set") or ()
-    scratch = [key for key, item in buffers.items() if item is not None and key in listed]
+    scratch = {key: item for key, item in buffers.items() if item is not None and key in listed}
     own = {_label(key): item for key, item in parameters.items() if item is not None}
     for key, item in buffers.items():
         if item is not None and key not in scratch:
