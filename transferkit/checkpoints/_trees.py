@@ -134,7 +134,9 @@ class _Builder:
             return self._object(value, owner, depth)
         if isinstance(value, Global | torch.dtype | torch.device):
             return str(value)
-        if not isinstance(value, Mapping | list | tuple) or _is_row(value) or id(value) in self.above:
+        if id(value) in self.above:
+            return None
+        if not isinstance(value, Mapping | list | tuple) or _is_row(value):
             return as_tensor(value)
         self.above.add(id(value))
         found = self._branch(value, depth)

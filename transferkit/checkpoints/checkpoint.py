@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transferkit.checkpoints import (  # noqa: F401  importing a reader registers its format
+    _archives,
     _containers,
-    _numpy_files,
     _pickle_files,
     _safetensors,
     _torch_files,
