@@ -473,7 +473,11 @@ def torch_tricks() -> Iterator[File]:
         ".pt",
         torch_zip(program(mapping(w=good, pad=raw_bytes(b"\0" * 10**7))), compression=zipfile.ZIP_DEFLATED),
     )
-    yield "an exported program", ".pt2", torch_zip(program(mapping(w=good)), {"archive_format": b"pt2"})
+    yield (
+        "an exported program",
+        ".pt2",
+        torch_zip(program(mapping(w=good)), {"data/weights/model_weights_config.json": b"{}"}),
+    )
     yield "a zip without a directory", ".pt", torch_zip(program(mapping(w=good)))[:-40]
     yield "protocol 4", ".pt", torch_zip(program(b"\x95\x01\0\0\0\0\0\0\0}\x94", 4))
     yield "no tensors", ".pt", torch_zip(program(b"}"))

@@ -7,6 +7,7 @@ import io
 import pickle
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -178,6 +179,23 @@ def test_torchscript_is_read_without_its_program(traced: bool, tmp_path: Path) -
     assert tensors.keys() == wanted.keys()
     assert all(torch.equal(tensors[key], wanted[key]) for key in wanted)
     assert found["conv"].kind == "conv" and "TorchScript, whose program was not run" in found.notes
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_program_is_read_without_running(tmp_path: Path) -> None:
+    net = Net().eval()
+    net.forward = lambda x: net.again(net.rows[0](net.stem(x).mean((2, 3))))  # type: ignore[method-assign]
+    torch.export.save(torch.export.export(net, (torch.ones(2, 3, 8, 8),)), tmp_path / "x.pt2")
+    found = read_checkpoint(tmp_path / "x.pt2")
+    assert found.state_dict().keys() == net.state_dict().keys()
+    assert all(torch.equal(found.state_dict()[key], value) for key, value in net.state_dict().items())
+    assert found.shared and found.format == "torch.export"
+    for suffix in ("weight", "example_inputs"):
+        torch.save(net.state_dict() if suffix == "weight" else [torch.ones(2)], tmp_path / suffix)
+    with zipfile.ZipFile(tmp_path / "old.pt2", "w") as archive:
+        archive.write(tmp_path / "weight", "serialized_state_dict.pt")
+        archive.write(tmp_path / "example_inputs", "serialized_example_inputs.pt")
+    assert read_checkpoint(tmp_path / "old.pt2").state_dict().keys() == net.state_dict().keys()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -231,8 +231,10 @@ def test_several_files_of_an_archive_are_read_under_their_names(tmp_path: Path) 
     torch.save(PLAIN, buffer)
     path = tmp_path / "x.zip"
     path.write_bytes(zipped({"actor.pt": buffer.getvalue(), "run/critic.pt": buffer.getvalue(), "a.txt": b"?"}))
-    assert read_checkpoint(path).names == ("actor.fc", "critic.fc")
-    assert read_checkpoint(path, key="critic").names == ("fc",)
+    assert read_checkpoint(path).names == ("actor.fc", "run.critic.fc")
+    assert read_checkpoint(path, key="run.critic").names == ("fc",)
+    path.write_bytes(zipped({"a.pt": buffer.getvalue(), "a.pth": buffer.getvalue()}))
+    assert read_checkpoint(path).names == ("a.pt.fc", "a.pth.fc")
     path.write_bytes(zipped({"a.txt": b"?"}))
     with pytest.raises(CheckpointError, match=r"an archive of 1 files, none of which is read: a\.txt"):
         read_checkpoint(path)

@@ -7,9 +7,11 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -27,6 +29,7 @@ _ZLIB = (b"x\x01", b"x^", b"x\x9c", b"x\xda")
 _GZIP_FORMAT, _ZLIB_FORMAT = 31, 15  # of zlib
 _CHUNK = 1 << 20
 _MOST_MEMBERS = 500
+_EXPORTED = "serialized_state_dict.pt"
 _DEEPEST = 3  # containers in containers
 
 Member = tuple[str, Callable[[], IO[bytes]]]
@@ -35,15 +38,12 @@ Member = tuple[str, Callable[[], IO[bytes]]]
 def _inside(path: Path, options: ReadOptions) -> Contents:
     """Return what a file that is about to be deleted holds, in memory."""
     if options.depth >= _DEEPEST:
-        raise CheckpointError(
-            f"refused: more than {_DEEPEST} archives in each other; unpack it and read what is inside"
-        )
+        raise CheckpointError(f"refused: more than {_DEEPEST} archives in each other; unpack the outer ones")
     form = find_format(path)
     found = form.read(path, replace(options, depth=options.depth + 1))
     states = {key: ParameterState.of(state).copied() for key, state in found.states.items()}
-    return replace(
-        found, tensors=copied(found.tensors), states=states, format=found.format or form.name, files=()
-    )
+    name = found.format or form.name
+    return replace(found, tensors=copied(found.tensors), states=states, format=name, files=())
 
 
 # One compressed file.
@@ -81,18 +81,14 @@ def _unpack(path: Path, inner: Path) -> None:
             while not unpacker.eof and (chunk := unpacker.unconsumed_tail or file.read(_CHUNK)):
                 unpacked += target.write(unpacker.decompress(chunk, _CHUNK))
                 if unpacked > limit:
-                    raise CheckpointError(
-                        f"refused: {size:,} bytes that would unpack to more than {limit:,}; unpack it (gunzip) and "
-                        "read what is inside"
-                    )
+                    told = f"refused: {size:,} bytes that would unpack to more than {limit:,}"
+                    raise CheckpointError(f"{told}; unpack it (gunzip) and read what is inside")
         except zlib.error as error:
             raise CheckpointError(f"damaged compressed file: {error}") from error
         if not unpacker.eof:
             raise CheckpointError("damaged compressed file: it ends too early")
         if unpacker.unused_data.strip(b"\0") or not _only_zeros(file):
-            raise CheckpointError(
-                "a compressed file with more behind it; unpack it (gunzip) and read what is inside"
-            )
+            raise CheckpointError("a compressed file with more behind it; unpack it (gunzip) and read the rest")
 
 
 def _only_zeros(file: IO[bytes]) -> bool:
@@ -106,27 +102,14 @@ def _only_zeros(file: IO[bytes]) -> bool:
 def read_tar(path: Path, options: ReadOptions) -> Contents:
     """Read the files in a tar archive that can be read; its links and folders are nothing."""
     with tarfile.open(path, "r:") as archive:
-        members = [member for member in _tar_members(archive) if member.isreg() and not member.issparse()]
+        members = list(islice(archive, _MOST_MEMBERS + 1))
+        if len(members) > _MOST_MEMBERS:
+            raise CheckpointError(f"an archive of more than {_MOST_MEMBERS} files; unpack it and read one")
+        members = [member for member in members if member.isreg() and not member.issparse()]
         if sum(member.size for member in members) > path.stat().st_size:
             raise CheckpointError("refused: the members of the archive are larger than the file")
-        return _read_members([(member.name, partial(_opened, archive, member)) for member in members], options)
-
-
-def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    found = archive.extractfile(member)
-    if found is None:
-        raise CheckpointError(f"damaged tar archive: {member.name} is no file")
-    return found
-
-
-def _tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    try:
-        for count, member in enumerate(archive):
-            if count == _MOST_MEMBERS:
-                raise CheckpointError(f"an archive of more than {_MOST_MEMBERS} files; unpack it and read one")
-            yield member
-    except tarfile.TarError as error:
-        raise CheckpointError(f"damaged tar archive: {error}") from error
+        opened: list[Any] = [(member.name, partial(archive.extractfile, member)) for member in members]
+        return _read_members(opened, options)
 
 
 @register_reader("zip", matches=lambda path, head: head.startswith(b"PK") and bool(zip_names(path)))
@@ -138,48 +121,56 @@ def read_zip(path: Path, options: ReadOptions) -> Contents:
             raise CheckpointError(f"an archive of {len(members):,} files; unpack it and read one")
         if sum(member.file_size for member in members) > path.stat().st_size + LARGEST_SURPRISE:
             raise CheckpointError(
-                "refused: it would unpack to far more than it is; unpack it and read what is inside"
+                "refused: it would unpack to far more than it is; unpack it and read one file"
             )
         opened: list[Member] = [(member.filename, partial(archive.open, member)) for member in members]
         if "policy.pth" in archive.namelist():
             return _policy(dict(opened), options)
+        if _EXPORTED in archive.namelist() and options.key is None:  # torch.export's, before torch 2.7
+            options = replace(options, key=_EXPORTED.removesuffix(".pt"))
         return _read_members(opened, options)
 
 
 def _read_members(members: list[Member], options: ReadOptions) -> Contents:
     """Return what the files of an archive hold: one alone as it is, several under their names."""
-    asked = {name: _key_within(name, options.key) for name, _ in members}
-    chosen = [name for name, key in asked.items() if key is not None]
+    names = _short_names([name for name, _ in members])
+    asked = options.key or ""
+    chosen = [name for name in names.values() if f"{asked}.".startswith(f"{name}.")]
     found, refused = dict[str, Contents](), dict[str, str]()
     for name, opened in members:
-        if chosen and name not in chosen:
+        short = names[name]
+        if chosen and short not in chosen:
             continue
-        key = (asked[name] or None) if chosen else options.key
+        key = (asked[len(short) + 1 :] or None) if chosen else options.key
         try:
             with TemporaryDirectory() as folder:
-                found[name] = _inside(
-                    _copy(opened, Path(folder, name).suffix, folder), replace(options, key=key)
-                )
+                path = _copy(opened, Path(folder, name).suffix, folder)
+                found[short] = _inside(path, replace(options, key=key))
         except (CheckpointError, MissingExtraError) as error:
             refused[name] = why_not_read(error)
     if not found:
-        reasons = [f"{name} ({reason:.200})" for name, reason in refused.items()]
-        raise CheckpointError(
-            f"an archive of {len(refused)} files, none of which is read: {listed(reasons, 4)}"
-        )
+        reasons = listed([f"{name} ({reason:.200})" for name, reason in refused.items()], 4)
+        raise CheckpointError(f"an archive of {len(refused)} files, none of which is read: {reasons}")
     notes = [f"left out of the archive: {listed(list(refused), 4)}"] if refused else []
     if len(found) == 1:
         ((name, contents),) = found.items()
         return replace(contents, notes=(f"read {name} in the archive", *contents.notes, *notes))
-    return _together({_stem(name): contents for name, contents in found.items()}, notes)
+    return _together(found, notes)
+
+
+def _short_names(names: list[str]) -> dict[str, str]:
+    """Return the members' names as the first parts of tensors': dotted, and without suffixes that tell nothing."""
+    short = {name: ".".join(Path(name).with_suffix("").parts) if Path(name).suffix else name for name in names}
+    if len(short) != len(names):
+        raise CheckpointError("refused: two members of the archive have the same name")
+    count = Counter(short.values())
+    return {name: own if count[own] == 1 else ".".join(Path(name).parts) for name, own in short.items()}
 
 
 def _together(found: dict[str, Contents], notes: list[str]) -> Contents:
     """Return several contents as one, each under a name of its own."""
     if len({contents.layout for contents in found.values()}) > 1:
-        raise CheckpointError(
-            f"an archive of several formats; say which is meant with key=, one of {listed(list(found))}"
-        )
+        raise CheckpointError(f"of several formats; say which is meant with key=, one of {listed(list(found))}")
 
     def under(what: str) -> dict[str, Any]:
         return {
@@ -200,17 +191,6 @@ def _together(found: dict[str, Contents], notes: list[str]) -> Contents:
     )
 
 
-def _stem(name: str) -> str:
-    """Return a member's name as the first part of a tensor's: without folder and suffix."""
-    return name.rpartition("/")[2].rpartition(".")[0] or name.rpartition("/")[2]
-
-
-def _key_within(name: str, key: str | None) -> str | None:
-    """Return what a key names within a member, or ``None`` if it names something else."""
-    stem = _stem(name)
-    return key[len(stem) + 1 :] if key is not None and (key == stem or key.startswith(f"{stem}.")) else None
-
-
 def _copy(opened: Callable[[], IO[bytes]], suffix: str, folder: str) -> Path:
     path = Path(folder, f"member{suffix if suffix.isascii() and len(suffix) < 20 else ''}")
     try:
@@ -222,34 +202,27 @@ def _copy(opened: Callable[[], IO[bytes]], suffix: str, folder: str) -> Path:
 
 
 _LARGEST_JSON = 1 << 24
+_VERSION = "_stable_baselines3_version"
 
 
 def _policy(members: dict[str, Callable[[], IO[bytes]]], options: ReadOptions) -> Contents:
     """Return the policy of a stable-baselines3 archive, its optimizer's state and what it says of itself."""
     saved: dict[str, Any] = {}
     notes: list[str] = []
+    keys = {"policy.pth": "model", "policy.optimizer.pth": "optimizer"}
     with TemporaryDirectory() as folder:
-        for name in (
-            "policy.pth",
-            *(name for name in members if name.endswith(".pth") and name != "policy.pth"),
+        for name in sorted(
+            (name for name in members if name.endswith(".pth")), key=lambda name: name not in keys
         ):
-            path = _copy(members[name], f".{len(saved)}.pth", folder)
-            key = {"policy.pth": "model", "policy.optimizer.pth": "optimizer"}.get(name, _stem(name))
+            path, key = _copy(members[name], f".{len(saved)}.pth", folder), keys.get(name, name[:-4])
             try:
                 saved[key], told = load_inert(path, mapped=False)
             except CheckpointError as error:
-                raise CheckpointError(
-                    f"a stable-baselines3 archive, of which {name} is not read: {error}"
-                ) from error
-            path.unlink()
+                raise CheckpointError(f"of stable-baselines3, and {name} in it is not read: {error}") from error
             notes += told
-        for name in ("data", "_stable_baselines3_version"):
-            if name in members:
-                text = _copy(members[name], "", folder).read_bytes()[:_LARGEST_JSON]
-                saved |= _said(json.loads(text)) if name == "data" else {name[1:]: str(text, "utf-8").strip()}
+        if "data" in members:  # beside plain values, programs in base64
+            data = json.loads(_copy(members["data"], "", folder).read_bytes()[:_LARGEST_JSON])
+            saved["data"] = {key: value for key, value in data.items() if not isinstance(value, dict)}
+        if _VERSION in members:
+            saved[_VERSION[1:]] = _copy(members[_VERSION], "", folder).read_text().strip()
     return replace(contents_of(saved, key=options.key, notes=notes), format="stable-baselines3")
-
-
-def _said(data: Any) -> dict[str, Any]:
-    """Return the settings that an archive keeps as plain values; others are programs in base64."""
-    return {f"data.{key}": value for key, value in data.items() if not isinstance(value, dict)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from typing import Any, TypeGuard
 
 import torch
@@ -98,7 +100,9 @@ def contents_of(
     tree = tree_of(saved)
     tree = tree if isinstance(tree, dict) else {"tensor": tree}
     place = _named(tree, key) if key is not None else usual_place(tree)
-    found, part = _inside(tree, place, optimizers=key is not None), _part(tree, place)
+    found = _inside(tree, place, optimizers=key is not None)
+    path = _path(tree, place)
+    part = reduce(getitem, path, tree) if path or not place else None  # a place within a module is no part
     _refuse_unreadable(found)
     left = [name for name in found if "._extra_state" in f".{name}"]
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor) and name not in left}
@@ -154,9 +158,8 @@ def _module_note(part: object) -> list[str]:
         return []
     told = [f"the parameters and buffers of a pickled module of class {part.name}, which was not made"]
     if part.loose:
-        told += [
-            f"left out tensors that are neither parameters nor saved buffers: {listed(list(part.loose), 4)}"
-        ]
+        loose = listed(list(part.loose), 4)
+        told += [f"left out tensors that are neither parameters nor saved buffers: {loose}"]
     return told
 
 
@@ -252,21 +255,10 @@ def _path(tree: Tree, place: str) -> list[str]:
     for name, item in tree.items():
         if name == place:
             return [name]
-        if (
-            isinstance(item, dict)
-            and place.startswith(f"{name}.")
-            and (rest := _path(item, place[len(name) + 1 :]))
-        ):
-            return [name, *rest]
+        rest = place.removeprefix(f"{name}.")
+        if isinstance(item, dict) and rest != place and (path := _path(item, rest)):
+            return [name, *path]
     return []
-
-
-def _part(tree: Tree, place: str) -> Any:
-    """Return the part at a place, or ``None`` where a place within a module is none of its own."""
-    path = _path(tree, place)
-    for part in path:
-        tree = tree[part]
-    return tree if path or not place else None
 
 
 def _inside(tree: Tree, place: str, *, optimizers: bool = True) -> dict[str, Any]:
@@ -303,25 +295,17 @@ def _named(tree: Tree, key: str) -> str:
     """
     if any(map(is_tensor, _inside(tree, key).values())):
         return key
-    tensors = [name for name, leaf in leaves(tree) if is_tensor(leaf)]
-    parts = [
-        name.split(".")[: depth + 1]
-        for depth in range(_SHOWN_DEPTH)
-        for name in tensors
-        if name.count(".") > depth
-    ]
-    holding = list(dict.fromkeys(map(".".join, parts)))
+    parts = [name.split(".")[:-1][:_SHOWN_DEPTH] for name, leaf in leaves(tree) if is_tensor(leaf)]
+    shown = [".".join(part[:depth]) for depth in range(1, 1 + _SHOWN_DEPTH) for part in parts]
+    holding = [name for name in dict.fromkeys(shown) if name]
     raise CheckpointError(
         f"no tensors under the key {key!r}{did_you_mean(key, holding)} It has: {listed(list(map(repr, holding)))}"
     )
 
 
 def _refuse_unreadable(found: Mapping[str, Any]) -> None:
-    wrong = [
-        f"{name} ({leaf.unreadable})"
-        for name, leaf in found.items()
-        if isinstance(leaf, Inert) and leaf.unreadable
-    ]
+    odd = {name: leaf.unreadable for name, leaf in found.items() if isinstance(leaf, Inert) and leaf.unreadable}
+    wrong = [f"{name} ({what})" for name, what in odd.items()]
     if wrong:
         raise CheckpointError(f"not plain tensors: {listed(wrong, 3)}. {_ADVICE}.")
 

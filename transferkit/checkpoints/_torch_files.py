@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import re
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from transferkit.checkpoints._archives import open_zip, place_of, zip_names
-from transferkit.checkpoints._inert import Call, Persistent, Pickle, children_of
+from transferkit.checkpoints._inert import Call, Inert, Persistent, Pickle, children_of
 from transferkit.checkpoints._pickles import ByteReader, read_pickle
 from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints._torch_values import TorchReader, flat_tensor, storage_dtype, storage_of
@@ -76,12 +78,8 @@ def load_inert(path: Path, *, mapped: bool = True) -> tuple[Any, list[str]]:
 
 def notes_of(reader: PlainReader) -> list[str]:
     """Return a note of the names that a pickle would have imported, if there are any."""
-    unknown = sorted(reader.unknown)
-    return (
-        [f"not imported, so that what is made of them is kept as inert values: {listed(unknown)}"]
-        if unknown
-        else []
-    )
+    names = listed(sorted(reader.unknown))
+    return [f"not imported, so that what is made of them is kept as inert values: {names}"] if names else []
 
 
 def _trusted(path: Path) -> Any:
@@ -93,15 +91,16 @@ def _trusted(path: Path) -> Any:
 
 
 def _pickle_in(members: dict[str, zipfile.ZipInfo]) -> str:
-    """Return the name of an archive's pickle; refuse archives that hold two, or an exported program."""
-    _refuse_programs(members)
+    """Return the name of an archive's pickle; refuse archives of which two readers would see different parts."""
     packed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]
-    packed = [name for name in packed if "/code/" not in f"/{name}"]  # the program of TorchScript
+    packed = [
+        name for name in packed if name.endswith(_PICKLE) or "/data/" in name
+    ]  # not TorchScript's program
     if packed:
         raise CheckpointError(f"refused: {packed[0]!r} is compressed, which torch never does")
     # Torch looks for names without regard to case, in the folder of the first member.
     found = [name for name in members if name.rpartition("/")[2].casefold() == _PICKLE]
-    if len(found) != 1 or len({name.casefold() for name in members}) != len(members):
+    if len(found) != 1 or len({name.casefold() for name in members}) != len(members) or _exported_in(members):
         raise CheckpointError(
             f"refused: readers would not agree on what it holds, with the names {listed(found or list(members), 4)}; "
             "ask for a file that torch.save wrote"
@@ -147,14 +146,50 @@ class _Storages:
         return torch.empty(0, dtype=dtype).set_(storage)
 
 
-def _refuse_programs(members: dict[str, zipfile.ZipInfo]) -> None:
-    """Refuse archives of torch.export, which keep their weights elsewhere."""
-    names = {name.rpartition("/")[2] for name in members}
-    if {"archive_format", "serialized_exported_program.json"} & names:
-        raise CheckpointError(
-            "a torch.export archive, which holds a program. Save its weights alone: "
-            "torch.save(torch.export.load(path).state_dict, 'weights.pt')"
-        )
+# torch.export's archives: the weights raw, beside a description of each in JSON.
+
+
+_EXPORTED = "data/weights/model_weights_config.json"
+_LARGEST_CONFIG = 1 << 26  # bytes
+# torch's numbers of dtypes, from one on.
+_NUMBERED = "uint8 int8 int16 int32 int64 float16 float32 float64 complex32 complex64 complex128 bool bfloat16"
+_EXPORTED_DTYPES = {number: vars(torch)[name] for number, name in enumerate(_NUMBERED.split(), 1)}
+
+
+def _exported_in(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.endswith(_EXPORTED)]
+
+
+@register_reader(
+    "torch.export", matches=lambda path, head: head[:2] == b"PK" and bool(_exported_in(zip_names(path)))
+)
+def read_exported(path: Path, options: ReadOptions) -> Contents:
+    """Read the weights beside an exported program, mapped from the file; the program is not run."""
+    with open_zip(path) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        (name, *others) = _exported_in(members)
+        if others or members[name].file_size > _LARGEST_CONFIG:
+            raise CheckpointError(
+                f"refused: several models, or a description of {members[name].file_size:,} bytes"
+            )
+        storages = _Storages(path, archive, members, name.removesuffix(_EXPORTED), True)
+        reader = TorchReader(0, storages.load)
+        found = {key: _exported(reader, said) for key, said in json.loads(archive.read(name))["config"].items()}
+    notes = ["an exported program, which was not run; constants, as buffers that are not saved, are left out"]
+    return contents_of(found, key=options.key, notes=notes)
+
+
+def _exported(reader: TorchReader, said: dict[str, Any]) -> Any:
+    """Return one exported tensor by its description."""
+    meta = said["tensor_meta"]
+    dtype = _EXPORTED_DTYPES.get(meta["dtype"])
+    if dtype is None or said["use_pickle"]:
+        return Inert(said["path_name"], unreadable="no plain tensor")
+    shape, stride = (tuple(side["as_int"] for side in meta[key]) for key in ("sizes", "strides"))
+    offset = meta["storage_offset"]["as_int"]
+    count = 1 + offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if all(shape) else 0
+    flat = reader.load(f"weights/{said['path_name']}", dtype, count)
+    return reader.view_of(flat, offset, shape, stride)
 
 
 # The files of torch 1.5 and before: pickles in a row, and tar archives.
