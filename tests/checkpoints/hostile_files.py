@@ -115,6 +115,7 @@ def harmless_calls() -> dict[str, bytes]:
         "dates": _array(_dtype("m8"), b"\0" * 8, (1,)),
         "an object of numpy": called(name("numpy.core.multiarray", "scalar"), _dtype("O8"), raw_bytes(b"N.")),
         "a class": name("torch.optim.adam", "Adam"),
+        "a function": name("builtins", "len"),
         "an object": name("argparse", "Namespace") + b")\x81" + mapping(lr=integer(1)) + b"b",
         "an old object": b"(" + name("mine", "Args") + b"o" + mapping(__class__=name("mine", "Evil")) + b"b",
         "itself": name("mine", "Node") + b")\x81q\x02" + mapping(me=b"h\x02") + b"b",

@@ -153,7 +153,8 @@ def _read_members(members: list[Member], options: ReadOptions) -> Contents:
         raise CheckpointError(f"an archive of {len(refused)} files, none of which is read: {reasons}")
     notes = [f"left out of the archive: {listed(list(refused), 4)}"] if refused else []
     if len(found) == 1:
-        ((name, contents),) = found.items()
+        ((short, contents),) = found.items()
+        name = next(name for name, own in names.items() if own == short)
         return replace(contents, notes=(f"read {name} in the archive", *contents.notes, *notes))
     return _together(found, notes)
 

@@ -49,7 +49,13 @@ _KNOWN = frozenset(
     + [Global("collections", name) for name in ("OrderedDict", "Counter", "defaultdict", "deque")]
     + [Global("pathlib", name) for name in _PATHS]
     + [Global("pathlib._local", name) for name in _PATHS]
-    + [Global("_codecs", "encode"), _JOBLIB_ARRAY, *_JAX_ARRAYS, *_RECONSTRUCTORS]
+    + [
+        Global("_codecs", "encode"),
+        Global("numpy.ma.core", "_mareconstruct"),
+        _JOBLIB_ARRAY,
+        *_JAX_ARRAYS,
+        *_RECONSTRUCTORS,
+    ]
 )
 
 # What no weights need, and what only a file that is there to run a program names. Nothing of it would run here in any
@@ -98,14 +104,15 @@ _PROGRAMS = frozenset(
         ),
     )
 )
-_INERT_BUILTINS = frozenset(["getattr", "unicode", "long", "xrange", "Ellipsis", "NotImplemented"])
+_EVALUATORS = frozenset(
+    ["eval", "exec", "execfile", "compile", "open", "file", "__import__", "input", "breakpoint"]
+)
 
 
 def runs_programs(name: Global) -> bool:
     """Whether a name belongs to what starts programs, opens files or evaluates text."""
     if name.module in _BUILTINS:
-        first = name.name.partition(".")[0]
-        return first not in _INERT_BUILTINS and not isinstance(vars(builtins).get(first), type)
+        return name.name.partition(".")[0] in _EVALUATORS
     parts = str(name).split(".", 3)
     return any(".".join(parts[:count]) in _PROGRAMS for count in (1, 2, 3))
 
@@ -146,14 +153,11 @@ class PlainReader:
 
     def note_names(self, pickle: Pickle) -> None:
         """Keep the names that are not known; refuse those of programs."""
-        programs = sorted(str(name) for name in pickle.globals if runs_programs(name))
-        if programs:
-            raise CheckpointError(
-                f"refused: reading it the ordinary way would import {listed(programs)}, which no weights need. "
-                "Nothing in it ran here. Ask for a file with the weights alone: safetensors, or "
-                "torch.save(model.state_dict(), ...)"
-            )
-        self.unknown |= {str(name) for name in pickle.globals if not self.knows(name)}
+        _refuse_programs(sorted(str(name) for name in pickle.globals if runs_programs(name)))
+        builtin = (*_BUILTINS, "ml_dtypes")
+        self.unknown |= {
+            str(name) for name in pickle.globals if not self.knows(name) and name.module not in builtin
+        }
 
     def knows(self, name: Global) -> bool:
         """Whether this reader makes of a name what it stands for."""
@@ -214,8 +218,11 @@ class PlainReader:
             return self.inert(f"{self.plain(function)}()", call)
         if not isinstance(function, Global):
             raise CheckpointError("refused: the pickle calls something that is not a name")
+        known = self.knows(function)
+        if function.module in _BUILTINS and not known and not _is_type(function.name):
+            _refuse_programs([str(function)])
         try:
-            return self.called(function, call) if self.knows(function) else self.inert(str(function), call)
+            return self.called(function, call) if known else self.inert(str(function), call)
         except CheckpointError:  # a ValueError too
             raise
         except (TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
@@ -248,9 +255,13 @@ class PlainReader:
         """Return what a call of a known name would."""
         name, arguments = function.name, call.arguments
         if name == "_reconstruct":
-            if arguments[0] != Global("numpy", "ndarray"):
+            if arguments[0] != Global("numpy", "ndarray") and not isinstance(call.state, tuple):
                 return self.inert(str(arguments[0]), call)
             return self.array(*_array_state(call.state))
+        if name == "_mareconstruct":
+            return self.inert(str(function), call, unreadable="a masked array")
+        if name == "dtype":
+            return str(arguments[0])
         if function in _JAX_ARRAYS:
             return self.array(*_array_state(arguments[2]))
         if function == _JOBLIB_ARRAY:
@@ -318,6 +329,19 @@ def _array_state(state: Any) -> tuple[Any, ...]:
     if not isinstance(state, tuple) or len(state) not in (4, 5):
         raise ValueError("an array without a state")
     return state[-4:]
+
+
+def _refuse_programs(names: list[str]) -> None:
+    if names:
+        raise CheckpointError(
+            f"refused: reading it the ordinary way would import {listed(names)}, which no weights need. Nothing in "
+            "it ran here. Ask for a file with the weights alone: safetensors, or torch.save(model.state_dict(), ...)"
+        )
+
+
+def _is_type(name: str) -> bool:
+    """Whether calling one of Python's builtins only makes an object."""
+    return name in ("getattr", "unicode", "long", "xrange") or isinstance(vars(builtins).get(name), type)
 
 
 _UNFINISHED = object()
