@@ -33,7 +33,7 @@ class Global:
 _CONTAINERS = (Global("collections", "OrderedDict"), Global("collections", "defaultdict"))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # what refers to itself in many ways has no text
 class Call:
     """A call that the pickle would make, and what it would then put into the result."""
 
@@ -59,7 +59,7 @@ class Persistent:
     key: Any
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Inert:
     """What stands for an object whose class is not known here: the name of the class and what the object held."""
 
@@ -96,7 +96,7 @@ def check_graph(root: object, most_text: int) -> None:
     """
     done: dict[int, tuple[int, int, int]] = {}  # values, bytes of text and depth by id
     above: set[int] = set()
-    in_calls = 0
+    in_calls = in_objects = 0
     pending: list[tuple[object, bool]] = [(root, False)]
     while pending:
         value, inside_is_done = pending.pop()
@@ -117,11 +117,12 @@ def check_graph(root: object, most_text: int) -> None:
         depth = 1 + max((depth for _, _, depth in sizes), default=0)
         if depth > MAX_DEPTH:
             raise CheckpointError(f"refused: the pickle is nested more than {MAX_DEPTH} deep")
-        if size > MAX_VALUES:
-            raise CheckpointError(f"refused: the pickle repeats its parts to more than {MAX_VALUES:,} values")
         if isinstance(value, Call):
             in_calls, text = in_calls + text, 0
-            depth = 1 if value.is_object else depth
+        if isinstance(value, Call) and value.is_object:
+            in_objects, size, depth = in_objects + size, 1, 1
+        if size + in_objects > MAX_VALUES:
+            raise CheckpointError(f"refused: the pickle repeats its parts to more than {MAX_VALUES:,} values")
         if text + in_calls > most_text:
             raise CheckpointError(f"refused: the pickle repeats its strings to more than {most_text:,} bytes")
         above.discard(id(value))

@@ -20,6 +20,7 @@ from transferkit.layers import kind_of_class
 
 Tree = dict[str, Any]
 _MAX_DEPTH = 100
+_COST_OF_MODULE = 20  # values that take as long; a module in two places is read in both
 _MOST_TEXT = 1 << 27  # characters of all names together
 _LONGEST_LIST = 100  # plain values that are kept as one
 _MODULE_PARTS = ("_parameters", "_buffers", "_modules")
@@ -117,8 +118,8 @@ class _Builder:
         self.above: set[int] = set()
         self.count = 0
 
-    def _step(self, depth: int) -> None:
-        self.count += 1
+    def _step(self, depth: int, cost: int = 1) -> None:
+        self.count += cost
         if depth > _MAX_DEPTH or self.count > MAX_VALUES:
             raise CheckpointError(
                 f"refused: more than {MAX_VALUES:,} values, or nested more than {_MAX_DEPTH} deep, as a module that "
@@ -166,7 +167,7 @@ class _Builder:
 
     def _module(self, value: Inert, prefix: str, found: Module, depth: int) -> None:
         """Add a module's own tensors, then those of the modules in it, as ``state_dict`` orders them."""
-        self._step(depth)
+        self._step(depth, _COST_OF_MODULE)
         self.seen.add(id(value))
         own, modules, rest, scratch = _parts(value)
         found.loose |= {f"{prefix}{key}": item for key, item in scratch.items()}

@@ -215,7 +215,8 @@ class PlainReader:
     def _result(self, call: Call) -> Any:
         function = call.function
         if isinstance(function, Call):
-            return self.inert(f"{self.plain(function)}()", call)
+            maker = self.plain(function)
+            return self.inert(f"{maker.name if isinstance(maker, Inert) else type(maker).__name__}()", call)
         if not isinstance(function, Global):
             raise CheckpointError("refused: the pickle calls something that is not a name")
         known = self.knows(function)
