@@ -149,7 +149,7 @@ def _read_members(members: list[Member], options: ReadOptions) -> Contents:
         except (CheckpointError, MissingExtraError) as error:
             refused[name] = why_not_read(error)
     if not found:
-        reasons = listed([f"{name} ({reason:.200})" for name, reason in refused.items()], 4)
+        reasons = listed([f"{name} ({reason:.100})" for name, reason in refused.items()], 4)
         raise CheckpointError(f"an archive of {len(refused)} files, none of which is read: {reasons}")
     notes = [f"left out of the archive: {listed(list(refused), 4)}"] if refused else []
     if len(found) == 1:
