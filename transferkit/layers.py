@@ -118,6 +118,18 @@ def kind_of_module(module: nn.Module) -> str:
     return "norm" if len(known) == len(own) and _is_norm(known) else "other"
 
 
+def kind_of_class(name: str) -> str:
+    """Return the kind of one of torch's own modules by its full name, or an empty string.
+
+    Example:
+        >>> kind_of_class("torch.nn.modules.conv.Conv2d"), kind_of_class("mine.Conv2d")
+        ('conv', '')
+    """
+    module, _, short = name.rpartition(".")
+    found = vars(nn).get(short) if module.startswith("torch.nn.") else None
+    return next((kind for kind, types in _KINDS if isinstance(found, type) and issubclass(found, types)), "")
+
+
 def kind_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Infer a layer's kind from its tensors; an embedding looks like a linear layer without bias, so it is one."""
     if _is_norm(tensors):

@@ -12,6 +12,7 @@ import pickle
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -93,7 +94,6 @@ def dangerous_calls(canary: str) -> dict[str, tuple[str, str, tuple[bytes, ...]]
         "numpy.load": ("numpy", "load", (text(canary),)),
         "numpy.memmap": ("numpy", "memmap", (text(canary), text("u1"), text("w+"))),
         "numpy.lib.npyio": ("numpy.lib.npyio", "DataSource", (text(canary),)),
-        "operator.attrgetter": ("operator", "attrgetter", (text("system"),)),
         "functools.partial": ("functools", "partial", (name("os", "system"), shell)),
         "types.FunctionType": ("types", "FunctionType", (name("os", "system"), b"}")),
         "code.interact": ("code", "interact", ()),
@@ -101,8 +101,24 @@ def dangerous_calls(canary: str) -> dict[str, tuple[str, str, tuple[bytes, ...]]
         "ctypes.CDLL": ("ctypes", "CDLL", (text("libc.so.6"),)),
         "shutil.copyfile": ("shutil", "copyfile", (text("/etc/hostname"), text(canary))),
         "os.mkdir": ("os", "mkdir", (text(canary),)),
-        "pathlib.Path": ("pathlib", "Path", (text(canary),)),
-        "codecs as a package": ("_codecs", "lookup", (text("rot13"),)),
+    }
+
+
+def harmless_calls() -> dict[str, bytes]:
+    """Return values that no program is made of, so that weights beside them are read."""
+    odd = name("numpy", "matrix"), items(integer(0)), raw_bytes(b"b")
+    return {
+        "operator.attrgetter": called(name("operator", "attrgetter"), text("system")),
+        "pathlib.Path": called(name("pathlib", "Path"), text("/etc/passwd")),
+        "codecs": called(name("_codecs", "lookup"), text("rot13")),
+        "a matrix": called(name("numpy.core.multiarray", "_reconstruct"), *odd),
+        "dates": _array(_dtype("m8"), b"\0" * 8, (1,)),
+        "an object of numpy": called(name("numpy.core.multiarray", "scalar"), _dtype("O8"), raw_bytes(b"N.")),
+        "a class": name("torch.optim.adam", "Adam"),
+        "a function": name("builtins", "len"),
+        "an object": name("argparse", "Namespace") + b")\x81" + mapping(lr=integer(1)) + b"b",
+        "an old object": b"(" + name("mine", "Args") + b"o" + mapping(__class__=name("mine", "Evil")) + b"b",
+        "itself": name("mine", "Node") + b")\x81q\x02" + mapping(me=b"h\x02") + b"b",
     }
 
 
@@ -184,8 +200,7 @@ def arrays() -> Iterator[tuple[str, bytes]]:
         "V8",
         "U5",
         "S5",
-        "M8",
-        "m8",
+        "M8[x]",
         "f16",
         "c32",
         "f3",
@@ -202,21 +217,6 @@ def arrays() -> Iterator[tuple[str, bytes]]:
         yield f"shape {str(shape)[:30]}", _array(_dtype("f4"), b"\0" * (8 if len(shape) == 100 else 4), shape)
     yield "shape of strings", _array(_dtype("f4"), b"\0" * 4, ())[:-1] + items(text("a")) + b"b"
     yield (
-        "a subclass",
-        called(
-            name("numpy.core.multiarray", "_reconstruct"),
-            name("numpy", "matrix"),
-            items(integer(0)),
-            raw_bytes(b"b"),
-        ),
-    )
-    yield (
-        "reconstruct of object",
-        called(
-            name("numpy.core.multiarray", "_reconstruct"), name("builtins", "object"), items(), raw_bytes(b"b")
-        ),
-    )
-    yield (
         "no state",
         called(
             name("numpy.core.multiarray", "_reconstruct"),
@@ -224,10 +224,6 @@ def arrays() -> Iterator[tuple[str, bytes]]:
             items(integer(0)),
             raw_bytes(b"b"),
         ),
-    )
-    yield (
-        "object scalar",
-        called(name("numpy.core.multiarray", "scalar"), _dtype("O8"), raw_bytes(program(b"N"))),
     )
     yield "short scalar", called(name("numpy.core.multiarray", "scalar"), _dtype("f8"), raw_bytes(b"\0"))
     yield (
@@ -370,6 +366,51 @@ def in_every_format(label: str, value: bytes) -> Iterator[File]:
     yield f"torch row: {label}", ".pth", row + struct.pack("<q", 4) + b"\0" * 16
 
 
+def in_archives(label: str, value: bytes) -> Iterator[File]:
+    """Put a value beside weights into the files that hold other files, and into those that hold pickles of their own."""
+    weights = program(mapping(state_dict=mapping(weight=_array(_dtype("f4"), b"\0" * 4, (1,))), epoch=value))
+    inner = torch_zip(
+        program(mapping(state_dict=mapping(weight=tensor(storage(), (2, 2), (2, 1))), epoch=value))
+    )
+    header = "{'descr': '|O', 'fortran_order': False, 'shape': (), }".ljust(117) + "\n"
+    yield (
+        f"npy: {label}",
+        ".npy",
+        b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + weights,
+    )
+    yield f"zlib: {label}", ".joblib", zlib.compress(weights)
+    yield f"gzip: {label}", ".pt.gz", gzip.compress(inner, 1)
+    yield f"zip: {label}", ".zip", _zip({"model.pt": inner})
+    yield f"zip in zip in zip: {label}", ".zip", _zip({"a.zip": _zip({"a.zip": _zip({"model.pt": inner})})})
+    yield f"tar: {label}", ".tar", plain_tar({"model.pkl": weights})
+    yield f"stable-baselines3: {label}", ".zip", _zip({"data": b"{}", "policy.pth": inner})
+    script = torch_zip(
+        program(name("__torch__", "Net") + b")\x81" + mapping(w=tensor(storage(), (4,), (1,)), x=value) + b"b"),
+        {"constants.pkl": program(b")"), "code/__torch__.py": b"import os"},
+    )
+    yield f"TorchScript: {label}", ".pt", script
+    wrapper = name("joblib.numpy_pickle", "NumpyArrayWrapper") + b")\x81"
+    state = mapping(shape=items(integer(1)), dtype=_dtype("O8"), order=text("C"))
+    objects = wrapper + state + b"b" + program(listed(value))
+    yield (
+        f"joblib: {label}",
+        ".joblib",
+        program(mapping(weight=_array(_dtype("f4"), b"\0" * 4, (1,)), x=objects)),
+    )
+    bytes_of = called(name("torch.storage", "_load_from_bytes"), raw_bytes(torch_row(program(value))))
+    yield f"in bytes: {label}", ".pkl", program(mapping(weight=tensor(bytes_of, (4,), (1,))))
+
+
+def plain_tar(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for member, content in members.items():
+            header = tarfile.TarInfo(member)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+    return buffer.getvalue()
+
+
 def torch_tricks() -> Iterator[File]:
     good = tensor(storage(), (4,), (1,))
     yield (
@@ -434,11 +475,10 @@ def torch_tricks() -> Iterator[File]:
         torch_zip(program(mapping(w=good, pad=raw_bytes(b"\0" * 10**7))), compression=zipfile.ZIP_DEFLATED),
     )
     yield (
-        "a TorchScript archive",
-        ".pt",
-        torch_zip(program(mapping(w=good)), {"constants.pkl": program(b")"), "code/m.py": b"import os"}),
+        "an exported program",
+        ".pt2",
+        torch_zip(program(mapping(w=good)), {"data/weights/model_weights_config.json": b"{}"}),
     )
-    yield "an exported program", ".pt2", torch_zip(program(mapping(w=good)), {"archive_format": b"pt2"})
     yield "a zip without a directory", ".pt", torch_zip(program(mapping(w=good)))[:-40]
     yield "protocol 4", ".pt", torch_zip(program(b"\x95\x01\0\0\0\0\0\0\0}\x94", 4))
     yield "no tensors", ".pt", torch_zip(program(b"}"))
@@ -711,6 +751,10 @@ def look_alikes() -> Iterator[File]:
 def hostile_groups(canary: str) -> dict[str, Callable[[], Iterator[File]]]:
     """Return what makes the hostile files, by what they try."""
 
+    def inside(values: Iterable[tuple[str, bytes]]) -> Iterator[File]:
+        for label, value in values:
+            yield from in_archives(label, value)
+
     def everywhere(values: Iterable[tuple[str, bytes]]) -> Iterator[File]:
         for label, value in values:
             yield from in_every_format(label, value)
@@ -719,6 +763,9 @@ def hostile_groups(canary: str) -> dict[str, Callable[[], Iterator[File]]]:
     return {
         "calls": lambda: everywhere((f"calls {k}", called(name(m, a), *given)) for k, (m, a, given) in calls),
         "mechanisms": lambda: everywhere(mechanisms(canary)),
+        "inside": lambda: inside(
+            [*mechanisms(canary), *((k, called(name(m, a), *g)) for k, (m, a, g) in calls)]
+        ),
         "arrays": lambda: (next(in_every_format(f"array: {label}", value)) for label, value in arrays()),
         "bombs": lambda: everywhere(bombs()),
         "broken programs": broken_programs,

@@ -15,17 +15,19 @@ import random
 import struct
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from tests.checkpoints.hostile_files import called, name, text, torch_tar, torch_tar_of
+from tests.checkpoints.hostile_files import called, name, plain_tar, text, torch_tar, torch_tar_of
 from tests.checkpoints.protobufs import blob, message, table_of
 from transferkit.checkpoints import read_checkpoint
 from transferkit.checkpoints._bundles import _block
@@ -72,6 +74,14 @@ def originals() -> dict[str, tuple[str, bytes]]:
         "dcp": (DCP, dcp_bytes(*DCP_FILES)),
         "run": (".pt", run_bytes()),
         **foreign(),
+        "module zip": (".pt", torch_bytes({"model": model, "args": Namespace(lr=0.1)})),
+        "module row": (".pkl", torch_bytes(model, _use_new_zipfile_serialization=False)),
+        "module pickle": (".pkl", pickle.dumps([model, Namespace(lr=0.1)], 4)),
+        "TorchScript": (".pt", script_bytes(model)),
+        "npy": (".npy", npy_bytes({"conv": {"weights": np.ones((2, 3), "f4")}, "names": np.array(["a", "b"])})),
+        "joblib": (".joblib", joblib_bytes(arrays)),
+        "tar": (".tar", plain_tar({"w.pkl": pickle.dumps(arrays), "a.txt": b"a"})),
+        "stable-baselines3": (".zip", sb3_bytes(model, optimizer)),
         "index": (
             ".index.json",
             b'{"metadata": {}, "weight_map": {"a.weight": "x.safetensors", "b.bias": "y.bin"}}',
@@ -101,6 +111,35 @@ def write_beside(path: Path) -> None:
     path.with_name(f"{path.stem}.data-00000-of-00001").write_bytes(
         (_FILES / "named.data-00000-of-00001").read_bytes()
     )
+
+
+def script_bytes(model: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
+        torch.jit.save(torch.jit.script(model), buffer)
+    return buffer.getvalue()
+
+
+def npy_bytes(value: object) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(value, dtype=object))
+    return buffer.getvalue()
+
+
+def joblib_bytes(value: object) -> bytes:
+    buffer = io.BytesIO()
+    joblib.dump(value, buffer)
+    return buffer.getvalue()
+
+
+def sb3_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("data", json.dumps({"n_steps": 5}))
+        archive.writestr("policy.pth", torch_bytes(model.state_dict()))
+        archive.writestr("policy.optimizer.pth", torch_bytes(optimizer.state_dict()))
+    return buffer.getvalue()
 
 
 def torch_bytes(saved: object, **options: Any) -> bytes:
@@ -232,6 +271,9 @@ def insides() -> dict[str, tuple[str, bytes, Wrap]]:
         "torch zip": "data.pkl",
         "torch zip, tied": "data.pkl",
         "run": "data.pkl",
+        "module zip": "data.pkl",
+        "TorchScript": "data.pkl",
+        "stable-baselines3": "policy.pth",
         "npz": ".npy",
         "npz, compressed": ".npy",
     }.items():

@@ -16,7 +16,9 @@ import pytest
 from tests.checkpoints.hostile_files import (
     called,
     dangerous_calls,
+    harmless_calls,
     hostile_groups,
+    in_archives,
     in_every_format,
     integer,
     mapping,
@@ -172,3 +174,13 @@ def test_the_same_files_without_their_sting_are_read(tmp_path: Path) -> None:
         path.write_bytes(content)
         if not label.startswith("pickle"):
             assert len(read_checkpoint(path)) == 1
+
+
+@pytest.mark.parametrize("label", harmless_calls())
+def test_what_is_no_program_is_no_reason_to_refuse(label: str, tmp_path: Path) -> None:
+    value = harmless_calls()[label]
+    for kind, suffix, content in (*in_every_format(label, value), *in_archives(label, value)):
+        path = tmp_path / f"file{suffix}"
+        path.write_bytes(content)
+        if not kind.startswith(("pickle", "in bytes", "zip in zip")):
+            assert len(read_checkpoint(path)) == 1, kind

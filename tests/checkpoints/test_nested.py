@@ -17,7 +17,7 @@ PLAIN = {"fc.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.zeros(2)
 def test_the_state_dict_is_found_under_any_single_key(key: str) -> None:
     checkpoint = read_checkpoint({"epoch": 7, key: PLAIN, "best": torch.tensor(0.5), "args": {"lr": 0.1}})
     assert checkpoint.names == ("fc",)
-    assert checkpoint.metadata == {"epoch": 7, "best": 0.5}
+    assert checkpoint.metadata == {"epoch": 7, "best": 0.5, "args.lr": 0.1}
     assert checkpoint.notes == ()
 
 
@@ -30,12 +30,9 @@ def test_a_second_copy_is_named_and_can_be_asked_for() -> None:
     assert torch.equal(read_checkpoint(saved, key="model_ema")["fc"].tensors["bias"], torch.ones(2))
 
 
-def test_several_state_dicts_without_a_usual_name_are_not_guessed() -> None:
+def test_several_state_dicts_without_a_usual_name_are_read_under_their_own() -> None:
     saved = {"generator": PLAIN, "discriminator": {**PLAIN}}
-    with pytest.raises(
-        CheckpointError, match=r"say which is meant with key=, one of 'generator', 'discriminator'"
-    ):
-        read_checkpoint(saved)
+    assert read_checkpoint(saved).names == ("generator.fc", "discriminator.fc")
     assert read_checkpoint(saved, key="generator").names == ("fc",)
     with pytest.raises(CheckpointError, match="did you mean 'generator'"):
         read_checkpoint(saved, key="generater")
@@ -50,7 +47,7 @@ def test_nested_wrappers_and_extra_state() -> None:
 
 
 def test_nothing_to_read_is_an_error() -> None:
-    with pytest.raises(CheckpointError, match="it holds no tensors"):
+    with pytest.raises(CheckpointError, match="no tensor in it, at any depth"):
         read_checkpoint({"epoch": 3})
 
 
@@ -87,7 +84,11 @@ def test_a_module_inside_a_dict_is_its_state_dict() -> None:
 def test_states_of_other_things_are_no_second_choice() -> None:
     saved = {"model": PLAIN, "sampler": {"generator": torch.zeros(5)}, "history": {"loss": torch.ones(3)}}
     checkpoint = read_checkpoint(saved)
-    assert checkpoint.names == ("fc",) and checkpoint.notes == ()
+    assert checkpoint.names == ("fc",)
+    assert checkpoint.notes == (
+        "took the state dict under 'model'; the file also holds key='sampler', key='history'",
+    )
+    assert read_checkpoint(saved, key="history").state_dict().keys() == {"loss"}
 
 
 def test_a_single_layers_state_dict_is_one() -> None:

@@ -29,7 +29,7 @@ LARGEST_SURPRISE = 300_000_000  # bytes that a compressed file may hold beyond i
 _LARGEST_DIRECTORY = 1 << 24  # bytes; its entries take twenty times as much in memory
 _DIRECTORY_SIZE = 5  # place in what zipfile finds at the end of an archive
 _CHUNK = 1 << 20
-_PLAIN_KINDS = "biufc"
+PLAIN_KINDS = "biufc"
 
 
 def zip_names(path: Path) -> list[str]:
@@ -83,28 +83,29 @@ def _matches(path: Path, head: bytes) -> bool:
 
 @register_reader("npz", matches=_matches, suffixes=(".npz",))
 def read_npz(path: Path, options: ReadOptions) -> Contents:
-    """Read an archive of arrays; object arrays, which hold pickles, are refused."""
-    tensors: dict[str, Tensor] = {}
+    """Read an archive of arrays; what numpy pickled into it is inert."""
+    tensors: dict[str, Any] = {}
     others: list[str] = []
+    told: list[str] = []
     with open_zip(path) as archive:
         members = archive.infolist()
         _check_sizes(members)
         whole = np.memmap(path, np.uint8, "c")
         for member in members:
             name = member.filename.removesuffix(".npy")
-            array = _array(path, archive, member, whole)
+            array = _array(path, archive, member, whole, told)
             if name in tensors or name in others:
                 raise CheckpointError(f"refused: two arrays are called {name!r}")
             if array is None:
                 others.append(name)
             else:
                 tensors[name] = array
-    found = contents_of(dotted(tensors), key=options.key)
+    found = contents_of(dotted(tensors), key=options.key, notes=told)
     notes = [*found.notes, f"left out what is not a number: {listed(others)}"] if others else found.notes
     return replace(found, notes=tuple(notes))
 
 
-def dotted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def dotted(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tensors under dotted names where the file separates by slashes, as JAX and TensorFlow do.
 
     Example:
@@ -130,14 +131,20 @@ def _check_sizes(members: list[zipfile.ZipInfo]) -> None:
 
 
 def _array(
-    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, whole: NDArray[np.uint8]
-) -> Tensor | None:
-    """Return one member as a tensor, or ``None`` if it holds text."""
+    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, whole: NDArray[np.uint8], told: list[str]
+) -> Any:
+    """Return one member as a tensor, or its objects and a note of them; ``None`` if it holds text."""
     with archive.open(member) as file:
-        shape, fortran, dtype = _header(file, member)
+        shape, fortran, dtype = npy_header(file, member.filename)
         if dtype.kind in "SU":
             return None
-        if dtype.kind not in _PLAIN_KINDS or dtype.itemsize > 16:
+        if dtype.kind == "O":
+            from transferkit.checkpoints._pickle_files import unpickled  # which reads archives itself
+
+            found, notes = unpickled(memoryview(file.read()))
+            told += notes
+            return found
+        if dtype.kind not in PLAIN_KINDS or dtype.itemsize > 16:
             raise CheckpointError(
                 f"refused: {member.filename} is an array of {dtype}; only plain numbers are read"
             )
@@ -184,12 +191,13 @@ def _read(file: IO[bytes], size: int) -> NDArray[np.uint8]:
     return raw
 
 
-def _header(file: Any, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def npy_header(file: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return the shape, the order and the dtype in the header of an array."""
     try:
         version = npy.read_magic(file)
         return npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
     except Exception as error:
-        raise CheckpointError(f"damaged: {member.filename}: {error}") from error
+        raise CheckpointError(f"damaged: {name}: {error}") from error
 
 
 def place_of(path: Path, member: zipfile.ZipInfo, size: int) -> int:

@@ -120,6 +120,7 @@ def convert_checkpoint(
         OutputError: The destination is there already or cannot be written.
 
     Example:
+        >>> from tempfile import TemporaryDirectory
         >>> layers = Checkpoint.from_state_dict({"net.fc.weight": torch.ones(2, 3), "net.fc.bias": torch.ones(2)})
         >>> with TemporaryDirectory() as folder:
         ...     made = convert_checkpoint(layers, Path(folder) / "fc.safetensors", rename={"*": "net.*"})

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from transferkit.checkpoints._archives import check_directory
-from transferkit.checkpoints._inert import Call, Global
+from transferkit.checkpoints._inert import Call, Global, Pickle
 from transferkit.checkpoints._pickles import read_pickle
 from transferkit.checkpoints._state_dicts import check_names, contents_of
 from transferkit.checkpoints._torch_files import PICKLE, pickle_in
-from transferkit.checkpoints._values import PlainReader, TorchReader
+from transferkit.checkpoints._torch_values import TorchReader
+from transferkit.checkpoints._values import PlainReader
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader, why_not_read
 from transferkit.errors import CheckpointError, listed
 from transferkit.layers import natural_order
@@ -120,12 +121,14 @@ class _MetadataReader(PlainReader):
             or super().knows(name)
         )
 
-    def refusal(self, blocked: list[str]) -> str:
-        return (
-            f"refused, since reading its {METADATA} would import {listed(blocked)}, which torch does and which may "
-            "run anything. Where you trust it, gather it on its own machine: python -m "
-            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pt"
-        )
+    def note_names(self, pickle: Pickle) -> None:
+        blocked = sorted(str(name) for name in pickle.globals if not self.knows(name))
+        if blocked:
+            raise CheckpointError(
+                f"refused, since reading its {METADATA} would import {listed(blocked)}, which torch does and which "
+                "may run anything. Where you trust it, gather it on its own machine: python -m "
+                "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pt"
+            )
 
     def key(self, key: Any) -> Any:
         """Return the index of a stored item as text: strings have hashes that no file can foresee."""
@@ -307,7 +310,11 @@ def _saved_at(place: _Place) -> Any:
                 raise CheckpointError("written with the other byte order; read it on such a machine")
             program = archive.read(pickle)
         load = partial(_storage, mapped, place.start - begin, members, root)
-        return TorchReader(len(program), load).read(read_pickle(program))
+        reader = TorchReader(len(program), load)
+        saved = reader.read(read_pickle(program))
+        if reader.unknown:
+            raise CheckpointError(f"it would import {listed(sorted(reader.unknown))}")
+        return saved
     except Exception as error:
         raise CheckpointError(f"{place.file}: at byte {place.start:,}: {why_not_read(error)}") from error
 

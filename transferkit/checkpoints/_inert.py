@@ -30,14 +30,26 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False)
+_CONTAINERS = (Global("collections", "OrderedDict"), Global("collections", "defaultdict"))
+
+
+@dataclass(eq=False, repr=False)  # what refers to itself in many ways has no text
 class Call:
     """A call that the pickle would make, and what it would then put into the result."""
 
     function: Any  # a Global in every honest file
     arguments: tuple[Any, ...]
     state: Any = None  # the argument of __setstate__
-    items: list[Any] = field(default_factory=list)  # items appended, or key-value pairs set
+    items: list[Any] = field(default_factory=list)  # items appended, or pairs of key and value set
+
+    @property
+    def is_object(self) -> bool:
+        """Whether it makes an object with attributes, which honest files let refer to itself."""
+        return self.function not in _CONTAINERS and isinstance(self.state, dict | tuple)
+
+
+class Pair(tuple[Any, Any]):
+    """A key and its value, set on the result of a call; unlike a tuple that was appended to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +57,18 @@ class Persistent:
     """A reference to something outside the pickle, such as a torch storage."""
 
     key: Any
+
+
+@dataclass(eq=False, repr=False)
+class Inert:
+    """What stands for an object whose class is not known here: the name of the class and what the object held."""
+
+    name: str
+    content: Any = field(default_factory=dict)  # attributes and items by name, or what it was made of
+    unreadable: str = ""  # what it is, where it is a tensor that is not a plain block of numbers
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -60,6 +84,8 @@ class Pickle:
 def check_graph(root: object, most_text: int, most_values: int = MAX_VALUES) -> None:
     """Refuse a value that contains itself, is nested too deeply, or would be huge if nothing in it were shared.
 
+    An object with attributes may contain itself, as a module whose trainer holds the module; each is looked at once.
+
     A few hundred bytes of pickle can name one list a billion times through lists of lists, and whoever walks
     that graph never ends; or one long string ten thousand times, of which whoever copies it fills the memory. The
     check visits every object once, children before parents, and adds up values and bytes of text. What is called is
@@ -70,11 +96,13 @@ def check_graph(root: object, most_text: int, most_values: int = MAX_VALUES) -> 
     """
     done: dict[int, tuple[int, int, int]] = {}  # values, bytes of text and depth by id
     above: set[int] = set()
-    in_calls = 0
+    in_calls = in_objects = 0
     pending: list[tuple[object, bool]] = [(root, False)]
     while pending:
         value, inside_is_done = pending.pop()
         if id(value) in above and not inside_is_done:
+            if isinstance(value, Call) and value.is_object:
+                continue
             raise CheckpointError("refused: the pickle holds an object that contains itself")
         if id(value) in done or not isinstance(value, dict | list | tuple | Call | Persistent):
             continue
@@ -89,10 +117,12 @@ def check_graph(root: object, most_text: int, most_values: int = MAX_VALUES) -> 
         depth = 1 + max((depth for _, _, depth in sizes), default=0)
         if depth > MAX_DEPTH:
             raise CheckpointError(f"refused: the pickle is nested more than {MAX_DEPTH} deep")
-        if size > most_values:
-            raise CheckpointError(f"refused: the pickle repeats its parts to more than {most_values:,} values")
         if isinstance(value, Call):
             in_calls, text = in_calls + text, 0
+        if isinstance(value, Call) and value.is_object:
+            in_objects, size, depth = in_objects + size, 1, 1
+        if size + in_objects > most_values:
+            raise CheckpointError(f"refused: the pickle repeats its parts to more than {most_values:,} values")
         if text + in_calls > most_text:
             raise CheckpointError(f"refused: the pickle repeats its strings to more than {most_text:,} bytes")
         above.discard(id(value))

@@ -89,6 +89,7 @@ def _groups(saved: Mapping[str, Any]) -> list[_Group]:
         states = [by_id.get(repr(number)) or {} for number in ids]
         if not all(isinstance(each, Mapping) for each in states):
             raise TypeError("a state that is no dict")
+        states = [{name: value for name, value in each.items() if value is not None} for each in states]
         if names is not None and len(names) != len(ids):
             raise TypeError("not one name per parameter")
         groups.append(_Group(states, names and list(names), own_options(group), made_by))

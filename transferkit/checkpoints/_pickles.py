@@ -12,9 +12,13 @@ References:
 from __future__ import annotations
 
 import codecs
+import math
+import re
 import struct
 from collections.abc import Callable, Hashable
 from typing import Any
+
+import numpy as np
 
 from transferkit.checkpoints._inert import (
     MAX_INSTRUCTIONS,
@@ -22,6 +26,7 @@ from transferkit.checkpoints._inert import (
     MAX_VALUES,
     Call,
     Global,
+    Pair,
     Persistent,
     Pickle,
     check_graph,
@@ -34,6 +39,7 @@ MAX_CONTAINERS = 500_000
 _LONGEST_NUMBER = 64  # characters of a number written as text, bytes of one in binary
 _LONGEST_NAME = 1000  # characters of a module or of a name in one
 _LONGEST_KEY = 16  # parts of a dict key that is a tuple
+_JOBLIB_ARRAY = Global("joblib.numpy_pickle", "NumpyArrayWrapper")
 _VIEWED = 4096  # bytes from this length on are left where they are
 
 
@@ -42,8 +48,7 @@ def read_pickle(buffer: bytes | memoryview, start: int = 0, *, scale: int = 1) -
 
     Raises:
         CheckpointError: It is damaged, refers to itself, is nested or repeated beyond reason, or uses
-            instructions that files of weights have no use for (extension codes, class instances of the oldest
-            protocol, buffers outside the file).
+            instructions that files of weights have no use for (extension codes, buffers outside the file).
     """
     machine = _Machine(memoryview(buffer), start, scale)
     try:
@@ -225,7 +230,7 @@ class _Machine(ByteReader):
         last = next(reversed(held), None)
         self.collisions += collisions(keys, len(held), last[0] if isinstance(target, Call) and last else last)
         refuse_collisions(self.collisions)
-        pairs = zip(keys, items[1::2], strict=True)
+        pairs = map(Pair, zip(keys, items[1::2], strict=True))
         held.update(pairs) if isinstance(held, dict) else held.extend(pairs)
 
     def set_item(self) -> None:
@@ -255,15 +260,56 @@ class _Machine(ByteReader):
 
     def call_with_keywords(self) -> None:
         keywords, arguments, function = self.pop(), self.pop(), self.pop()
-        if not isinstance(arguments, tuple) or not isinstance(keywords, dict) or keywords:
-            raise TypeError("a call with keywords")
-        self.push_container(Call(function, arguments))
+        if not isinstance(arguments, tuple) or not isinstance(keywords, dict):
+            raise TypeError("arguments that are no tuple, or keywords that are no dict")
+        self.push_container(Call(function, arguments, None, [Pair(pair) for pair in keywords.items()]))
+
+    def call_named_class(self) -> None:
+        self.import_name(str(self.line(), "utf-8"), str(self.line(), "utf-8"))
+        self.push_container(Call(self.pop(), tuple(self.pop_mark())))
+
+    def call_marked_class(self) -> None:
+        function, *arguments = self.pop_mark()
+        self.push_container(Call(function, tuple(arguments)))
 
     def build(self) -> None:
         state, target = self.pop(), self.top()
         if not isinstance(target, Call):
             raise TypeError(f"state is given to a {type(target).__name__}")
+        if target.state is not None:
+            raise ValueError("a second state for one object")
         target.state = state
+        if target.function == _JOBLIB_ARRAY and isinstance(state, dict):
+            target.items = [self.joblib_data(state)]
+
+    def joblib_data(self, state: dict[Any, Any]) -> Any:
+        """Return the data that joblib writes behind the record of an array: aligned bytes, or a pickle of objects."""
+        code = state["dtype"].arguments[0]
+        if not isinstance(code, str) or not re.fullmatch(r"[a-zA-Z]\d{0,4}", code):
+            raise ValueError(f"an array of dtype {code!r}")
+        kind = np.dtype(code)
+        if kind.hasobject:
+            inner = read_pickle(self.buffer, self.place)
+            self.place = inner.end
+            self.globals |= inner.globals
+            return inner.value
+        if state.get("numpy_array_alignment_bytes") is not None:
+            self.read(self.number("<B"))
+        sides = state["shape"]
+        if not isinstance(sides, tuple) or not all(
+            isinstance(side, int) and 0 <= side < 2**40 for side in sides
+        ):
+            raise ValueError(f"an array of shape {sides!r}")
+        return self.read(math.prod(sides) * kind.itemsize)
+
+    def refer(self) -> None:
+        """Push a reference to what lies outside; torch's to a module's class, with its source, is the class."""
+        key = self.pop()
+        is_class = isinstance(key, tuple) and len(key) == 4 and key[0] in ("module", b"module")
+        if is_class and isinstance(key[1], Global):
+            self.push(key[1])
+        else:
+            self.push_container(Persistent(key))
 
     def put(self, index: int) -> None:
         if not 0 <= index <= self.instructions:  # who numbers what is kept never skips so many
@@ -278,20 +324,16 @@ class _Machine(ByteReader):
 
 
 def as_key(key: Any) -> Hashable:
-    """Return a dict key; refuse all but objects, scalars and short flat tuples of these, whose hash is cheap."""
-    if isinstance(key, Call):  # by identity; what it stands for is for the reader to say
-        return key
+    """Return a dict key; refuse all but scalars, calls and short flat tuples of them, whose hash is cheap."""
     parts = key if isinstance(key, tuple) else (key,)
     if len(parts) > _LONGEST_KEY:
         raise TypeError(f"a dict key of {len(parts)} parts")
-    if not all(part is None or isinstance(part, str | bytes | int | float | Global) for part in parts):
-        raise TypeError("a dict key that is neither a string nor a number")
+    if not all(part is None or isinstance(part, str | bytes | int | float | Global | Call) for part in parts):
+        raise TypeError("a dict key that is a container")
     return key  # type: ignore[no-any-return]
 
 
 _REFUSED = {
-    ord("i"): "class instances of protocol 0 (INST)",
-    ord("o"): "class instances of protocol 1 (OBJ)",
     0x82: "extension codes (EXT1)",
     0x83: "extension codes (EXT2)",
     0x84: "extension codes (EXT4)",
@@ -349,9 +391,11 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
     ord("R"): lambda m: m.call(),
     0x81: lambda m: m.call(),
     0x92: lambda m: m.call_with_keywords(),
+    ord("i"): lambda m: m.call_named_class(),
+    ord("o"): lambda m: m.call_marked_class(),
     ord("b"): lambda m: m.build(),
     ord("P"): lambda m: m.push_container(Persistent(str(m.line(), "ascii"))),
-    ord("Q"): lambda m: m.push_container(Persistent(m.pop())),
+    ord("Q"): lambda m: m.refer(),
     ord("p"): lambda m: m.put(int(m.decimal())),
     ord("q"): lambda m: m.put(m.number("<B")),
     ord("r"): lambda m: m.put(m.number("<I")),

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from typing import Any, TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from transferkit.checkpoints._inert import Inert
 from transferkit.checkpoints._optimizer_state import attach_states
+from transferkit.checkpoints._trees import (
+    Module,
+    OptimizerState,
+    Tree,
+    is_plain,
+    is_tensor,
+    leaves,
+    put,
+    tree_of,
+    walk,
+)
 from transferkit.checkpoints.registry import Contents
 from transferkit.errors import CheckpointError, did_you_mean, listed
 from transferkit.layers import Layer, are_sorted, layers_of, split_key
@@ -45,7 +58,6 @@ USUAL_KEYS = (
     ),
 )
 OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim", "optimizer_states")
-MAX_DEPTH = 3  # keys from the saved object to a state dict
 
 # Suffix of a packed weight's name, and who packed it.
 _PACKED = {
@@ -61,42 +73,60 @@ _ADVICE = (
     "Load the file with the library that wrote it, make them plain with dequantize(), full_tensor() or to_dense(), "
     "save that and read it"
 )
-KeyPath = tuple[str, ...]
+_SHOWN_DEPTH = 3  # of the keys that a refusal offers
+_LONGEST_VALUE = 4096  # characters of one
+_MOST_VALUES = 1000  # plain values that are kept of a file
 
 
 def contents_of(
-    saved: object, *, key: str | None = None, optimizer_state: Mapping[str, Any] | None = None
+    saved: object,
+    *,
+    key: str | None = None,
+    optimizer_state: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> Contents:
     """Return the tensors of a saved object with their optimizer state, and the rest as metadata.
 
     Args:
-        saved: A state dict, a module, or a dict that holds one of them.
-        key: Dotted path of the state dict to take; ``None`` takes the usual one and notes the others.
+        saved: A state dict, a module, a tree of dicts, lists and objects, or a lone tensor.
+        key: Dotted path of the part to take, empty for all; ``None`` takes the state dict that stands where one
+            usually does, else all, and notes what else there is.
         optimizer_state: ``optimizer.state_dict()``; ``None`` looks for one beside the state dict.
+        notes: What the reader has to say.
 
     Raises:
-        CheckpointError: There are no tensors, or several sets of them with nothing to tell which is meant.
+        CheckpointError: There are no tensors, or some that are wanted cannot be read.
     """
-    candidates = state_dicts_in(saved)
-    path = choose(candidates, key)
-    found = candidates[path]
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    tree = tree_of(saved)
+    tree = tree if isinstance(tree, dict) else {"tensor": tree}
+    place = _named(tree, key) if key is not None else usual_place(tree)
+    found = _inside(tree, place, optimizers=key is not None)
+    path = _path(tree, place)
+    part = reduce(getitem, path, tree) if path or not place else None  # a place within a module is no part
+    _refuse_unreadable(found)
+    left = [name for name in found if "._extra_state" in f".{name}"]
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor) and name not in left}
+    if not tensors:
+        raise CheckpointError("there is no tensor in it, at any depth")
     check_names(tensors)
-    notes = [*_choice_note(path, candidates), *_leftover_note(found)]
-    beside = _parent(saved, path)
-    optimizers = [optimizer_state] if optimizer_state else _optimizers_beside(beside)
+    optimizers = [optimizer_state] if optimizer_state else _optimizers_beside(saved, tree, place)
     check_tensors(tensors)
     renamed = bare_keys(tensors)
-    notes += _prefix_note(renamed) + _parametrization_note(tensors)
     tensors = {renamed[name]: tensor.detach() for name, tensor in tensors.items()}
     states, note = attach_states(tensors, optimizers, renamed)
+    told = [*_choice_note(tree, place), *_leftover_note(found, left, whole=not place)]
+    told += [*_prefix_note(renamed), *_parametrization_note(tensors), *_module_note(part)]
+    module = part if isinstance(part, Module) else Module("")
+    names = {split_key(old)[0]: split_key(new)[0] for old, new in renamed.items()}
     return Contents(
         tensors,
         states,
-        (*notes, *note),
-        _plain_values(beside),
+        (*told, *note, *notes),
+        _plain_values(tree, place) | module.attributes.get("", {}),
         paths=_paths(renamed),
         ordered=not are_sorted(list(tensors)),
+        kinds={names[name]: kind for name, kind in module.kinds.items() if name in names},
+        attributes={names[name]: said for name, said in module.attributes.items() if name in names},
     )
 
 
@@ -105,17 +135,32 @@ def _paths(renamed: Mapping[str, str]) -> dict[str, str]:
     return {split_key(new)[0]: split_key(old)[0] for old, new in renamed.items() if old != new}
 
 
-def _choice_note(chosen: KeyPath, candidates: Mapping[KeyPath, object]) -> list[str]:
-    others = [f"key={'.'.join(path)!r}" for path in candidates if path != chosen]
+def _choice_note(tree: Tree, place: str) -> list[str]:
+    others = [f"key={name!r}" for name in _others(tree, place)]
+    if not place and {"state", "param_groups"} <= tree.keys():
+        return ["the state of an optimizer, without a model"]
     if not others:
         return []
-    offered = listed(others)
-    return [f"took the state dict under {'.'.join(chosen)!r}; the file also holds {offered}"]
+    if not place:
+        return [f"optimizers' states are left out; {listed(others)} reads one"]
+    return [f"took the state dict under {place!r}; the file also holds {listed(others)}"]
 
 
-def _leftover_note(found: Mapping[str, Any]) -> list[str]:
-    others = [name for name, value in found.items() if not isinstance(value, Tensor)]
+def _leftover_note(found: Mapping[str, Any], left: list[str], *, whole: bool) -> list[str]:
+    others = [name for name, value in found.items() if not isinstance(value, Tensor) and not whole]
+    odd = list(dict.fromkeys(f"{name.partition('_extra_state')[0]}_extra_state" for name in left))
+    others = [name for name in others if "._extra_state" not in f".{name}"] + odd
     return [f"left out what is not a tensor: {listed(others, 4)}"] if others else []
+
+
+def _module_note(part: object) -> list[str]:
+    if not isinstance(part, Module) or not part.name:
+        return []
+    told = [f"the parameters and buffers of a pickled module of class {part.name}, which was not made"]
+    if part.loose:
+        loose = listed(list(part.loose), 4)
+        told += [f"left out tensors that are neither parameters nor saved buffers: {loose}"]
+    return told
 
 
 def _prefix_note(renamed: Mapping[str, str]) -> list[str]:
@@ -136,114 +181,138 @@ def _parametrization_note(tensors: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
-def _parent(saved: object, path: KeyPath) -> Mapping[str, Any]:
-    """Return the mapping around the state dict, empty if it stands alone."""
-    around: Any = {}
-    for part in path:
-        around, saved = saved, saved[part] if is_mapping(saved) else {}
-    return around if is_mapping(around) else {}
-
-
-def _optimizers_beside(around: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the optimizers' state dicts beside a state dict."""
+def _optimizers_beside(saved: object, tree: Tree, place: str) -> list[Mapping[str, Any]]:
+    """Return the optimizers' state dicts beside a state dict, as they were saved."""
+    around: Any = saved
+    for part in _path(tree, place)[:-1]:
+        around = around[part] if is_mapping(around) and part in around else None
     found: list[object] = []
-    for key in OPTIMIZER_KEYS:
+    for key in OPTIMIZER_KEYS if is_mapping(around) else ():
         value = around.get(key)
         found += list(value) if isinstance(value, list | tuple) else [value]
     return [state for state in found if is_mapping(state) and "state" in state and "param_groups" in state]
 
 
-def _plain_values(around: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers, strings and flags beside a state dict; one-element tensors become numbers."""
-    plain = {}
-    for name, value in around.items():
-        if isinstance(value, str | int | float | bool):
+def _plain_values(tree: Tree, place: str) -> dict[str, Any]:
+    """Return the numbers, texts and flags beside a state dict; one-element tensors become numbers."""
+    plain: dict[str, Any] = {}
+    for name, value in leaves(tree, optimizers=False):
+        if len(plain) == _MOST_VALUES:
+            break
+        if place and f"{name}.".startswith(f"{place}."):
+            continue
+        if is_plain(value) and len(str(value)) <= _LONGEST_VALUE:
             plain[name] = value
-        elif isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta":
+        elif place and isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta":
             plain[name] = value.item()
     return plain
 
 
-# Finding the state dicts inside what was saved, and choosing the one that is meant.
+# Where in a saved object the weights are: under a usual key, or all over it.
 
 
-def state_dicts_in(saved: object) -> dict[KeyPath, dict[str, Any]]:
-    """Return every state dict in a saved object, by the keys that lead to it.
+def usual_place(tree: Tree) -> str:
+    """Return the dotted place of the state dict in a tree, empty where the whole tree is meant.
 
-    A dict with dotted tensor names counts, whatever else it holds. A dict with plain names counts if it stands
-    alone or under a usual key; elsewhere it is the state of something else, such as a sampler or a scheduler.
+    A dict with dotted tensor names, and a module, is a state dict. It is taken where a usual key, or nothing but it,
+    leads to it. Whatever else holds tensors has no one place, so all of it is meant.
     """
-    found = dict(_dicts_of_tensors(saved, (), {}))
-    dotted = {path for path, content in found.items() if _has_dotted_names(content)}
-    usual = {path for path in found if path and all(part in USUAL_KEYS for part in path)}
-    return {path: content for path, content in found.items() if path in dotted | usual or not dotted | usual}
+    holding: set[int] = set()
+    _holds_weights(tree, holding)
+    return ".".join(_home(tree, (), holding) or ())
 
 
-def _dicts_of_tensors(
-    value: object, path: KeyPath, seen: dict[int, object]
-) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
-    """Yield the dicts that directly hold tensors, each object once, a dict after those inside it."""
-    if isinstance(value, nn.Module):
-        value = value.state_dict()
-    if id(value) in seen or not is_mapping(value):
-        return
-    seen[id(value)] = value  # kept, so that no other object gets its id
-    content = {name: as_tensor(item) for name, item in value.items()}
-    inner = []
-    if len(path) < MAX_DEPTH and not _has_dotted_names(content):
-        for name, item in value.items():
-            if name not in OPTIMIZER_KEYS:
-                inner += list(_dicts_of_tensors(item, (*path, name), seen))
-    yield from inner
-    if not inner and any(isinstance(item, Tensor) for item in content.values()):
-        yield path, content
+def _home(tree: Tree, path: tuple[str, ...], holding: set[int]) -> tuple[str, ...] | None:
+    if isinstance(tree, Module) or any("." in name and _is_weight(value) for name, value in tree.items()):
+        return path
+    held = [name for name, value in tree.items() if _is_weight(value) or id(value) in holding]
+    usual = [key for key in USUAL_KEYS if key in held and isinstance(tree[key], dict)]
+    for key in usual:
+        inner = _home(tree[key], (*path, key), holding)
+        if inner or set(held) <= set(USUAL_KEYS):
+            return inner or (*path, key)
+    alone = len(held) == 1 and isinstance(tree[held[0]], dict)
+    return _home(tree[held[0]], (*path, held[0]), holding) if alone and not usual else None
 
 
-def _has_dotted_names(content: Mapping[str, object]) -> bool:
-    return any("." in name and isinstance(item, Tensor) for name, item in content.items())
+def _is_weight(value: object) -> bool:
+    """Whether a leaf may be a weight: a tensor with dimensions; others are counts, scores and the like."""
+    return is_tensor(value) and (not isinstance(value, Tensor) or value.ndim > 0)
+
+
+def _holds_weights(value: object, holding: set[int]) -> bool:
+    """Whether a part of a tree holds weights other than an optimizer's; dicts that do are added to ``holding``."""
+    if not isinstance(value, dict) or isinstance(value, OptimizerState):
+        return _is_weight(value)
+    held = [_holds_weights(item, holding) for item in value.values()]
+    if any(held):
+        holding.add(id(value))
+    return id(value) in holding
+
+
+def _path(tree: Tree, place: str) -> list[str]:
+    """Return the keys that lead to a place, which may have dots in them."""
+    for name, item in tree.items():
+        if name == place:
+            return [name]
+        rest = place.removeprefix(f"{name}.")
+        if isinstance(item, dict) and rest != place and (path := _path(item, rest)):
+            return [name, *path]
+    return []
+
+
+def _inside(tree: Tree, place: str, *, optimizers: bool = True) -> dict[str, Any]:
+    """Return the leaves at and below a place by their names from there."""
+    found: dict[str, Any] = {}
+    for name, leaf in leaves(tree, optimizers=optimizers):
+        if not place or name.startswith(f"{place}."):
+            put(found, name[len(place) + 1 :] if place else name, leaf)
+        elif name == place:
+            put(found, name.rpartition(".")[2], leaf)
+    return found
+
+
+def _others(tree: Tree, place: str) -> list[str]:
+    """Return the places of what else holds tensors, none of them within another."""
+    path, found, above = _path(tree, place), list[str](), ""
+    for part in path:
+        for name, value in tree.items():
+            held = leaves(value, optimizers=name not in OPTIMIZER_KEYS)  # those that are attached
+            if name != part and any(_is_weight(leaf) for _, leaf in held):
+                found.append(f"{above}{name}")
+        tree, above = tree[part], f"{above}{part}."
+    if not path:
+        found = [name for name, value in walk(tree) if name and isinstance(value, OptimizerState)]
+        found = [name for name in found if name.partition(".")[0] not in OPTIMIZER_KEYS]
+    return found
+
+
+def _named(tree: Tree, key: str) -> str:
+    """Return the place that a caller names, if there are tensors.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    if any(map(is_tensor, _inside(tree, key).values())):
+        return key
+    parts = [name.split(".")[:-1][:_SHOWN_DEPTH] for name, leaf in leaves(tree) if is_tensor(leaf)]
+    shown = [".".join(part[:depth]) for depth in range(1, 1 + _SHOWN_DEPTH) for part in parts]
+    holding = [name for name in dict.fromkeys(shown) if name]
+    raise CheckpointError(
+        f"no tensors under the key {key!r}{did_you_mean(key, holding)} It has: {listed(list(map(repr, holding)))}"
+    )
+
+
+def _refuse_unreadable(found: Mapping[str, Any]) -> None:
+    odd = {name: leaf.unreadable for name, leaf in found.items() if isinstance(leaf, Inert) and leaf.unreadable}
+    wrong = [f"{name} ({what})" for name, what in odd.items()]
+    if wrong:
+        raise CheckpointError(f"not plain tensors: {listed(wrong, 3)}. {_ADVICE}.")
 
 
 def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
     """Whether a value is a mapping with names for keys."""
     return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
-
-
-def as_tensor(value: object) -> object:
-    """Return an array of numbers as a tensor, over the same memory if it can be; anything else as it is."""
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc":
-        return value
-    plain = np.ascontiguousarray(value, value.dtype.newbyteorder("=")).reshape(value.shape)
-    return torch.from_numpy(plain if plain.flags.writeable else plain.copy())
-
-
-def choose(candidates: Mapping[KeyPath, object], key: str | None) -> KeyPath:
-    """Return the keys of the state dict that is meant.
-
-    Args:
-        candidates: State dicts by the keys that lead to them.
-        key: The caller's choice, dotted; ``None`` takes the only one, or the one under the most usual key.
-
-    Raises:
-        CheckpointError: There is none, or not the one asked for, or nothing tells which is meant.
-    """
-    paths = {".".join(path): path for path in candidates}
-    if not paths:
-        raise CheckpointError("it holds no tensors, neither directly nor in a state dict under a key")
-    if key is not None:
-        if key not in paths:
-            hint = did_you_mean(key, paths)
-            raise CheckpointError(
-                f"no state dict under the key {key!r}{hint} It has: {listed(list(map(repr, paths)))}"
-            )
-        return paths[key]
-    if len(paths) == 1:
-        return next(iter(paths.values()))
-    usual = [path for path in candidates if path and all(part in USUAL_KEYS for part in path)]
-    if not usual:
-        raise CheckpointError(
-            f"it holds several state dicts; say which is meant with key=, one of {listed(list(map(repr, paths)))}"
-        )
-    return min(usual, key=lambda path: [USUAL_KEYS.index(part) for part in path])
 
 
 # Names without what wrappers (DDP, torch.compile, FSDP) put into them.

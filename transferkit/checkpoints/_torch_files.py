@@ -1,24 +1,25 @@
-"""torch's files: zip archives, and those of torch 1.5 and before, read from the pickle that was checked."""
+"""torch's files: zip archives and TorchScript, and those of torch 1.5 and before, read from the pickle checked."""
 
 from __future__ import annotations
 
+import json
 import mmap
 import re
 import sys
 import zipfile
-import zlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from transferkit.checkpoints._archives import LARGEST_SURPRISE, open_zip, place_of, zip_names
-from transferkit.checkpoints._inert import Call, Persistent, Pickle, children_of
+from transferkit.checkpoints._archives import open_zip, place_of, zip_names
+from transferkit.checkpoints._inert import Call, Inert, Persistent, Pickle, children_of
 from transferkit.checkpoints._pickles import ByteReader, read_pickle
 from transferkit.checkpoints._state_dicts import contents_of
-from transferkit.checkpoints._values import PlainReader, TorchReader, flat_tensor, storage_dtype, storage_of
-from transferkit.checkpoints.neon._reader import is_neon, neon_contents
+from transferkit.checkpoints._torch_values import TorchReader, flat_tensor, storage_dtype, storage_of
+from transferkit.checkpoints._values import PlainReader
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
 from transferkit.errors import CheckpointError, listed
 
@@ -34,8 +35,11 @@ def _matches(path: Path, head: bytes) -> bool:
 
 @register_reader("torch", matches=_matches)
 def read_torch_zip(path: Path, options: ReadOptions) -> Contents:
-    """Read a torch zip archive; its tensors are mapped from the file."""
-    return contents_of(load_torch_zip(path, trusted=options.trusted), key=options.key)
+    """Read a torch zip archive, TorchScript's too; its tensors are mapped from the file."""
+    if options.trusted:
+        return contents_of(_trusted(path), key=options.key)
+    saved, notes = load_inert(path)
+    return contents_of(saved, key=options.key, notes=notes)
 
 
 def load_torch_zip(path: Path, *, trusted: bool = False, mapped: bool = True) -> Any:
@@ -47,16 +51,37 @@ def load_torch_zip(path: Path, *, trusted: bool = False, mapped: bool = True) ->
         mapped: Leave the tensors' bytes in the file until they are used.
 
     Raises:
-        CheckpointError: The file asks for code to run, claims more than it holds, or is damaged.
+        CheckpointError: The file holds objects of other classes, claims more than it holds, or is damaged.
     """
     if trusted:
         return _trusted(path)
+    saved, notes = load_inert(path, mapped=mapped)
+    if notes:
+        raise CheckpointError(f"refused, since it holds more than tensors and plain values: {notes[0]}")
+    return saved
+
+
+def load_inert(path: Path, *, mapped: bool = True) -> tuple[Any, list[str]]:
+    """Return what was saved, objects being inert, and what there is to say of it."""
     with open_zip(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
         name = pickle_in(members)
-        program = archive.read(name)
-        storages = _Storages(path, archive, members, name.removesuffix(PICKLE), mapped)
-        return TorchReader(len(program), storages.load).read(read_pickle(program))
+        program, folder = archive.read(name), name.removesuffix(PICKLE)
+        reader = TorchReader(len(program), _Storages(path, archive, members, folder, mapped).load)
+        saved = reader.read(read_pickle(program))
+        notes = notes_of(reader)
+        if f"{folder}constants.pkl" in members:
+            constants = read_pickle(archive.read(f"{folder}constants.pkl")).value
+            count = len(constants) if isinstance(constants, tuple) else 1
+            notes = ["TorchScript, whose program was not run"]
+            notes += [f"left out {count} constants of its program"] if count else []
+        return saved, notes
+
+
+def notes_of(reader: PlainReader) -> list[str]:
+    """Return a note of the names that a pickle would have imported, if there are any."""
+    names = listed(sorted(reader.unknown))
+    return [f"not imported, so that what is made of them is kept as inert values: {names}"] if names else []
 
 
 def _trusted(path: Path) -> Any:
@@ -68,14 +93,14 @@ def _trusted(path: Path) -> Any:
 
 
 def pickle_in(members: dict[str, zipfile.ZipInfo]) -> str:
-    """Return the name of an archive's pickle; refuse archives that hold more than a state dict, or two."""
-    _refuse_programs(members)
+    """Return the name of an archive's pickle; refuse archives of which two readers would see different parts."""
     packed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]
+    packed = [name for name in packed if name.endswith(PICKLE) or "/data/" in name]  # not TorchScript's program
     if packed:
         raise CheckpointError(f"refused: {packed[0]!r} is compressed, which torch never does")
     # Torch looks for names without regard to case, in the folder of the first member.
     found = [name for name in members if name.rpartition("/")[2].casefold() == PICKLE]
-    if len(found) != 1 or len({name.casefold() for name in members}) != len(members):
+    if len(found) != 1 or len({name.casefold() for name in members}) != len(members) or _exported_in(members):
         raise CheckpointError(
             f"refused: readers would not agree on what it holds, with the names {listed(found or list(members), 4)}; "
             "ask for a file that torch.save wrote"
@@ -121,19 +146,50 @@ class _Storages:
         return torch.empty(0, dtype=dtype).set_(storage)
 
 
-def _refuse_programs(members: dict[str, zipfile.ZipInfo]) -> None:
-    """Refuse archives that hold a program along with its weights."""
-    names = {name.rpartition("/")[2] for name in members}
-    if "constants.pkl" in names:
-        raise CheckpointError(
-            "a TorchScript archive, which holds a program. Where it may run, save its weights alone: "
-            "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
-        )
-    if {"archive_format", "serialized_exported_program.json"} & names:
-        raise CheckpointError(
-            "a torch.export archive, which holds a program. Save its weights alone: "
-            "torch.save(torch.export.load(path).state_dict, 'weights.pt')"
-        )
+# torch.export's archives: the weights raw, beside a description of each in JSON.
+
+
+_EXPORTED = "data/weights/model_weights_config.json"
+_LARGEST_CONFIG = 1 << 26  # bytes
+# torch's numbers of dtypes, from one on.
+_NUMBERED = "uint8 int8 int16 int32 int64 float16 float32 float64 complex32 complex64 complex128 bool bfloat16"
+_EXPORTED_DTYPES = {number: vars(torch)[name] for number, name in enumerate(_NUMBERED.split(), 1)}
+
+
+def _exported_in(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.endswith(_EXPORTED)]
+
+
+@register_reader(
+    "torch.export", matches=lambda path, head: head[:2] == b"PK" and bool(_exported_in(zip_names(path)))
+)
+def read_exported(path: Path, options: ReadOptions) -> Contents:
+    """Read the weights beside an exported program, mapped from the file; the program is not run."""
+    with open_zip(path) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        (name, *others) = _exported_in(members)
+        if others or members[name].file_size > _LARGEST_CONFIG:
+            raise CheckpointError(
+                f"refused: several models, or a description of {members[name].file_size:,} bytes"
+            )
+        storages = _Storages(path, archive, members, name.removesuffix(_EXPORTED), True)
+        reader = TorchReader(0, storages.load)
+        found = {key: _exported(reader, said) for key, said in json.loads(archive.read(name))["config"].items()}
+    notes = ["an exported program, which was not run; constants, as buffers that are not saved, are left out"]
+    return contents_of(found, key=options.key, notes=notes)
+
+
+def _exported(reader: TorchReader, said: dict[str, Any]) -> Any:
+    """Return one exported tensor by its description."""
+    meta = said["tensor_meta"]
+    dtype = _EXPORTED_DTYPES.get(meta["dtype"])
+    if dtype is None or said["use_pickle"]:
+        return Inert(said["path_name"], unreadable="no plain tensor")
+    shape, stride = (tuple(side["as_int"] for side in meta[key]) for key in ("sizes", "strides"))
+    offset = meta["storage_offset"]["as_int"]
+    count = 1 + offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if all(shape) else 0
+    flat = reader.load(f"weights/{said['path_name']}", dtype, count)
+    return reader.view_of(flat, offset, shape, stride)
 
 
 # The files of torch 1.5 and before: pickles in a row, and tar archives.
@@ -152,7 +208,25 @@ def read_torch_legacy(path: Path, options: ReadOptions) -> Contents:
     """Read the row of pickles that ``torch.save`` wrote before 1.6."""
     if options.trusted:
         return contents_of(torch.load(str(path), map_location="cpu", weights_only=False), key=options.key)
-    row = _Row(_mapped(path))
+    saved, reader = _read_row(mapped(path))
+    return contents_of(saved, key=options.key, notes=notes_of(reader))
+
+
+def stored_in(buffer: memoryview) -> Tensor:
+    """Return the one storage that a pickled tensor keeps as a file of its own.
+
+    Raises:
+        CheckpointError: It is no such file, or holds more.
+    """
+    found = _read_row(buffer)[0]
+    if not isinstance(found, Tensor):
+        raise CheckpointError("refused: a file inside the pickle that is no storage of a tensor")
+    return found
+
+
+def _read_row(buffer: memoryview) -> tuple[Any, TorchReader]:
+    """Return the object in a row of pickles, and what read it."""
+    row = _Row(buffer)
     # Magic number, protocol, facts about the machine that wrote it, the object, the keys of its storages.
     _, protocol, machine, saved, keys = (row.pickle() for _ in range(5))
     if protocol.value != _PROTOCOL or not isinstance(keys.value, list):
@@ -161,13 +235,12 @@ def read_torch_legacy(path: Path, options: ReadOptions) -> Contents:
         raise CheckpointError(
             "written with the other byte order; read it on such a machine and save safetensors"
         )
-    reader = TorchReader(saved.end - saved.start, _absent)
-    reader.refuse_unknown(saved)
+    reader = TorchReader(saved.end - saved.start, absent)
     dtypes = _storages_in(saved.value)
     for key in map(_text, keys.value):
         if key in dtypes:
             reader.storages[key] = row.storage(dtypes[key])
-    return contents_of(reader.read(saved), key=options.key)
+    return reader.read(saved), reader
 
 
 @register_reader("torch tar", matches=lambda path, head: head[257:262] == b"ustar" and bool(_members(path)))
@@ -175,15 +248,16 @@ def read_torch_tar(path: Path, options: ReadOptions) -> Contents:
     """Read the tar archive that ``torch.save`` wrote in its first year."""
     if options.trusted:
         return contents_of(torch.load(str(path), map_location="cpu", weights_only=False), key=options.key)
-    buffer = _mapped(path)
+    buffer = mapped(path)
     parts = {name: buffer[start:end] for name, (start, end) in _members(path).items()}
-    reader = TorchReader(len(parts["pickle"]), _absent)
+    reader = TorchReader(len(parts["pickle"]), absent)
     _tar_storages(parts["storages"], reader)
     _tar_tensors(parts["tensors"], reader)
-    return contents_of(reader.read(read_pickle(parts["pickle"])), key=options.key)
+    return contents_of(reader.read(read_pickle(parts["pickle"])), key=options.key, notes=notes_of(reader))
 
 
-def _absent(key: str, dtype: torch.dtype, count: int) -> Tensor:
+def absent(key: str, dtype: torch.dtype, count: int) -> Tensor:
+    """Refuse a storage that lies nowhere."""
     raise CheckpointError(f"damaged: storage {key!r} is not in the file")
 
 
@@ -244,7 +318,8 @@ def _members(path: Path) -> dict[str, tuple[int, int]]:
     return {name: found[name] for name in _TAR_MEMBERS} if set(_TAR_MEMBERS) <= found.keys() else {}
 
 
-def _mapped(path: Path) -> memoryview:
+def mapped(path: Path) -> memoryview:
+    """Return the bytes of a file, read when they are used."""
     with path.open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
@@ -278,74 +353,3 @@ def _count(value: Any, buffer: memoryview) -> int:
 
 def _text(key: Any) -> str:
     return str(key, "ascii") if isinstance(key, bytes) else str(key)
-
-
-# Plain pickles of arrays and tensors.
-
-
-GZIP = b"\x1f\x8b"
-_GZIP_FORMAT = 31  # of zlib
-_CHUNK = 1 << 20
-
-# The first bytes of a pickle of a dict or list: a protocol number and an instruction that makes one of them; in
-# protocols 0 and 1 the instruction alone.
-_BEGINNING = re.compile(rb"\x80[\x02-\x05][\x95}\](c]|\((dp?|lp?)\d*\n|}q|\]q|c[a-zA-Z_.]+\n", re.DOTALL)
-
-
-def looks_like_pickle(head: bytes) -> bool:
-    """Whether a file that begins like this is a pickle."""
-    return _BEGINNING.match(head) is not None
-
-
-def _is_pickle(path: Path, head: bytes) -> bool:
-    return (head.startswith(GZIP) or looks_like_pickle(head)) and path.name != ".metadata"
-
-
-@register_reader("pickle", matches=_is_pickle, suffixes=(".p", ".prm", ".pkl", ".pickle"))
-def read_pickle_file(path: Path, options: ReadOptions) -> Contents:
-    """Read a pickle of containers and numpy arrays, also gzipped; nothing in it is imported or called."""
-    buffer = _buffer(path)
-    saved = PlainReader(len(buffer)).read(read_pickle(buffer))
-    if is_neon(saved):
-        return neon_contents(saved, options)
-    return contents_of(saved, key=options.key)
-
-
-def _buffer(path: Path) -> memoryview:
-    """Return the bytes of a file: mapped, or unpacked within reason."""
-    with path.open("rb") as file:
-        if file.read(2) == GZIP:
-            return _unpacked(path)
-        if path.stat().st_size == 0:
-            raise CheckpointError("the file is empty")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _unpacked(path: Path) -> memoryview:
-    """Unpack a gzip file step by step; Python's own reader takes a minute for each gigabyte of padding behind it."""
-    size = path.stat().st_size
-    limit = size + LARGEST_SURPRISE
-    unpacker, unpacked = zlib.decompressobj(_GZIP_FORMAT), bytearray()
-    try:
-        with path.open("rb") as file:
-            while not unpacker.eof and len(unpacked) <= limit and (chunk := file.read(_CHUNK)):
-                unpacked += unpacker.decompress(chunk, limit + 1 - len(unpacked))
-            padding = not unpacker.unused_data.strip(b"\0") and _only_zeros(file)
-    except zlib.error as error:
-        raise CheckpointError(f"damaged gzip file: {error}") from error
-    if len(unpacked) > limit:
-        raise CheckpointError(
-            f"refused: {size:,} bytes that would unpack to more than {limit:,}; unpack it (gunzip) and read what is "
-            "inside"
-        )
-    if not unpacker.eof:
-        raise CheckpointError("damaged gzip file: it ends too early")
-    if not padding or not looks_like_pickle(bytes(unpacked[:64])):
-        raise CheckpointError(
-            "a gzip file that holds no pickle alone; unpack it (gunzip) and read what is inside"
-        )
-    return memoryview(unpacked)
-
-
-def _only_zeros(file: IO[bytes]) -> bool:
-    return all(chunk == bytes(len(chunk)) for chunk in iter(lambda: file.read(_CHUNK), b""))

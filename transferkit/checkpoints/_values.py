@@ -1,23 +1,31 @@
-"""What a pickle that was read as data stands for: plain containers, strings, numpy's arrays and torch's tensors.
+"""What a pickle that was read as data stands for: plain containers, strings, numpy's arrays, and inert objects.
 
-Nothing that a file names is called. Arrays and tensors are made here, of bytes that the file holds, so that what was
-checked is what is used: ``torch.load(weights_only=True)`` reads a file once more by rules of its own, and lets
-through memory that is never filled, tensors that grow their storage, and calls that only cost time.
+Nothing that a file names is called. Arrays are made here, of bytes that the file holds; an object of a class that is
+not known here is a record of the class's name and of what the object held.
 """
 
 from __future__ import annotations
 
+import builtins
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from transferkit.checkpoints._inert import Call, Global, Persistent, Pickle, collisions, refuse_collisions
+from transferkit.checkpoints._inert import (
+    Call,
+    Global,
+    Inert,
+    Pair,
+    Pickle,
+    collisions,
+    refuse_collisions,
+)
 from transferkit.errors import CheckpointError, listed
 
 _PLAIN_DTYPES = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"])
@@ -25,22 +33,98 @@ _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 _BUFFER_MODULES = ("numpy.core.numeric", "numpy._core.numeric")
 _BUILTINS = ("builtins", "__builtin__")
 _BUILTIN_NAMES = ("set", "frozenset", "bytearray", "bytes", "complex")
+_JAX_ARRAYS = (
+    Global("jax._src.array", "_reconstruct_array"),
+    Global("jax._src.device_array", "reconstruct_device_array"),
+)
+_JOBLIB_ARRAY = Global("joblib.numpy_pickle", "NumpyArrayWrapper")
+_RECONSTRUCTORS = tuple(Global(module, "_reconstructor") for module in ("copyreg", "copy_reg"))
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
 
 _KNOWN = frozenset(
     [Global("numpy", name) for name in ("ndarray", "dtype")]
     + [Global(module, name) for module in _ARRAY_MODULES for name in ("_reconstruct", "scalar")]
     + [Global(module, "_frombuffer") for module in _BUFFER_MODULES]
     + [Global(module, name) for module in _BUILTINS for name in _BUILTIN_NAMES]
-    + [Global("collections", name) for name in ("OrderedDict", "Counter")]
-    + [Global("_codecs", "encode")]
+    + [Global("collections", name) for name in ("OrderedDict", "Counter", "defaultdict", "deque")]
+    + [Global("pathlib", name) for name in _PATHS]
+    + [Global("pathlib._local", name) for name in _PATHS]
+    + [
+        Global("_codecs", "encode"),
+        Global("numpy.ma.core", "_mareconstruct"),
+        _JOBLIB_ARRAY,
+        *_JAX_ARRAYS,
+        *_RECONSTRUCTORS,
+    ]
+)
+
+# What no weights need, and what only a file that is there to run a program names. Nothing of it would run here in any
+# case; whoever sees such a name should not load the file elsewhere either. Of Python's builtins, types are inert.
+_PROGRAMS = frozenset(
+    (
+        *(
+            "os",
+            "posix",
+            "nt",
+            "subprocess",
+            "pty",
+            "sys",
+            "ctypes",
+            "socket",
+            "shutil",
+            "importlib",
+            "imp",
+            "runpy",
+        ),
+        *("code", "codeop", "pdb", "bdb", "timeit", "pickle", "_pickle", "marshal", "webbrowser", "commands"),
+        *(
+            "io.open",
+            "io.FileIO",
+            "_io.open",
+            "_io.FileIO",
+            "torch.load",
+            "torch.save",
+            "torch.hub",
+            "torch.jit.load",
+        ),
+        *(
+            "torch.package",
+            "torch._inductor",
+            "torch.utils.cpp_extension",
+            "torch.serialization.load",
+            "joblib.load",
+        ),
+        *(
+            "numpy.load",
+            "numpy.save",
+            "numpy.memmap",
+            "numpy.fromfile",
+            "numpy.lib.npyio",
+            "numpy.testing._private",
+        ),
+    )
+)
+_EVALUATORS = frozenset(
+    ["eval", "exec", "execfile", "compile", "open", "file", "__import__", "input", "breakpoint"]
 )
 
 
+def runs_programs(name: Global) -> bool:
+    """Whether a name belongs to what starts programs, opens files or evaluates text."""
+    if name.module in _BUILTINS:
+        return name.name.partition(".")[0] in _EVALUATORS
+    parts = str(name).split(".", 3)
+    return any(".".join(parts[:count]) in _PROGRAMS for count in (1, 2, 3))
+
+
 class PlainReader:
-    """Turns records of calls into dicts with string keys, lists, tuples, strings, numbers and numpy arrays.
+    """Turns records of calls into dicts, lists, tuples, strings, numbers, numpy arrays and inert objects.
 
     Python 2's strings become ``str``. An object that occurs twice is one object in the result too. The arrays are
     copies, since in the file they are not aligned as a tensor must be.
+
+    Attributes:
+        unknown: Names in the pickles read that are not known here, so that what is made with them is inert.
 
     Args:
         size: Bytes of the file, which bounds what is made of it.
@@ -49,42 +133,59 @@ class PlainReader:
     def __init__(self, size: int) -> None:
         self.bytes_left = size  # an honest array's bytes are in the file, and no two arrays share them
         self.done: dict[int, Any] = {}
+        self.pending: list[tuple[Inert, Call]] = []  # objects whose content is not looked at yet
+        self.labels: dict[int, str] = {}
+        self.unknown: set[str] = set()
         self.collisions = 0
 
     def read(self, pickle: Pickle) -> Any:
         """Return what a pickle stands for.
 
         Raises:
-            CheckpointError: It would import anything unknown, or its arrays do not match their data.
+            CheckpointError: It names what runs programs, or its arrays do not match their data.
         """
-        self.refuse_unknown(pickle)
-        return self.plain(pickle.value)
+        self.note_names(pickle)
+        found = self.plain(pickle.value)
+        while self.pending:  # not within each other, since objects refer to themselves and to each other
+            inert, call = self.pending.pop()
+            inert.content = self._content(call)
+        return found
 
-    def refuse_unknown(self, pickle: Pickle) -> None:
-        """Refuse a pickle that would import anything unknown, and name all of it."""
-        blocked = sorted(str(name) for name in pickle.globals if not self.knows(name))
-        if blocked:
-            raise CheckpointError(self.refusal(blocked))
+    def note_names(self, pickle: Pickle) -> None:
+        """Keep the names that are not known; refuse those of programs."""
+        _refuse_programs(sorted(str(name) for name in pickle.globals if runs_programs(name)))
+        builtin = (*_BUILTINS, "ml_dtypes")
+        self.unknown |= {
+            str(name) for name in pickle.globals if not self.knows(name) and name.module not in builtin
+        }
 
     def knows(self, name: Global) -> bool:
-        """Whether a pickle that mentions this name can be read."""
+        """Whether this reader makes of a name what it stands for."""
         return name in _KNOWN
-
-    def refusal(self, blocked: list[str]) -> str:
-        """Return the message for a pickle that would import ``blocked``."""
-        return f"refused: reading it the ordinary way would import {listed(blocked)}"
 
     def plain(self, value: Any) -> Any:
         """Return what a value of a pickle stands for."""
         if value is None or isinstance(value, str | int | float):
             return value
         if id(value) not in self.done:
+            self.done[id(value)] = _UNFINISHED
             self.done[id(value)] = self._made(value)
+        if self.done[id(value)] is _UNFINISHED:
+            raise CheckpointError("refused: the pickle holds an object that contains itself")
         return self.done[id(value)]
 
     def key(self, key: Any) -> Any:
-        """Return a dict's key as text."""
-        return _text(_no_object(key))
+        """Return a dict's key: a string or number, or a label for what is neither."""
+        if isinstance(key, bytes):
+            return text_of(key)
+        if isinstance(key, tuple):
+            return tuple(map(self.key, key))
+        if isinstance(key, Call):
+            made = self.plain(key)
+            label = f"{made}" if isinstance(made, Inert) else type(made).__name__
+            plain = isinstance(made, str | int | float)
+            return made if plain else self.labels.setdefault(id(key), f"<{label} {len(self.labels)}>")
+        return key
 
     def _made(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -97,6 +198,8 @@ class PlainReader:
             return str(value, "latin1")
         if isinstance(value, Call):
             return self._result(value)
+        if isinstance(value, Global):
+            return value
         raise CheckpointError(f"refused: the pickle holds a {type(value).__name__} where a value should be")
 
     def dict_of(self, pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -110,51 +213,109 @@ class PlainReader:
         return found
 
     def _result(self, call: Call) -> Any:
-        if not isinstance(call.function, Global):
+        function = call.function
+        if isinstance(function, Call):
+            maker = self.plain(function)
+            return self.inert(f"{maker.name if isinstance(maker, Inert) else type(maker).__name__}()", call)
+        if not isinstance(function, Global):
             raise CheckpointError("refused: the pickle calls something that is not a name")
+        known = self.knows(function)
+        if function.module in _BUILTINS and not known and not _is_type(function.name):
+            _refuse_programs([str(function)])
         try:
-            return self.called(call.function, call)
+            return self.called(function, call) if known else self.inert(str(function), call)
         except CheckpointError:  # a ValueError too
             raise
         except (TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
-            raise CheckpointError(f"damaged pickle: {call.function}: {error}") from error
+            raise CheckpointError(f"damaged pickle: {function}: {error}") from error
+
+    def inert(self, name: str, call: Call, unreadable: str = "") -> Inert:
+        """Return what stands for the result of a call that is not made."""
+        found = Inert(name, unreadable=unreadable)
+        if not unreadable:
+            self.pending.append((found, call))
+        return found
+
+    def _content(self, call: Call) -> Any:
+        """Return what an object held: its attributes and keys, or else what it was made of."""
+        content: dict[Any, Any] = {}
+        states = call.state if _is_slots(call.state) else (call.state,)
+        for state in states:
+            if state is not None:
+                content |= self.dict_of(state.items() if isinstance(state, dict) else [("state", state)])
+        keyed = self.dict_of(item for item in call.items if isinstance(item, Pair))
+        positional = [
+            self.plain(value) for value in (*call.arguments, *call.items) if not isinstance(value, Pair)
+        ]
+        if not content and not keyed:
+            return positional[0] if len(positional) == 1 else positional
+        content |= {f"{key}_" if key in content else key: value for key, value in keyed.items()}
+        return content | ({"made of": positional} if positional else {})
 
     def called(self, function: Global, call: Call) -> Any:
-        """Return what a call would."""
+        """Return what a call of a known name would."""
         name, arguments = function.name, call.arguments
-        if function not in _KNOWN:
-            raise CheckpointError(f"refused: the pickle calls {function}")
         if name == "_reconstruct":
+            if arguments[0] != Global("numpy", "ndarray") and not isinstance(call.state, tuple):
+                return self.inert(str(arguments[0]), call)
             return self.array(*_array_state(call.state))
+        if name == "_mareconstruct":
+            return self.inert(str(function), call, unreadable="a masked array")
+        if name == "dtype":
+            return str(arguments[0])
+        if function in _JAX_ARRAYS:
+            return self.array(*_array_state(arguments[2]))
+        if function == _JOBLIB_ARRAY:
+            if call.items and isinstance(call.items[0], Call):  # objects, pickled by numpy
+                return self.plain(call.items[0])
+            return self.array(
+                call.state["shape"], call.state["dtype"], call.state["order"] == "F", call.items[0]
+            )
+        if function in _RECONSTRUCTORS:
+            of = Call(arguments[0], arguments[2:] if arguments[2] is not None else (), call.state, call.items)
+            return self._result(of)
+        if name in _PATHS:
+            return "/".join(map(text_of, arguments)).replace("//", "/")
         if name == "_frombuffer":
             data, dtype, shape, order = arguments
             return self.array(shape, dtype, order == "F", data)
         if name == "scalar":
             dtype, data = arguments
-            return self.array((), dtype, False, data).item()
-        if name in ("OrderedDict", "Counter"):
-            first = arguments[0] if arguments else ()
+            return Inert("numpy object") if _is_objects(dtype) else _item(self.array((), dtype, False, data))
+        if name in ("OrderedDict", "Counter", "defaultdict"):
+            first = arguments[0] if arguments and name != "defaultdict" else ()
             found = self.dict_of([*(first.items() if isinstance(first, dict) else first), *call.items])
             return Counter(found) if name == "Counter" else found
-        if name in ("set", "frozenset"):
+        if name in ("set", "frozenset", "deque"):
             return [self.plain(item) for item in [*(arguments[0] if arguments else ()), *call.items]]
         if name == "complex":
             return complex(*arguments)
         if name in ("encode", "bytearray", "bytes"):
-            return str(self.taken(_data(call)), "latin1")
+            return str(self.taken(raw_data(call)), "latin1")
         raise CheckpointError(f"refused: the pickle calls {function}")
 
-    def array(self, shape: Any, dtype: Any, fortran: Any, data: Any) -> NDArray[Any]:
-        """Return an array after checking its declared size against the bytes that are there."""
-        kind, raw = _dtype(dtype), self.taken(_data(data))
+    def array(self, shape: Any, dtype: Any, fortran: Any, data: Any) -> Any:
+        """Return an array, or a list of objects, after checking its declared size against what is there."""
         if not isinstance(shape, tuple) or not all(
             isinstance(side, int) and 0 <= side < 2**40 for side in shape
         ):
             raise ValueError(f"an array of shape {shape!r}")
+        if isinstance(data, list):
+            return self._objects(shape, data)
+        kind, raw = _dtype(dtype), self.taken(raw_data(data))
         if len(raw) != math.prod(shape) * kind.itemsize:
             raise ValueError(f"an array of shape {shape} and {kind} with {len(raw)} bytes of data")
+        if kind.kind in "USMmV":
+            return _words(np.frombuffer(raw, kind), shape)
         flat = np.frombuffer(raw, kind).astype(kind.newbyteorder("="), copy=True)
-        return np.ascontiguousarray(flat.reshape(shape, order="F")) if fortran else flat.reshape(shape)
+        made = np.ascontiguousarray(flat.reshape(shape, order="F")) if fortran else flat.reshape(shape)
+        special = _special(dtype)
+        return made if special is None else torch.from_numpy(made).view(special)
+
+    def _objects(self, shape: tuple[int, ...], data: list[Any]) -> Any:
+        if len(data) != math.prod(shape):
+            raise ValueError(f"an array of shape {shape} with {len(data)} objects")
+        return [self.plain(item) for item in data] if shape else self.plain(data[0])
 
     def taken(self, raw: bytes | memoryview) -> bytes | memoryview:
         """Return data that is about to be copied, unless more was copied than there is."""
@@ -171,222 +332,83 @@ def _array_state(state: Any) -> tuple[Any, ...]:
     return state[-4:]
 
 
+def _refuse_programs(names: list[str]) -> None:
+    if names:
+        raise CheckpointError(
+            f"refused: reading it the ordinary way would import {listed(names)}, which no weights need. Nothing in "
+            "it ran here. Ask for a file with the weights alone: safetensors, or torch.save(model.state_dict(), ...)"
+        )
+
+
+def _is_type(name: str) -> bool:
+    """Whether calling one of Python's builtins only makes an object."""
+    return name in ("getattr", "unicode", "long", "xrange") or isinstance(vars(builtins).get(name), type)
+
+
+_UNFINISHED = object()
+_WORDS = re.compile(r"[US]\d{1,4}|[mM]8")  # text and dates
+_MOST_WORDS = 1000  # values that are kept of an array that holds no numbers
+
+
+def _is_slots(state: Any) -> bool:
+    """Whether a state is that of a class with slots: a dict of attributes or none, and a dict of slots."""
+    return isinstance(state, tuple) and len(state) == 2 and all(isinstance(part, dict | None) for part in state)
+
+
 def _dtype(call: Any) -> np.dtype[Any]:
-    """Return a dtype of plain numbers."""
+    """Return a dtype of plain numbers or of text."""
     if not isinstance(call, Call) or call.function != Global("numpy", "dtype"):
         raise ValueError("a dtype that is none")
-    code = _text(call.arguments[0])
-    if code not in _PLAIN_DTYPES:
+    if special := _special(call):
+        return np.dtype(f"u{special.itemsize}")
+    code = text_of(call.arguments[0])
+    if code not in _PLAIN_DTYPES and not _WORDS.fullmatch(code):
         raise CheckpointError(
-            f"refused: the pickle holds an array of dtype {code!r}; only plain numbers are read"
+            f"refused: the pickle holds an array of dtype {code!r}; only numbers, text and objects are read"
         )
-    order = "=" if call.state is None else _text(call.state[1])
+    order = "=" if call.state is None else text_of(call.state[1])
     if order not in ("<", ">", "|", "="):
         raise ValueError(f"byte order {order!r}")
     return np.dtype(code).newbyteorder({"|": "="}.get(order, order))  # type: ignore[arg-type]
 
 
-def _data(value: Any) -> bytes | memoryview:
+def _special(call: Any) -> torch.dtype | None:
+    """Return torch's word for a dtype that numpy has from ml_dtypes, as JAX's bfloat16."""
+    kind = call.arguments[0] if isinstance(call, Call) and call.arguments else None
+    found = vars(torch).get(kind.name) if isinstance(kind, Global) and kind.module == "ml_dtypes" else None
+    return found if isinstance(found, torch.dtype) else None
+
+
+def _is_objects(dtype: Any) -> bool:
+    return isinstance(dtype, Call) and text_of(dtype.arguments[0]) in ("O8", "O4", "O")
+
+
+def _words(flat: NDArray[Any], shape: tuple[int, ...]) -> Any:
+    """Return an array of text or dates as a plain value, or what stands for a long one."""
+    if len(flat) > _MOST_WORDS or flat.dtype.kind in "mM":
+        return Inert(f"numpy array {flat.dtype} {list(shape)}")
+    values = [str(value, "latin1") if isinstance(value, bytes) else str(value) for value in flat]
+    return values if shape else values[0]
+
+
+def _item(array: Any) -> Any:
+    """Return the one value of an array without dimensions."""
+    return array.item() if isinstance(array, np.ndarray | torch.Tensor) else array
+
+
+def raw_data(value: Any) -> bytes | memoryview:
     """Return raw bytes; Python 3 writes them as text in the protocols that Python 2 can read."""
     if isinstance(value, Call) and isinstance(value.function, Global):
         name, arguments = value.function.name, value.arguments
         if name == "encode" and isinstance(arguments[0], str) and arguments[1:] in (("latin1",), ("latin-1",)):
             return arguments[0].encode("latin1")
         if name in ("bytes", "bytearray"):
-            return _data(arguments[0]) if arguments else b""
+            return raw_data(arguments[0]) if arguments else b""
     if isinstance(value, bytes | memoryview):
         return value
     raise ValueError(f"data that is a {type(value).__name__}")
 
 
-def _no_object(key: Any) -> Any:
-    if isinstance(key, Call):
-        raise CheckpointError("refused: the pickle holds a dict key that is neither a string nor a number")
-    return key
-
-
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """Return a dict key or a name as text."""
     return str(value, "latin1") if isinstance(value, bytes) else str(value)
-
-
-# Torch's tensors: views of flat storages, which lie in the file beside the pickle.
-
-# Storage classes by name, as torch's pickles mention them.
-_STORAGE_DTYPES: Mapping[str, torch.dtype] = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexDoubleStorage": torch.complex128,
-    "ComplexFloatStorage": torch.complex64,
-    "UntypedStorage": torch.uint8,
-}
-_TENSOR_MODULES = ("torch", "torch.cuda", "torch.storage")
-_CONSTANTS = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
-_REBUILD = tuple(f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3"))
-_PARAMETER = tuple(f"torch._utils._rebuild_parameter{kind}" for kind in ("", "_with_state"))
-_FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
-_PLAIN_TENSORS = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter")
-_HARMLESS = ("torch.Size", "torch.device", "torch.serialization._get_layout", *_PLAIN_TENSORS)
-_LARGEST_REPEAT = 1 << 28  # bytes of tensors that repeat a smaller storage (stride 0), should they be copied
-_DEQUANTIZE = "save the state dict of the model without quantization and read that"
-_MAKE_PLAIN = (
-    "load it with the library that wrote it, make its tensors plain with dequantize(), full_tensor() or to_dense(), "
-    "save that and read it"
-)
-
-LoadStorage = Callable[[str, torch.dtype, int], Tensor]
-
-
-class TorchReader(PlainReader):
-    """Turns records of calls into tensors and plain containers, whose keys stay numbers where they are.
-
-    Args:
-        size: Bytes of the pickle.
-        load: Returns a storage as a flat tensor, given its key, dtype and number of elements; called once for each.
-    """
-
-    def __init__(self, size: int, load: LoadStorage) -> None:
-        super().__init__(size)
-        self.load = load
-        self.storages: dict[str, Tensor] = {}  # flat tensors by storage key
-        self.tensors: dict[str, Tensor] = {}  # by key, in the tar archive, whose pickle refers to whole tensors
-        self.repeats_left = _LARGEST_REPEAT
-        self.allowed = _allowed_by_user()
-
-    def knows(self, name: Global) -> bool:
-        """Whether a pickle that mentions this name can be read."""
-        if name in _KNOWN or (name.module == "torch._utils" and name.name.startswith("_rebuild_")):
-            return True
-        if name.module in _TENSOR_MODULES and name.name.endswith(("Storage", "Tensor")):
-            return True
-        is_constant = name.module == "torch" and isinstance(vars(torch).get(name.name), _CONSTANTS)
-        return is_constant or str(name) in (*_HARMLESS, _FROM_TYPE) or str(name) in self.allowed
-
-    def refusal(self, blocked: list[str]) -> str:
-        """Return the message for a pickle that would import ``blocked``."""
-        return (
-            f"refused, since reading it would import {listed(blocked)}. Ask for a file with the plain state dict "
-            "(torch.save(model.state_dict(), ...), or safetensors). Names that you know to be harmless, such as "
-            "argparse.Namespace, can be allowed with torch.serialization.add_safe_globals. trusted=True reads this "
-            "file all the same and lets it run any program as you: only for a file that you made yourself."
-        )
-
-    def key(self, key: Any) -> Any:
-        """Return a dict's key, as text where it is text."""
-        return _text(key) if isinstance(key, bytes) else _no_object(key)
-
-    def _made(self, value: Any) -> Any:
-        if isinstance(value, Persistent):
-            tensor = self.tensors.get(_text(value.key)) if isinstance(value.key, str | bytes | int) else None
-            if tensor is None:
-                storage_of(value)  # one outside a tensor is checked, and left out
-            return tensor
-        return value if isinstance(value, Global) else super()._made(value)
-
-    def called(self, function: Global, call: Call) -> Any:
-        """Return what a call would; nothing for what the user allowed, since it is harmless and no tensor."""
-        name, arguments = str(function), call.arguments
-        if name in _REBUILD:
-            return self.tensor(*arguments[:4], *(arguments[6:7] if name == _REBUILD[2] else ()))
-        if name in (*_PARAMETER, _PLAIN_TENSORS[2]):
-            return self.plain(arguments[0] if arguments else call.state[0])
-        if name == _FROM_TYPE and str(arguments[1]) in _PLAIN_TENSORS:
-            return self.plain(Call(arguments[0], arguments[2]))
-        if name == "torch._utils._rebuild_qtensor":
-            raise CheckpointError(f"it holds quantized tensors; {_DEQUANTIZE}")
-        if name == "torch._utils._rebuild_meta_tensor_no_storage":
-            raise CheckpointError("it holds meta tensors, which have a shape and no values")
-        if name == _FROM_TYPE or function.module == "torch._utils":
-            raise CheckpointError(f"it holds tensors that are not plain, as {name} makes them; {_MAKE_PLAIN}")
-        if name == "torch.Size":
-            return self.plain(arguments[0])
-        if name == "torch.device":
-            return ":".join(str(part) for part in arguments)
-        return None if name in self.allowed else super().called(function, call)
-
-    def tensor(self, reference: Any, offset: Any, shape: Any, stride: Any, dtype: Any = None) -> Tensor:
-        """Return a view of a storage."""
-        flat = self.storage(reference)
-        if dtype is not None:
-            kind = vars(torch).get(dtype.name) if isinstance(dtype, Global) else None
-            if not isinstance(kind, torch.dtype) or flat.dtype != torch.uint8:
-                raise ValueError(f"a tensor of dtype {dtype}")
-            flat = flat.view(kind)
-        return self.view_of(flat, offset, shape, stride)
-
-    def storage(self, reference: Any) -> Tensor:
-        """Return the storage that a pickle refers to as a flat tensor."""
-        key, view, dtype, count = storage_of(reference)
-        if key not in self.storages:
-            self.storages[key] = self.load(key, dtype, count)
-        flat = self.storages[key]
-        if flat.dtype != dtype or count > flat.numel():
-            raise CheckpointError(
-                f"refused: storage {key!r} of {count:,} {dtype} is one of {flat.numel():,} {flat.dtype}"
-            )
-        return flat if view is None else self.view_of(flat, view[1], (view[2],), (1,))
-
-    def view_of(self, flat: Tensor, offset: Any, shape: Any, stride: Any) -> Tensor:
-        """Return a view of a storage after checking that it lies inside and hardly repeats it."""
-        sizes = [*shape, *stride, offset]
-        if len(shape) != len(stride) or not all(isinstance(size, int) and size >= 0 for size in sizes):
-            raise CheckpointError(f"damaged: a tensor of shape {shape} and stride {stride}")
-        last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
-        if 0 not in shape and last >= flat.numel():
-            raise CheckpointError(
-                f"damaged: a tensor of shape {shape} over a storage of {flat.numel():,} elements"
-            )
-        if math.prod(shape) > flat.numel():
-            self.repeats_left -= math.prod(shape) * flat.itemsize
-            if self.repeats_left < 0:
-                raise CheckpointError(
-                    f"refused: a tensor of shape {shape} over a storage of {flat.numel():,} elements"
-                )
-        return torch.as_strided(flat, tuple(shape), tuple(stride), offset)
-
-
-def storage_of(reference: Any) -> tuple[str, tuple[Any, int, int] | None, torch.dtype, int]:
-    """Return the key of a storage, the view of it as (key, offset, count) or ``None``, its dtype and its length."""
-    key = reference.key if isinstance(reference, Persistent) else ()
-    match key:
-        case ("storage" | b"storage", Global(), str(name) | bytes(name), _, int(count)) if count >= 0:
-            view = None
-        case (
-            ("storage" | b"storage"),
-            Global(),
-            str(name) | bytes(name),
-            _,
-            int(count),
-            (None | (_, int(), int())) as view,
-        ) if count >= 0:
-            pass
-        case _:
-            raise CheckpointError("refused: a reference to something that is not a storage")
-    return _text(name), view, storage_dtype(key[1]), count
-
-
-def storage_dtype(kind: Any) -> torch.dtype:
-    """Return the dtype of a storage class."""
-    name = kind.name if isinstance(kind, Global) else ""
-    if name not in _STORAGE_DTYPES:
-        raise CheckpointError(f"storages of class {kind} cannot be read; {_DEQUANTIZE}")
-    return _STORAGE_DTYPES[name]
-
-
-def flat_tensor(raw: bytes | memoryview, dtype: torch.dtype) -> Tensor:
-    """Return raw bytes as a one-dimensional tensor, copied, since in the file they are not aligned."""
-    return torch.frombuffer(bytearray(raw), dtype=dtype) if len(raw) else torch.empty(0, dtype=dtype)
-
-
-def _allowed_by_user() -> set[str]:
-    """Return the names that the user has declared safe with ``torch.serialization.add_safe_globals``."""
-    items = torch.serialization.get_safe_globals()
-    return {item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}" for item in items}

@@ -20,8 +20,10 @@ from transferkit.checkpoints import (  # noqa: F401  importing a reader register
     _archives,
     _bundles,
     _caffe,
+    _containers,
     _dcp,
     _onnx,
+    _pickle_files,
     _safetensors,
     _torch_files,
 )

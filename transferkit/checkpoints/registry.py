@@ -28,11 +28,13 @@ class ReadOptions:
         key: Dotted path of the state dict to take, ``"model_ema"`` or ``"state.model"``; ``None`` finds it.
         trusted: Whether code from the file may run.
         fold_dropout: Whether neon's weights are scaled so that a torch model computes the same function.
+        depth: How many archives lie around the file.
     """
 
     key: str | None = None
     trusted: bool = False
     fold_dropout: bool = True
+    depth: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +87,7 @@ class Format:
 
 
 HEAD_BYTES = 4096
+_AROUND_OTHERS = ("compressed", "tar", "zip")  # asked last, since many formats are archives of their own
 _FORMATS: Registry[Format] = Registry("reader")
 
 
@@ -154,14 +157,17 @@ def find_format(path: Path) -> Format:
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-    for form in map(_FORMATS.__getitem__, _FORMATS):
+    forms = sorted(map(_FORMATS.__getitem__, _FORMATS), key=lambda form: form.name in _AROUND_OTHERS)
+    for form in forms:
         if form.matches is not None and form.matches(path, head):
             return form
-    for form in map(_FORMATS.__getitem__, _FORMATS):
-        if path.name.lower().endswith(form.suffixes):
+    known = what_it_is(path, head)
+    for form in forms:
+        if not known and path.name.lower().endswith(form.suffixes):
             return form
     raise CheckpointError(
-        what_it_is(path, head)
+        known
+        or _SUFFIXES.get(path.suffix.lower())
         or f"no known format has such content (it begins with {head[:8]!r}). Known are: {', '.join(_FORMATS)}. "
         "transferkit.register_reader adds another"
     )
@@ -221,7 +227,6 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"\x89hdf", "an HDF5 file (Keras): load it with h5py or Keras and save the arrays with numpy.savez"),
     (b"gguf", "a GGUF file with packed weights: read the original weights that it was made from"),
     (b"ggml", "a GGML file with packed weights: read the original weights that it was made from"),
-    (b"\x93numpy", "a single numpy array: save a named set of arrays with numpy.savez"),
     (
         b"\x12\x01\0\0\0\0\0\0",
         "MXNet's parameters: load them with MXNet and save the arrays: "
@@ -265,13 +270,9 @@ def what_it_is(path: Path, head: bytes) -> str:
         return _DARKNET
     if head[:16] == bytes(16) and head[20:21] == b"\x08":
         return "parameters of Paddle: convert the model to ONNX with paddle2onnx and read that"
-    if head[257:262] == b"ustar":
-        return "a tar archive, and not one that torch wrote: unpack it and read what is inside"
     if head.startswith(b"PK"):
-        return (
-            "a zip archive without a torch pickle or numpy arrays, or a damaged one: unpack it and look inside"
-        )
-    return _message(path) or _SUFFIXES.get(path.suffix.lower(), "")
+        return "a damaged zip archive: copy or download the file again"
+    return _message(path)
 
 
 def _message(path: Path) -> str:
