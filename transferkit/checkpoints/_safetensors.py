@@ -75,12 +75,12 @@ def _header(path: Path) -> dict[str, Any]:
         length = int.from_bytes(file.read(8), "little")
         if length > _LARGEST_HEADER:
             raise CheckpointError(f"refused: its header alone has {length:,} bytes")
-        header = _json(file.read(length), "its header")
+        header = json_object(file.read(length), "its header")
     check_names(header)
     return header
 
 
-def _json(content: bytes, what: str) -> dict[str, Any]:
+def json_object(content: bytes, what: str) -> dict[str, Any]:
     """Return a JSON object, none of whose parts has a key twice."""
     try:
         found = json.loads(str(content, "utf-8"), object_pairs_hook=_once_each)
@@ -167,7 +167,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     """Return the file of each tensor, after checking that it lies in the index's own folder."""
     if index.stat().st_size > _LARGEST_INDEX:
         raise CheckpointError(f"refused: {index.name} is larger than any index")
-    weight_map = _json(index.read_bytes(), index.name).get("weight_map")
+    weight_map = json_object(index.read_bytes(), index.name).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"damaged: {index.name} has no weight_map of names")
     outside = [name for name in weight_map.values() if name != Path(name).name or name in ("", ".", "..")]
