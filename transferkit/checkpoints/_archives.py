@@ -16,6 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
+from transferkit.checkpoints._flax import flax_contents, is_flax
 from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
 from transferkit.errors import CheckpointError, listed
@@ -90,7 +91,10 @@ def read_npz(path: Path, options: ReadOptions) -> Contents:
                 others.append(name)
             else:
                 tensors[name] = array
-    found = contents_of(dotted(tensors), key=options.key)
+    if is_flax(tensors):
+        found = flax_contents({tuple(name.split("/")): tensor for name, tensor in tensors.items()}, options.key)
+    else:
+        found = contents_of(dotted(tensors), key=options.key)
     notes = [*found.notes, f"left out what is not a number: {listed(others)}"] if others else found.notes
     return replace(found, notes=tuple(notes))
 
@@ -128,6 +132,10 @@ def _array(
         shape, fortran, dtype = _header(file, member)
         if dtype.kind in "SU":
             return None
+        bfloat16 = dtype == np.dtype(
+            "V2"
+        )  # which numpy does not know: JAX's lie there as two bytes without a meaning
+        dtype = np.dtype(np.int16) if bfloat16 else dtype
         if dtype.kind not in _PLAIN_KINDS or dtype.itemsize > 16:
             raise CheckpointError(
                 f"refused: {member.filename} is an array of {dtype}; only plain numbers are read"
@@ -142,10 +150,15 @@ def _array(
             place = place_of(path, member, len(whole)) + start
             if place % dtype.itemsize == 0:
                 flat = whole[place : place + size].view(dtype)
-                return torch.from_numpy(flat.reshape(shape, order=order))
+                return _as_tensor(flat.reshape(shape, order=order), bfloat16)
         flat = _read(file, size).view(dtype)
         native = flat.astype(dtype.newbyteorder("="), copy=False)
-        return torch.from_numpy(native.reshape(shape, order=order))
+        return _as_tensor(native.reshape(shape, order=order), bfloat16)
+
+
+def _as_tensor(array: NDArray[Any], bfloat16: bool) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if bfloat16 else tensor
 
 
 def _read(file: IO[bytes], size: int) -> NDArray[np.uint8]:

@@ -1,13 +1,14 @@
 """HDF5, Keras's container and many others': arrays mapped from the file, and nothing that leads out of it.
 
-The library reads names, shapes and places alone. It would follow links into other files, load filters from folders of
-plug-ins, allocate what a file merely declares and unpack what a chunk says; so the bytes are taken from the file here.
+The library reads names, shapes and places alone. It would follow links into other files, load filters from folders
+of plug-ins, allocate what a file merely declares and unpack what a chunk says; so the bytes are taken here.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import re
 import zlib
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -299,7 +300,10 @@ def _text(value: Any) -> str:
 
 def tree_contents(tree: Tree, key: str | None = None) -> Contents:
     """Return an HDF5 file that is not Keras's: every array under its path, dotted."""
-    named = {path.replace(".", "_").replace("/", "."): tensor for path, tensor in tree.tensors.items()}
+    named = {
+        re.sub(r":\d+$", "", path.replace(".", "_").replace("/", ".")): tensor
+        for path, tensor in tree.tensors.items()
+    }
     if len(named) != len(tree.tensors):
         raise CheckpointError("refused: two arrays have the same name")
     found = contents_of(named, key=key)

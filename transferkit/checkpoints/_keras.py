@@ -91,7 +91,7 @@ def _contents(tree: Tree, config: Mapping[str, Any], metadata: Mapping[str, Any]
         ordered=not bare or ("", "layer_names") in texts,
         kinds={layer.name: layer.kind for layer in layers if layer.kind},
         attributes=attributes,
-        layout="keras" if bare else "torch",
+        layout="keras" if any(layer.tensors and not layer.class_name for layer in bare) else "torch",
     )
 
 
@@ -126,8 +126,8 @@ def _notes(layers: Sequence[Converted], orders: Orders, beside: Sequence[str], *
     notes = []
     if not described:
         notes.append(
-            "no description of the model is in it, which tells what each layer is, its epsilon and the order behind a "
-            "Flatten; what is not known has Keras's names and axes, and is turned by the layers that it is given to"
+            "no description of the model is in it, which tells what each layer is, its epsilon and the order behind "
+            "a Flatten; what is not known has Keras's names and axes, and is turned by the layers that it is given to"
         )
     if problems and described:
         notes.append(f"without a counterpart in torch, left with Keras's names and axes: {listed(problems, 4)}")

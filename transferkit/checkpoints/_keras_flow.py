@@ -1,7 +1,7 @@
 """In which order a Keras model's linear layers see what was a map, followed through the model's description.
 
-Keras flattens a map (H, W, C) with the channels last, torch (C, H, W): the columns of the linear layer behind a Flatten
-are in another order, and so are the rows of one whose outputs are made a map.
+Keras flattens a map (H, W, C) with the channels last, torch (C, H, W): the columns of the linear layer behind a
+Flatten are in another order, and so are the rows of one whose outputs are made a map.
 """
 
 from __future__ import annotations

@@ -260,11 +260,12 @@ _BY_FOLDER = {snake(class_name): class_name for format, class_name in KINDS if f
 def converted(layer: Described) -> Converted:
     """Return a layer's tensors under torch's names; as they are where torch has no layer that computes the same."""
     kind = layer.kind
-    problem = _obstacle(layer) if layer.tensors else ""
+    if not layer.tensors:
+        return Converted(layer.name, {}, {})
+    problem = _obstacle(layer)
     if not kind or problem:
-        return Converted(
-            layer.name, layer.tensors, {}, "other", f"{layer.name} ({layer.class_name or '?'}){problem}"
-        )
+        what = f"{layer.name} ({layer.class_name or 'class unknown'})"
+        return Converted(layer.name, layer.tensors, {}, "other", what + problem)
     if kind == "MultiheadAttention" and not _is_one_matrix(layer.tensors):
         kind = "attention"
     row = LAYOUTS["keras", kind]
@@ -336,7 +337,7 @@ def _is_one_matrix(tensors: Mapping[str, Tensor]) -> bool:
 def _attributes(layer: Described, kind: str) -> dict[str, dict[str, Any]]:
     """Return the attributes of a layer, and of those inside it, by the names of these."""
     config = layer.config
-    own = {
+    own: dict[str, Any] = {
         key: name for key in ("activation", "recurrent_activation") if (name := _activation(config.get(key)))
     }
     own |= {

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from transferkit.checkpoints import (  # noqa: F401  importing a reader registers its format
     _archives,
+    _flax,
     _keras,
     _safetensors,
     _torch_files,

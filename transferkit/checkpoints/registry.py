@@ -211,7 +211,6 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"<!doctype html", "a web page, as a failed download leaves it: download the file again"),
     (b"<html", "a web page, as a failed download leaves it: download the file again"),
     (b"<?xml", "an XML file, as a failed download leaves it: download the file again"),
-    (b"\x89hdf", "an HDF5 file (Keras): load it with h5py or Keras and save the arrays with numpy.savez"),
     (b"gguf", "a GGUF file with packed weights: read the original weights that it was made from"),
     (b"ggml", "a GGML file with packed weights: read the original weights that it was made from"),
     (b"\x93numpy", "a single numpy array: save a named set of arrays with numpy.savez"),
@@ -226,8 +225,6 @@ _SUFFIXES = {
     ".onnx": "an ONNX model: read the weights that it was exported from, or onnx's own initializers",
     ".pb": "a TensorFlow graph: load it with TensorFlow and save the arrays with numpy.savez",
     ".tflite": "a TensorFlow Lite model with packed weights: read the original weights",
-    ".msgpack": "a flax file: load it with flax and save the arrays with numpy.savez",
-    ".keras": "a Keras archive: load it with Keras and save the arrays with numpy.savez",
     ".mat": "a MATLAB file: load it with scipy.io and save the arrays with numpy.savez",
 }
 
