@@ -53,7 +53,7 @@ def turn_for(source: Layer, target: Layer) -> Turn | None:
     row = _row(source, target)
     columns, rows = (source.attributes.get(key) or () for key in ("flatten", "unflatten"))
     axes = {"linear": ((columns, -1, False), (rows, 0, True)), "norm": ((columns or rows, 0, True),)}
-    orders = tuple(order for order in axes.get(target.kind, ()) if order[0])
+    orders = tuple(order for order in axes.get(target.kind, ()) if isinstance(order[0], tuple) and order[0])
     names = [f"{source.layout} layout"] * bool(row) + ["flatten order"] * bool(orders)
     return Turn(" and ".join(names), row, orders) if names else None
 
@@ -101,11 +101,13 @@ def _channels_first(tensor: Tensor, shape: tuple[int, ...], axis: int) -> Tensor
     return places.transpose(-1, -2).flatten(-2).movedim(-1, axis)
 
 
-def joined(sources: Sequence[Layer], targets: Sequence[Layer]) -> list[Layer]:
+def joined(sources: Sequence[Layer], targets: Sequence[Layer]) -> Sequence[Layer]:
     """Return the source's layers with those that one module of the target has together made one.
 
     Attention's projection of its outputs is called as torch calls it.
     """
+    if all(layer.layout != "flax" for layer in sources):
+        return sources
     wanted = [kind for kind in _PARTS if any(_is_a(layer, kind) for layer in targets)]
     inside: dict[str, set[str]] = defaultdict(set)
     for layer in sources:
