@@ -109,7 +109,9 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.ln1(x + self.mha(x, x, x, need_weights=False)[0])
-        q, k, v = (self.narrow[name](x).unflatten(-1, (3, 2)).transpose(1, 2) for name in ("query", "key", "value"))
+        q, k, v = (
+            self.narrow[name](x).unflatten(-1, (3, 2)).transpose(1, 2) for name in ("query", "key", "value")
+        )
         y = self.narrow["output"](functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return functional.gelu(self.mlp(self.ln2(x + y)))
 

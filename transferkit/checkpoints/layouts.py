@@ -86,7 +86,7 @@ LAYOUTS: Mapping[tuple[str, str], Row] = {
     ("flax", "from heads"): {"weight": "kernel:from heads", "bias": "bias:flat"},  # query, key, value
     ("flax", "to heads"): {"weight": "kernel:to heads", "bias": "bias"},  # out
     ("flax", "_ConvNd"): {"weight": "kernel:conv", "bias": "bias"},
-    ("flax", "_ConvTransposeNd"): {"weight": "kernel:conv,mirrored", "bias": "bias"},
+    ("flax", "_ConvTransposeNd"): {"weight": "kernel:inputs first,mirrored", "bias": "bias"},
     ("flax", "norm"): {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"},
     ("flax", "Embedding"): {"weight": "embedding"},
     ("flax", "PReLU"): {"weight": "negative_slope:flat"},
@@ -220,6 +220,7 @@ _TURNS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "zeros": torch.zeros_like,
     "linear": lambda tensor: tensor.movedim(-1, 0),  # the outputs stand last
     "conv": lambda tensor: tensor.permute(-1, -2, *range(tensor.ndim - 2)),  # (*kernel, in, out)
+    "inputs first": lambda tensor: tensor.permute(-2, -1, *range(tensor.ndim - 2)),
     "mirrored": lambda tensor: tensor.flip(list(range(2, tensor.ndim))),
     "depthwise": lambda tensor: tensor.permute(-2, -1, *range(tensor.ndim - 2)).flatten(0, 1).unsqueeze(1),
     "from heads": lambda tensor: tensor.flatten(1).movedim(-1, 0),  # (in, heads, width)

@@ -27,7 +27,8 @@ class Cnn(nn.Module):
 class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(6)(nn.tanh(nn.Dense(6)(nn.LayerNorm()(x))))  # square, and Flax's own names
+        x = nn.tanh(nn.Dense(6)(nn.LayerNorm()(x)))  # square, and with Flax's own names
+        return nn.Dense(6)(x)
 
 
 class Depthwise(nn.Module):
@@ -121,16 +122,25 @@ def main(folder: Path) -> None:
     for number, (network, shape) in enumerate(NETWORKS.items()):
         generator = np.random.default_rng(number)
         words = network is Words
-        given = generator.integers(0, 11, (2, *shape)) if words else generator.normal(size=(2, *shape)).astype("f4")
+        given = (
+            generator.integers(0, 11, (2, *shape)) if words else generator.normal(size=(2, *shape)).astype("f4")
+        )
         variables = network().init(jax.random.key(number), jnp.asarray(given))
-        variables = jax.tree.map(lambda a: jnp.asarray(generator.uniform(0.1, 0.9, a.shape), a.dtype), variables)
+        variables = jax.tree_util.tree_map_with_path(
+            lambda path, a: jnp.asarray(
+                generator.uniform(0.2 if path[-1].key == "var" else -0.5, 0.5, a.shape), a.dtype
+            ),
+            variables,
+        )
         name = network.__name__.lower()
         (folder / f"{name}.msgpack").write_bytes(serialization.to_bytes(variables))
         golden |= {f"{name}/input": given, f"{name}/output": network().apply(variables, jnp.asarray(given))}
         if network is Encoder:
             flat = traverse_util.flatten_dict(variables, sep="/")
             np.savez(folder / "encoder.npz", **flat)
-            np.savez(folder / "bfloat16.npz", **{key: np.asarray(a.astype(jnp.bfloat16)) for key, a in flat.items()})
+            np.savez(
+                folder / "bfloat16.npz", **{key: np.asarray(a.astype(jnp.bfloat16)) for key, a in flat.items()}
+            )
     np.savez_compressed(folder / "flax_golden.npz", **golden)
 
 

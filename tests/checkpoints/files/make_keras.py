@@ -170,7 +170,20 @@ def grouped():
     )
 
 
-NETWORKS = [cnn, residual, separable, decoder, signal, volume, text, transformer, nested, shared, square, grouped]
+NETWORKS = [
+    cnn,
+    residual,
+    separable,
+    decoder,
+    signal,
+    volume,
+    text,
+    transformer,
+    nested,
+    shared,
+    square,
+    grouped,
+]
 
 
 def main(folder: Path) -> None:
