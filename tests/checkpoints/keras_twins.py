@@ -141,7 +141,7 @@ class Square(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(4, 4, 3, padding=1)
-        self.fc1, self.fc2 = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.fc1, self.fc2 = nn.Linear(36, 36), nn.Linear(36, 36)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.fc2(self.fc1(self.conv(image).flatten(1)))

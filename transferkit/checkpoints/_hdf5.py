@@ -130,8 +130,8 @@ class _Reader:
         link = group.get(name, getlink=True)
         if isinstance(link, self.h5py.ExternalLink):
             raise CheckpointError(
-                f"refused: {group.name}/{name} is a link to another file, {link.filename!r}; copy what it means into "
-                "one file: h5repack --merge, or h5py.Group.copy(..., expand_external=True)"
+                f"refused: {group.name}/{name} is a link to another file, {link.filename!r}; copy all into one "
+                "file with h5py: for name in old: old.copy(name, new, expand_external=True)"
             )
         if not isinstance(link, self.h5py.HardLink):
             self.tree.others.append(
@@ -183,7 +183,7 @@ class _Reader:
         if plan.get_external_count() or plan.get_layout() == _VIRTUAL:
             raise CheckpointError(
                 f"refused: {dataset.name} has its values in other files (external storage or a virtual data set); "
-                "write it anew with them inside, by h5repack"
+                "write them into one with h5py: new[name] = old[name][()]"
             )
         dtype = self._dtype(dataset)
         if dtype is None or dataset.shape is None:

@@ -133,6 +133,10 @@ def _notes(layers: Sequence[Converted], orders: Orders, beside: Sequence[str], *
         notes.append(f"without a counterpart in torch, left with Keras's names and axes: {listed(problems, 4)}")
     if lost:
         notes.append(f"not known in which order these see what was flattened before them: {listed(lost, 4)}")
+    if orders.programs:
+        notes.append(
+            f"Lambda layers are programs, which are not run; write in torch what they do: {listed(orders.programs)}"
+        )
     if first:
         notes.append(f"left out: {len(beside)} tensors beside the model's, under {', '.join(sorted(first))}")
     return notes

@@ -47,10 +47,17 @@ class _Flow:
 
 @dataclass
 class Orders:
-    """What was found: ``flatten`` and ``unflatten`` by layer name, and the layers of which it is not known."""
+    """What was found.
+
+    Attributes:
+        attributes: ``flatten`` and ``unflatten``, a map (H, W, C), by layer name.
+        unknown: Layers of which the order is not known.
+        programs: Lambda layers, which compute what no weight tells.
+    """
 
     attributes: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
     unknown: list[str] = field(default_factory=list)
+    programs: list[str] = field(default_factory=list)
 
     def follow(self, model: Any, given: _Flow | None = None, prefix: str = "") -> _Flow:
         """Follow what flows through a model, and return what comes out."""
@@ -84,6 +91,8 @@ class Orders:
     def _through(self, name: str, class_name: str, config: Mapping[str, Any], flow: _Flow) -> _Flow:
         """Return what a layer makes of what it is given."""
         class_name, config, _ = unwrapped(class_name, config)
+        if class_name == "Lambda":
+            self.programs.append(name)
         if _SPATIAL.fullmatch(class_name):
             self._mark(flow.behind, "unflatten", flow.shape)
             first = config.get("data_format") == "channels_first"

@@ -1,17 +1,21 @@
-"""Write the small Flax files that the tests read: ``python make_flax.py FOLDER``.
+"""Write flax.zip, the small Flax files that the tests read: ``python make_flax.py FOLDER``.
 
-Needs jax and flax. For each network NAME.msgpack, as flax.serialization.to_bytes writes variables, and in
-flax_golden.npz an input and an output; encoder.npz and bfloat16.npz as big_vision writes parameters.
+Needs jax and flax. For each network NAME.msgpack, as flax.serialization.to_bytes writes variables, and in golden.npz an
+input and an output; encoder.npz and bfloat16.npz as big_vision writes parameters; state.msgpack, a training state.
 """
 
 import sys
+import zipfile
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import serialization, traverse_util
+from flax.training.train_state import TrainState
 
 
 class Cnn(nn.Module):
@@ -117,21 +121,23 @@ NETWORKS = {
 }
 
 
+def rounded(generator, path, array):
+    low = 4 if path[-1].key == "var" else -16
+    return jnp.asarray(generator.integers(low, 17, array.shape) / 32, array.dtype)
+
+
 def main(folder: Path) -> None:
     golden = {}
     for number, (network, shape) in enumerate(NETWORKS.items()):
         generator = np.random.default_rng(number)
         words = network is Words
         given = (
-            generator.integers(0, 11, (2, *shape)) if words else generator.normal(size=(2, *shape)).astype("f4")
+            generator.integers(0, 11, (2, *shape))
+            if words
+            else (generator.integers(-16, 17, (2, *shape)) / 16).astype("f4")
         )
         variables = network().init(jax.random.key(number), jnp.asarray(given))
-        variables = jax.tree_util.tree_map_with_path(
-            lambda path, a: jnp.asarray(
-                generator.uniform(0.2 if path[-1].key == "var" else -0.5, 0.5, a.shape), a.dtype
-            ),
-            variables,
-        )
+        variables = jax.tree_util.tree_map_with_path(partial(rounded, generator), variables)
         name = network.__name__.lower()
         (folder / f"{name}.msgpack").write_bytes(serialization.to_bytes(variables))
         golden |= {f"{name}/input": given, f"{name}/output": network().apply(variables, jnp.asarray(given))}
@@ -141,7 +147,18 @@ def main(folder: Path) -> None:
             np.savez(
                 folder / "bfloat16.npz", **{key: np.asarray(a.astype(jnp.bfloat16)) for key, a in flat.items()}
             )
-    np.savez_compressed(folder / "flax_golden.npz", **golden)
+        if network is Mlp:
+            state = TrainState.create(apply_fn=None, params=variables["params"], tx=optax.adam(1e-3))
+            (folder / "state.msgpack").write_bytes(serialization.to_bytes(state))
+    np.savez(folder / "golden.npz", **golden)
+    pack(folder, "flax.zip")
+
+
+def pack(folder: Path, name: str) -> None:
+    with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in sorted(folder.iterdir()):
+            if path.suffix != ".zip":
+                archive.write(path, path.name)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Write the small Keras files that the tests read: ``KERAS_BACKEND=torch python make_keras.py FOLDER``.
+"""Write keras.zip, the small Keras files that the tests read: ``KERAS_BACKEND=torch python make_keras.py FOLDER``.
 
-Needs keras 3 with torch, h5py and numpy. For each network: NAME.keras, NAME.h5 (the older format) and NAME.weights.h5,
-and in keras_golden.npz an input, an output and every weight under Keras's own names.
+Needs keras 3 with torch, h5py and numpy. For each network: NAME.keras, NAME.h5 (the older format) and of some
+NAME.weights.h5, and in golden.npz inputs and an output. Weights are multiples of 1/32, which pack well.
 """
 
 import sys
+import zipfile
 from pathlib import Path
 
 import keras
@@ -138,18 +139,18 @@ def nested():
 def shared():
     one, two = keras.Input((5,), name="one"), keras.Input((5,), name="two")
     tower = L.Dense(4, activation="tanh", name="tower")
-    x = L.Concatenate()([tower(one), tower(two)])
+    x = L.Lambda(lambda x: x * 1)(L.Concatenate()([tower(one), tower(two)]))
     return keras.Model([one, two], L.Dense(2, name="head")(x), name="shared")
 
 
 def square():
     return keras.Sequential(
         [
-            keras.Input((4, 4, 4)),
+            keras.Input((3, 3, 4)),
             L.Conv2D(4, 3, padding="same", name="conv"),  # as many inputs as outputs
             L.Flatten(),
-            L.Dense(64, name="fc1"),  # square
-            L.Dense(64, name="fc2"),
+            L.Dense(36, name="fc1"),  # square
+            L.Dense(36, name="fc2"),
         ],
         name="square",
     )
@@ -190,27 +191,34 @@ def main(folder: Path) -> None:
     golden = {}
     for number, build in enumerate(NETWORKS):
         keras.utils.clear_session()
-        keras.utils.set_random_seed(number)
         model = build()
         generator = np.random.default_rng(number)
-        for variable in model.weights:  # every one of its own, variances positive
-            values = generator.uniform(0.1, 1, variable.shape) * (1 if "variance" in variable.path else 0.5)
-            sign = 1 if "variance" in variable.path else generator.choice([-1, 1], variable.shape)
-            variable.assign((values * sign).astype("float32"))
+        for variable in model.weights:
+            values = generator.integers(-16, 17, variable.shape)
+            variable.assign((abs(values) + 4 if "variance" in variable.path else values).astype("float32") / 32)
         shapes = [tuple(given.shape[1:]) for given in model.inputs]
         whole = model.inputs[0].dtype == "int32"
-        inputs = [
-            generator.integers(0, 11, (2, *s)) if whole else generator.normal(size=(2, *s)).astype("float32")
-            for s in shapes
-        ]
-        output = model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
-        name = build.__name__
-        model.save(folder / f"{name}.keras")
-        model.save(folder / f"{name}.h5")
-        model.save_weights(folder / f"{name}.weights.h5")
-        golden |= {f"{name}/input{n}": each for n, each in enumerate(inputs)} | {f"{name}/output": output}
-        golden |= {f"{name}/weights/{v.path}": np.asarray(v.value.detach()) for v in model.weights}
-    np.savez_compressed(folder / "keras_golden.npz", **golden)
+        inputs = [generator.integers(0, 11 if whole else 33, (2, *shape)) for shape in shapes]
+        inputs = inputs if whole else [(each / 16 - 1).astype("float32") for each in inputs]
+        golden[f"{build.__name__}/output"] = model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
+        golden |= {f"{build.__name__}/input{place}": each for place, each in enumerate(inputs)}
+        if build is shared:
+            model.compile("adam", "mse")
+            model.optimizer.build(model.trainable_variables)
+        model.save(folder / f"{build.__name__}.keras")
+        if build not in (volume, grouped):
+            model.save(folder / f"{build.__name__}.h5")
+        if build in (cnn, transformer):
+            model.save_weights(folder / f"{build.__name__}.weights.h5")
+    np.savez(folder / "golden.npz", **golden)
+    pack(folder, "keras.zip")
+
+
+def pack(folder: Path, name: str) -> None:
+    with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in sorted(folder.iterdir()):
+            if path.suffix != ".zip":
+                archive.write(path, path.name)
 
 
 if __name__ == "__main__":
