@@ -26,7 +26,7 @@ from transferkit.checkpoints.registry import Contents
 from transferkit.errors import CheckpointError, MissingExtraError, listed
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-_MOST_OBJECTS = 200_000
+_MOST_OBJECTS, _MOST_DEPTH = 200_000, 64
 _LARGEST_ATTRIBUTES = 1 << 32  # bytes, were each string of an attribute as long as the file
 _SHUFFLE, _DEFLATE, _CHECKSUM = 2, 1, 3
 _COMPACT, _CONTIGUOUS, _CHUNKED, _VIRTUAL = range(4)
@@ -120,8 +120,10 @@ class _Reader:
                 if isinstance(child, self.h5py.Dataset):
                     self._take(inner, child)
             groups += [(p, child) for p, child in reversed(found) if isinstance(child, self.h5py.Group)]
-            if len(self.seen) > _MOST_OBJECTS:
-                raise CheckpointError(f"refused: an HDF5 file with more than {_MOST_OBJECTS:,} objects")
+            if len(self.seen) > _MOST_OBJECTS or path.count("/") > _MOST_DEPTH:
+                raise CheckpointError(
+                    "refused: an HDF5 file with more objects, or deeper groups, than any model has"
+                )
         check_names(self.tree.tensors)
         return self.tree
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +25,7 @@ _POINTWISE = re.compile(
     r"Minimum|Subtract|Rescaling|ActivityRegularization|MultiHeadAttention|Random\w+|Masking"
 )
 _SEQUENCES = re.compile(r"(CuDNN)?LSTM|(CuDNN)?GRU|SimpleRNN|Bidirectional|RNN|Embedding")
+_MOST_BEHIND = 64  # norms in a row
 _OWNS_VECTORS = re.compile(r"\w*Normalization(V1)?|PReLU")
 
 
@@ -50,7 +51,7 @@ class Orders:
     """What was found.
 
     Attributes:
-        attributes: ``flatten`` and ``unflatten``, a map (H, W, C), by layer name.
+        attributes: ``flatten`` and ``unflatten``, a map (H, W, C) or ``"unknown"``, by layer name.
         unknown: Layers of which the order is not known.
         programs: Lambda layers, which compute what no weight tells.
     """
@@ -110,7 +111,8 @@ class Orders:
             if not _OWNS_VECTORS.fullmatch(class_name):
                 return flow
             self._mark([name], "flatten", flow.flat)
-            return replace(flow, behind=(*flow.behind, name)) if flow.behind and _is_vector(flow) else flow
+            grows = 0 < len(flow.behind) < _MOST_BEHIND and _is_vector(flow)
+            return replace(flow, behind=(*flow.behind, name)) if grows else flow
         return _Flow(
             None, flat=() if _SEQUENCES.fullmatch(class_name) or class_name.startswith("Global") else None
         )
@@ -121,6 +123,7 @@ class Orders:
         for name in names:
             if not known:
                 self.unknown.append(name)
+                self.attributes[name][key] = "unknown"
             elif shape and math.prod(shape[:-1]) > 1 and shape[-1] > 1:
                 self.attributes[name][key] = shape
 
@@ -143,9 +146,9 @@ def _is_shape(shape: list[Any]) -> bool:
 
 def _sources(nodes: Any) -> Iterator[str]:
     """Yield the names of the layers that a layer is first called with: lists of a name and two numbers."""
-    waiting = [nodes[0]] if isinstance(nodes, list) and nodes else []
+    waiting = deque(nodes[:1] if isinstance(nodes, list) else ())
     while waiting:
-        node = waiting.pop(0)
+        node = waiting.popleft()
         if isinstance(node, list) and len(node) > 2 and isinstance(node[0], str) and isinstance(node[1], int):
             yield node[0]
         elif isinstance(node, list | dict):
@@ -175,53 +178,35 @@ def _spatial(class_name: str, config: Mapping[str, Any], shape: Shape | None) ->
     """Return the shape behind a convolution, a pooling or a padding; sides that are not known are ``None``."""
     if shape is None:
         return None
-    sides, channels, count = list(shape[:-1]), shape[-1], len(shape) - 1
-    if "filters" in config:
-        channels = config["filters"]
-    elif class_name.startswith("Depthwise"):
-        channels = channels * config.get("depth_multiplier", 1) if isinstance(channels, int) else None
+    channels = config.get("filters", shape[-1])
+    if class_name.startswith("Depthwise"):
+        channels = channels * config.get("depth_multiplier", 1)
+    known = all(isinstance(side, int) for side in shape[:-1]) and config.get("output_padding") is None
+    sides = _sides(class_name, config, list(shape[:-1])) if known else [None] * (len(shape) - 1)
+    return (*sides, channels)
+
+
+def _sides(class_name: str, config: Mapping[str, Any], sides: list[int]) -> list[int]:
     if class_name.startswith(("ZeroPadding", "Cropping")):
         sign = 1 if class_name.startswith("Zero") else -1
-        amounts = _each(config.get("padding", config.get("cropping")), count)
-        sides = [_add(side, sign * _total(amount)) for side, amount in zip(sides, amounts, strict=True)]
-    elif class_name.startswith("UpSampling"):
-        sides = [_times(side, by) for side, by in zip(sides, _each(config.get("size"), count), strict=True)]
-    else:
-        kernels = _each(config.get("kernel_size", config.get("pool_size")), count)
-        strides = _each(config.get("strides") or kernels, count)
-        dilations = _each(config.get("dilation_rate", 1), count)
-        turn = _grown if class_name.endswith("Transpose") else _shrunk
-        options = zip(sides, kernels, strides, dilations, strict=True)
-        sides = [turn(*each, config.get("padding")) for each in options]
-        if config.get("output_padding") is not None:
-            sides = [None] * count
-    return (*sides, channels)
+        amounts = _each(config.get("padding", config.get("cropping")), len(sides))
+        totals = [sum(amount) if isinstance(amount, list) else 2 * amount for amount in amounts]
+        return [side + sign * total for side, total in zip(sides, totals, strict=True)]
+    if class_name.startswith("UpSampling"):
+        return [side * by for side, by in zip(sides, _each(config.get("size"), len(sides)), strict=True)]
+    kernels = _each(config.get("kernel_size", config.get("pool_size")), len(sides))
+    strides = _each(config.get("strides") or kernels, len(sides))
+    dilations = _each(config.get("dilation_rate", 1), len(sides))
+    padded = config.get("padding") in ("same", "causal")
+    found = []
+    for side, kernel, stride, dilation in zip(sides, kernels, strides, dilations, strict=True):
+        reach = 0 if padded else dilation * (kernel - 1)
+        if class_name.endswith("Transpose"):
+            found.append(side * stride + (0 if padded else max(reach + 1 - stride, 0)))
+        else:
+            found.append(-(-(side - reach) // stride))
+    return found
 
 
 def _each(value: Any, count: int) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) and len(value) == count else [value] * count
-
-
-def _total(amount: Any) -> int:
-    return sum(amount) if isinstance(amount, list) else 2 * amount
-
-
-def _add(side: Any, amount: int) -> int | None:
-    return side + amount if isinstance(side, int) else None
-
-
-def _times(side: Any, by: int) -> int | None:
-    return side * by if isinstance(side, int) else None
-
-
-def _shrunk(side: Any, kernel: int, stride: int, dilation: int, padding: Any) -> int | None:
-    if not isinstance(side, int):
-        return None
-    reach = 0 if padding in ("same", "causal") else dilation * (kernel - 1)
-    return -(-(side - reach) // stride)
-
-
-def _grown(side: Any, kernel: int, stride: int, dilation: int, padding: Any) -> int | None:
-    if not isinstance(side, int):
-        return None
-    return side * stride + (0 if padding == "same" else max(dilation * (kernel - 1) + 1 - stride, 0))
