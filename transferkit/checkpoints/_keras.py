@@ -76,10 +76,10 @@ def _contents(tree: Tree, config: Mapping[str, Any], metadata: Mapping[str, Any]
     known = {path for layer in told for path in layer.paths}
     bare = undescribed({path: tensor for path, tensor in weights.items() if path not in known}, texts)
     orders = Orders()
-    with suppress(
-        TypeError, ValueError, ArithmeticError
-    ):  # a custom class may describe itself in words of its own
+    try:
         orders.follow(config)
+    except (TypeError, ValueError, ArithmeticError):  # a custom class may describe itself in words of its own
+        orders.unknown += [layer.name for layer in told if layer.kind == "Linear"]
     layers = [converted(layer) for layer in [*told, *bare]]
     attributes = {name: dict(own) for name, own in orders.attributes.items()}
     for layer in layers:
