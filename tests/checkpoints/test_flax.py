@@ -122,3 +122,18 @@ def test_a_divided_array_is_one(tmp_path: Path) -> None:
     path = tmp_path / "file.msgpack"
     path.write_bytes(msgpack.packb(tree))
     assert torch.equal(read_checkpoint(path).state_dict()["a"], torch.arange(6.0).reshape(2, 3))
+
+
+def test_another_handler_comes_after_the_layout() -> None:
+    kernel = torch.randn(3, 3, 3, 8)
+    conv = nn.Conv2d(1, 8, 3, bias=False)
+    source = Layer(0, "conv", "other", {"kernel": kernel}, layout="flax")
+    report = transfer_layer(conv, source, handlers=["input_channels"])
+    assert torch.allclose(conv.weight[:, 0], kernel.sum(2).permute(2, 0, 1))
+    assert "by flax layout, then input_channels" in str(report)
+
+
+def test_a_folder_of_orbax_is_shown_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "manifest.ocdbt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="StandardCheckpointer"):
+        read_checkpoint(tmp_path)

@@ -171,3 +171,12 @@ def test_cudnn_gates_have_two_biases() -> None:
 def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="without weights"):
         read_checkpoint(with_layer(tmp_path, "Flatten", {}, {}))
+
+
+def test_a_norm_is_folded_with_the_epsilon_of_its_file(files: Path) -> None:
+    folded = torch.nn.ModuleDict({"conv1": torch.nn.Conv2d(3, 6, 3, padding=1)})
+    WeightTransfer(files / "cnn.keras", handlers=["fold_batch_norm"]).apply(folded)
+    whole = TWINS["cnn"]().eval()
+    WeightTransfer(files / "cnn.keras").apply(whole)
+    image = torch.randn(1, 3, 5, 5)
+    assert torch.allclose(folded["conv1"](image), whole.norm1(whole.conv1(image)), atol=1e-5)

@@ -61,6 +61,21 @@ def read_flax(path: Path, options: ReadOptions) -> Contents:
     return flax_contents(dict(_leaves(tree, ())), options.key)
 
 
+_ORBAX = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
+
+
+@register_reader(
+    "orbax", matches=lambda path, head: path.is_dir() and any((path / name).is_file() for name in _ORBAX)
+)
+def read_orbax(path: Path, options: ReadOptions) -> Contents:
+    """Refuse an Orbax folder, and say how to have a file of it."""
+    raise CheckpointError(
+        "an Orbax folder, whose arrays lie in a data base. Where it can be read, save it as one file, and read that: "
+        "tree = orbax.checkpoint.StandardCheckpointer().restore(os.path.abspath(folder)); "
+        "open('variables.msgpack', 'wb').write(flax.serialization.to_bytes(tree))"
+    )
+
+
 def _once_each(pairs: list[tuple[Any, Any]]) -> Any:
     found = {str(name): value for name, value in pairs}
     if len(found) != len(pairs):

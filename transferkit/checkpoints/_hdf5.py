@@ -27,7 +27,7 @@ from transferkit.errors import CheckpointError, MissingExtraError, listed
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _MOST_OBJECTS, _MOST_DEPTH = 200_000, 64
-_LARGEST_ATTRIBUTES = 1 << 32  # bytes, were each string of an attribute as long as the file
+_LARGEST_LIST = 1 << 32  # bytes, were each text of a list as long as the file
 _SHUFFLE, _DEFLATE, _CHECKSUM = 2, 1, 3
 _COMPACT, _CONTIGUOUS, _CHUNKED, _VIRTUAL = range(4)
 
@@ -155,13 +155,18 @@ class _Reader:
         """Keep the attributes that are text, after checking that they are no larger than the file."""
         for name in node.attrs:
             found = node.attrs.get_id(name)
+            kind = self.h5py.check_string_dtype(found.dtype)
             several = math.prod(found.shape or (0,) * (found.shape is None))
-            if not several or not self.h5py.check_string_dtype(found.dtype):
+            if not kind or not several:
                 continue
-            if found.get_storage_size() > self.size or (
-                several > 1 and several * self.size > _LARGEST_ATTRIBUTES
+            if found.get_storage_size() > self.size:
+                raise CheckpointError(f"refused: attribute {name!r} of {node.name} is larger than the file")
+            if (
+                kind.length is None
+                and several > 1
+                and (name != "layer_names" or several * self.size > _LARGEST_LIST)
             ):
-                raise CheckpointError(f"refused: attribute {name!r} of {node.name} has {several:,} texts")
+                continue  # each of its texts may be as long as the file
             value = node.attrs[name]
             one = not isinstance(value, np.ndarray)
             texts = [_text(each) for each in ([value] if one else value.reshape(-1))]
@@ -218,8 +223,9 @@ class _Reader:
         part = self.whole[self.start + place : self.start + place + size]
         if (self.start + place) % dtype.itemsize or not dtype.isnative or dtype.kind == "b":
             self._copy(dataset, size)
-            flat = torch.empty(0, dtype=torch.uint8).set_(part.clone())
-            return _native(flat.numpy().view(dtype), dtype).reshape(shape)
+            return _native(torch.empty(0, dtype=torch.uint8).set_(part).numpy().view(dtype), dtype).reshape(
+                shape
+            )
         return torch.empty(0, dtype=_torch_dtype(dtype)).set_(part).reshape(shape)
 
     def _copy(self, dataset: Any, size: int) -> None:

@@ -39,8 +39,11 @@ class Turn:
     orders: tuple[tuple[tuple[int, ...], int, bool], ...] = ()
 
     def __call__(self, source: Layer) -> Layer:
-        """Return the layer with torch's names, axes and order."""
-        tensors = _in_torch(source.tensors, self.row) if self.row else dict(source.tensors)
+        """Return the layer with torch's names, axes and order; as it is where its tensors have other axes."""
+        try:
+            tensors = _in_torch(source.tensors, self.row) if self.row else dict(source.tensors)
+        except (IndexError, RuntimeError):
+            return source
         for shape, axis, vectors in self.orders:
             for short, tensor in tensors.items():
                 if tensor.ndim > (not vectors) and tensor.shape[axis] == math.prod(shape):
