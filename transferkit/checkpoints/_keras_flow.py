@@ -87,7 +87,12 @@ class Orders:
             return _Flow(declared, declared is not None and len(declared) > 2)
         if len(sources) > 1 and any(source.flat != sources[0].flat for source in sources):
             return _Flow(None, flat=None)
-        return replace(sources[0], shape=sources[0].shape or declared)
+        flow = sources[0]
+        if flow.shape is None and declared is not None:
+            flow = replace(flow, shape=declared)
+            if len(declared) > 1:  # whatever came before did not flatten it
+                flow = replace(flow, map=flow.map or len(declared) > 2, flat=())
+        return flow
 
     def _through(self, name: str, class_name: str, config: Mapping[str, Any], flow: _Flow) -> _Flow:
         """Return what a layer makes of what it is given."""

@@ -18,6 +18,7 @@ from transferkit.checkpoints.layouts import KINDS, LAYOUTS, WHY_NOT, sources_of,
 _SWITCHES = {"gamma": "scale", "beta": "center", "bias": "use_bias"}
 _RECURRENT = ("RNN", "LSTM", "GRU", "cudnn LSTM", "cudnn GRU")
 _SUB_LAYER = re.compile(r"_?(query|key|value|(?:attention_)?output|forward|backward)(?:_.*)?")
+_CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 _MIRROR = {"forward": "_l0", "backward": "_l0_reverse"}
 
 
@@ -166,8 +167,10 @@ def _of_numbered(
 ) -> Described:
     """Return a layer whose variables are numbered, by the class that its folder is called after."""
     parts = place.split("/")
-    inside = [n for n in range(len(parts)) if parts[n] not in ("layers", "_layer_checkpoint_dependencies")]
-    names = [texts.get(("/".join([*parts[: n + 1], "vars"]), "name"), parts[n]) for n in inside]
+    # Names are given to layers by their model; an attribute's own name says more than "conv2d_3".
+    told = {n: texts.get(("/".join([*parts[: n + 1], "vars"]), "name")) for n in range(len(parts))}
+    named = [told[n] or part if parts[n - 1 : n] == ["layers"] else part for n, part in enumerate(parts)]
+    names = [name for name, part in zip(named, parts, strict=True) if part not in _CONTAINERS]
     folder = re.sub(r"_\d+$", "", parts[-1]) if parts[-2:-1] == ["layers"] else ""
     class_name = _BY_FOLDER.get(folder, "")
     own: dict[str, Any] = {
@@ -298,10 +301,13 @@ def _with_both(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
 def _obstacle(layer: Described) -> str:
     """Say what keeps a layer from being one of torch's, or return an empty string."""
     kind, config = layer.kind, layer.config
-    wanted = set(variables(kind, config))
+    wanted = {*variables(kind, config)}
     there = {name.rpartition(".")[2] for name in layer.tensors}
-    if kind and not there <= {*wanted, *sources_with_alternatives(kind)}:
-        return f": it also has {', '.join(sorted(there - wanted))}"
+    known = {
+        name.rpartition(".")[2] for name in sources_of(LAYOUTS.get(("keras", kind), {}), alternatives=True)
+    }
+    if kind and not there <= wanted | known:
+        return f": it also has {', '.join(sorted(there - wanted - known))}"
     if kind == "GRU" and not config.get("reset_after", False):
         return f": {WHY_NOT['keras', 'GRU']}"
     if kind in ("LSTM", "GRU"):
@@ -313,12 +319,6 @@ def _obstacle(layer: Described) -> str:
     if kind == "PReLU" and any(max(t.shape[:-1], default=1) > 1 for t in layer.tensors.values()):
         return ": it has a slope for each place of the map"
     return ""
-
-
-def sources_with_alternatives(kind: str) -> set[str]:
-    """Return every name that a row of Keras's may read."""
-    recipes = LAYOUTS.get(("keras", kind), {}).values()
-    return {n.rpartition(".")[2] for r in recipes for one in r.split("|") for n in sources_of({"": one})}
 
 
 def _is_one_matrix(tensors: Mapping[str, Tensor]) -> bool:

@@ -162,14 +162,15 @@ def row_for(format: str, *kinds: str) -> Row | None:
     return next((LAYOUTS[format, kind] for kind in kinds if (format, kind) in LAYOUTS), None)
 
 
-def sources_of(row: Row) -> tuple[str, ...]:
-    """Return the names that a row reads, the first of each alternative, in order of their first mention.
+def sources_of(row: Row, *, alternatives: bool = False) -> tuple[str, ...]:
+    """Return the names that a row reads in order of their first mention, of alternatives the first or all.
 
     Example:
         >>> sources_of(LAYOUTS["keras", "_NormBase"])
         ('gamma', 'beta', 'moving_mean', 'moving_variance')
     """
-    parts = [part for recipe in row.values() for part in recipe.partition("|")[0].split("+")]
+    recipes = [recipe if alternatives else recipe.partition("|")[0] for recipe in row.values()]
+    parts = [part for recipe in recipes for part in recipe.replace("|", "+").split("+")]
     return tuple(dict.fromkeys(part.partition(":")[0] for part in parts))
 
 

@@ -93,7 +93,7 @@ def _in_torch(tensors: Mapping[str, Tensor], row: Row) -> dict[str, Tensor]:
                 order[int(short)]: tensor for short, tensor in tensors.items() if int(short) < len(order)
             }
     made = turned(tensors, row)
-    read = {name for short in made for one in row[short].split("|") for name in sources_of({"": one})}
+    read = sources_of({short: row[short] for short in made}, alternatives=True)
     return {**{short: tensor for short, tensor in tensors.items() if short not in read}, **made}
 
 
