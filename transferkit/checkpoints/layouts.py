@@ -47,9 +47,6 @@ _NEON_LSTM = {
     "bias_hh": "bias:flat,zeros",
 }
 
-# (format, kind) -> torch's tensor -> "theirs:turn,turn"; several joined by "+", alternatives separated by "|". A
-# kind is a class of torch's, or a word where torch has no such layer. In Keras's rows, first mentions stand in
-# the order in which its files number the variables of a layer.
 LAYOUTS: Mapping[tuple[str, str], Row] = {
     ("keras", "Linear"): {"weight": "kernel:linear", "bias": "bias"},
     ("keras", "_ConvNd"): {"weight": "kernel:conv|depthwise_kernel:depthwise", "bias": "bias"},
@@ -116,8 +113,13 @@ LAYOUTS: Mapping[tuple[str, str], Row] = {
     ("neon", "LSTM"): _NEON_LSTM,
     ("neon", "BiLSTM"): _NEON_LSTM,
 }
+"""By format and kind: torch's tensor, and what it is made of: ``"theirs:turn,turn"``.
 
-# What a format calls its layers, where it tells, as kinds of the table.
+Several that are joined stand with ``+`` between them, alternatives with ``|``. A kind is a class of torch's, or a
+word where torch has no such layer. In Keras's rows, first mentions stand in the order in which its files number the
+variables of a layer.
+"""
+
 KINDS: Mapping[tuple[str, str], str] = {
     ("keras", "Dense"): "Linear",
     **{("keras", f"Conv{n}D"): "_ConvNd" for n in (1, 2, 3)},
@@ -140,8 +142,8 @@ KINDS: Mapping[tuple[str, str], str] = {
     ("keras", "CuDNNGRU"): "cudnn GRU",
     ("keras", "MultiHeadAttention"): "MultiheadAttention",
 }
+"""By format and what it calls a layer, where it tells: the kind of the table."""
 
-# Layers without an exact counterpart in torch.
 WHY_NOT: Mapping[tuple[str, str], str] = {
     ("neon", "GRU"): "neon's GRU resets the state before its recurrent weights, torch's GRU after them",
     ("neon", "BiBNRNN"): "torch has no recurrent layer with batch norm inside",
@@ -150,6 +152,7 @@ WHY_NOT: Mapping[tuple[str, str], str] = {
         "GRU",
     ): "with reset_after=False it resets the state before its recurrent weights, torch's GRU after them",
 }
+"""Layers without an exact counterpart in torch, by format and what it calls them, and why."""
 
 
 def row_for(format: str, *kinds: str) -> Row | None:
