@@ -207,9 +207,11 @@ class _Reader:
 
     def _dtype(self, dataset: Any) -> np.dtype[Any] | None:
         """Return how the numbers of a data set lie in the file; bfloat16 as two bytes without a meaning."""
-        kind = dataset.id.get_type()
-        if isinstance(kind, self.h5py.h5t.TypeFloatID) and kind.get_size() == 2 and kind.get_ebias() == 127:
-            return np.dtype("V2") if kind.get_order() == self.h5py.h5t.ORDER_LE else None
+        kind, types = dataset.id.get_type(), self.h5py.h5t
+        if isinstance(kind, types.TypeOpaqueID) and kind.get_size() == 2:
+            return np.dtype("V2")
+        if isinstance(kind, types.TypeFloatID) and kind.get_size() == 2 and kind.get_ebias() == 127:
+            return np.dtype("V2") if kind.get_order() == types.ORDER_LE else None
         dtype = np.dtype(dataset.dtype)
         plain = dtype.kind in "biufc" and dtype.itemsize <= 16 and dtype != np.dtype(np.longdouble)
         return dtype if plain and kind.equal(self.h5py.h5t.py_create(dtype, logical=True)) else None
