@@ -27,7 +27,7 @@ from transferkit.errors import CheckpointError, MissingExtraError, listed
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _MOST_OBJECTS, _MOST_DEPTH = 200_000, 64
-_LARGEST_LIST = 1 << 32  # bytes, were each text of a list as long as the file
+_TEXTS = ("model_config", "keras_version", "name", "dtype")  # attributes that may be of any length
 _SHUFFLE, _DEFLATE, _CHECKSUM = 2, 1, 3
 _COMPACT, _CONTIGUOUS, _CHUNKED, _VIRTUAL = range(4)
 
@@ -161,12 +161,8 @@ class _Reader:
                 continue
             if found.get_storage_size() > self.size:
                 raise CheckpointError(f"refused: attribute {name!r} of {node.name} is larger than the file")
-            if (
-                kind.length is None
-                and several > 1
-                and (name != "layer_names" or several * self.size > _LARGEST_LIST)
-            ):
-                continue  # each of its texts may be as long as the file
+            if kind.length is None and (several > 1 or name not in _TEXTS):
+                continue  # such texts lie in a heap, which damaged lists lead the library around without end
             value = node.attrs[name]
             one = not isinstance(value, np.ndarray)
             texts = [_text(each) for each in ([value] if one else value.reshape(-1))]
