@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -740,7 +741,8 @@ def look_alikes() -> Iterator[File]:
     yield "nothing", ".pt", b""
     yield "a web page", ".pth", b"<!DOCTYPE html><html><body>404</body></html>"
     yield "a git-lfs pointer", ".bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-    yield "HDF5", ".h5", b"\x89HDF\r\n\x1a\n" + b"\0" * 100
+    if find_spec("h5py"):
+        yield "HDF5", ".h5", b"\x89HDF\r\n\x1a\n" + b"\0" * 100
     yield "GGUF", ".gguf", b"GGUF\x03\0\0\0" + b"\0" * 100
     yield "a Python script", ".pt", b"import os\nos.system('true')\n"
     yield "a single array", ".npy", b"\x93NUMPY\x01\x00" + b" " * 120

@@ -18,6 +18,7 @@ import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,21 @@ def originals() -> dict[str, tuple[str, bytes]]:
             ".index.json",
             b'{"metadata": {}, "weight_map": {"a.weight": "x.safetensors", "b.bias": "y.bin"}}',
         ),
+    } | of_frameworks()
+
+
+def of_frameworks() -> dict[str, tuple[str, bytes]]:
+    """Return small files that Keras and Flax wrote, of those whose readers' libraries are there."""
+    members = {
+        "h5py": ("cnn.keras", "text.h5", "cnn.weights.h5"),
+        "msgpack": ("nested.msgpack", "bfloat16.npz"),
     }
+    found = {}
+    for (library, names), archive in zip(members.items(), ("keras.zip", "flax.zip"), strict=True):
+        if find_spec(library):
+            with zipfile.ZipFile(Path(__file__).parent / "files" / archive) as files:
+                found |= {name: (name[name.index(".") :], files.read(name)) for name in names}
+    return found
 
 
 def foreign() -> dict[str, tuple[str, bytes]]:

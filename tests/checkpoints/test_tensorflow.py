@@ -15,6 +15,8 @@ from tests.checkpoints.files.make_tensorflow import numbers
 from tests.checkpoints.protobufs import bundle, message, table
 from transferkit.checkpoints import Checkpoint, read_checkpoint
 from transferkit.errors import CheckpointError
+from transferkit.layers import Layer
+from transferkit.transfer import transfer_layer
 
 FILES = Path(__file__).with_name("files")
 
@@ -142,3 +144,14 @@ def test_data_outside_the_folder_is_not_opened(tmp_path: Path) -> None:
 def test_names_that_read_the_same_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="slashes and dots"):
         read_checkpoint(written(tmp_path, {"a/b": np.ones(2, "f4"), "a.b": np.ones(2, "f4")}))
+
+
+@pytest.mark.parametrize("name", ["kernel", "weights"])
+def test_variables_are_turned_by_the_module_that_takes_them(name: str) -> None:
+    kernel = torch.randn(3, 3, 4, 8)  # height, width, inputs, outputs
+    bias = {"kernel": "bias", "weights": "biases"}[name]
+    source = Layer(0, "conv", "other", {name: kernel, bias: torch.ones(8)}, layout="tensorflow")
+    conv = torch.nn.Conv2d(4, 8, 3)
+    assert transfer_layer(conv, source).adapted == ("weight", "bias")[: 1 + (bias != "bias")]
+    assert torch.equal(conv.weight, kernel.permute(3, 2, 0, 1))
+    assert torch.equal(conv.bias, torch.ones(8))

@@ -216,7 +216,7 @@ def test_bash_completes_commands_options_and_files(tmp_path: Path, capsys: Captu
         return answer.stdout.split()
 
     script = capsys.readouterr().out
-    commands = ["inspect", "diff", "plan", "convert", "check", "fit", "predict"]
+    commands = ["inspect", "diff", "plan", "convert", "check", "fit", "predict", "join"]
     assert complete("transferkit", "") == [*commands, "completion"]
     assert complete("transferkit", "pl") == ["plan"]
     assert complete("transferkit", "inspect", "wei") == ["weights.pt"]

@@ -17,6 +17,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
+from transferkit.checkpoints._flax import flax_contents, is_flax
 from transferkit.checkpoints._state_dicts import contents_of
 from transferkit.checkpoints.registry import Contents, ReadOptions, register_reader
 from transferkit.errors import CheckpointError, listed
@@ -100,7 +101,11 @@ def read_npz(path: Path, options: ReadOptions) -> Contents:
                 others.append(name)
             else:
                 tensors[name] = array
-    found = contents_of(dotted(tensors), key=options.key, notes=told)
+    if is_flax(tensors):
+        found = flax_contents({tuple(name.split("/")): tensor for name, tensor in tensors.items()}, options.key)
+        found = replace(found, notes=(*found.notes, *told))
+    else:
+        found = contents_of(dotted(tensors), key=options.key, notes=told)
     notes = [*found.notes, f"left out what is not a number: {listed(others)}"] if others else found.notes
     return replace(found, notes=tuple(notes))
 
@@ -144,6 +149,9 @@ def _array(
             found, notes = unpickled(memoryview(file.read()))
             told += notes
             return found
+        # numpy does not know bfloat16: JAX's lie there as two bytes without a meaning.
+        bfloat16 = dtype == np.dtype("V2")
+        dtype = np.dtype(np.int16) if bfloat16 else dtype
         if dtype.kind not in PLAIN_KINDS or dtype.itemsize > 16:
             raise CheckpointError(
                 f"refused: {member.filename} is an array of {dtype}; only plain numbers are read"
@@ -158,9 +166,10 @@ def _array(
             place = place_of(path, member, len(whole)) + start
             if place % dtype.itemsize == 0:
                 flat = whole[place : place + size].view(dtype)
-                return torch.from_numpy(flat.reshape(shape, order=order))
-        empty = torch.from_numpy(np.empty(0, dtype.newbyteorder("=")))
-        return DeferredTensor(shape, empty.dtype, partial(_unpacked, path, member, start, shape, dtype, order))
+                return _as_tensor(flat.reshape(shape, order=order), bfloat16)
+        kind = torch.bfloat16 if bfloat16 else torch.from_numpy(np.empty(0, dtype.newbyteorder("="))).dtype
+        how = partial(_unpacked, path, member, start, shape, dtype, order, bfloat16)
+        return DeferredTensor(shape, kind, how)
 
 
 def _unpacked(
@@ -170,6 +179,7 @@ def _unpacked(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     order: Literal["C", "F"],
+    bfloat16: bool,
 ) -> Tensor:
     """Return an array that cannot be mapped: compressed, of the other byte order, or out of step with its numbers."""
     try:
@@ -179,7 +189,12 @@ def _unpacked(
     except Exception as error:
         raise CheckpointError(f"{path}: damaged: {member.filename}: {error}") from error
     native = np.ascontiguousarray(flat.astype(dtype.newbyteorder("="), copy=False).reshape(shape, order=order))
-    return torch.from_numpy(native.reshape(shape))
+    return _as_tensor(native.reshape(shape), bfloat16)
+
+
+def _as_tensor(array: NDArray[Any], bfloat16: bool) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if bfloat16 else tensor
 
 
 def _read(file: IO[bytes], size: int) -> NDArray[np.uint8]:

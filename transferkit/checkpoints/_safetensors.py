@@ -85,12 +85,12 @@ def _header(path: Path) -> dict[str, Any]:
         length = int.from_bytes(file.read(8), "little")
         if length > _LARGEST_HEADER:
             raise CheckpointError(f"refused: its header alone has {length:,} bytes")
-        header = _json(file.read(length), "its header")
+        header = json_object(file.read(length), "its header")
     check_names(header)
     return header
 
 
-def _json(content: bytes, what: str) -> dict[str, Any]:
+def json_object(content: bytes, what: str) -> dict[str, Any]:
     """Return a JSON object, none of whose parts has a key twice."""
     try:
         found = json.loads(str(content, "utf-8"), object_pairs_hook=_once_each)
@@ -213,7 +213,7 @@ def _adapter(folder: Path) -> tuple[dict[str, str], list[str]]:
     config = folder / _ADAPTER
     if not config.is_file() or config.stat().st_size > _LARGEST_INDEX:
         return {}, []
-    told = _json(config.read_bytes(), _ADAPTER)
+    told = json_object(config.read_bytes(), _ADAPTER)
     kind, base = str(told.get("peft_type") or ""), str(told.get("base_model_name_or_path") or "")
     note = (
         f"a PEFT adapter ({kind}) of {base or 'a model that it does not name'}, not a whole model. It fits a model "
@@ -237,7 +237,7 @@ def _weight_map(index: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the file of each tensor, after checking that it lies in the index's own folder; and plain metadata."""
     if index.stat().st_size > _LARGEST_INDEX:
         raise CheckpointError(f"refused: {index.name} is larger than any index")
-    content = _json(index.read_bytes(), index.name)
+    content = json_object(index.read_bytes(), index.name)
     weight_map, metadata = content.get("weight_map"), content.get("metadata")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"damaged: {index.name} has no weight_map of names")

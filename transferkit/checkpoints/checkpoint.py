@@ -22,6 +22,8 @@ from transferkit.checkpoints import (  # noqa: F401  importing a reader register
     _caffe,
     _containers,
     _dcp,
+    _flax,
+    _keras,
     _onnx,
     _pickle_files,
     _safetensors,

@@ -224,7 +224,6 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"<!doctype html", "a web page, as a failed download leaves it: download the file again"),
     (b"<html", "a web page, as a failed download leaves it: download the file again"),
     (b"<?xml", "an XML file, as a failed download leaves it: download the file again"),
-    (b"\x89hdf", "an HDF5 file (Keras): load it with h5py or Keras and save the arrays with numpy.savez"),
     (b"gguf", "a GGUF file with packed weights: read the original weights that it was made from"),
     (b"ggml", "a GGML file with packed weights: read the original weights that it was made from"),
     (
@@ -250,8 +249,6 @@ _SUFFIXES = {
     ".pb": "a TensorFlow graph: read the checkpoint or SavedModel that it was frozen from",
     ".meta": "a TensorFlow graph: its weights are in the checkpoint beside it, whose .index is to be read",
     ".tflite": "a TensorFlow Lite model with packed weights: read the original weights",
-    ".msgpack": "a flax file: load it with flax and save the arrays with numpy.savez",
-    ".keras": "a Keras archive: load it with Keras and save the arrays with numpy.savez",
     ".mat": "a MATLAB file: load it with scipy.io and save the arrays with numpy.savez",
 }
 

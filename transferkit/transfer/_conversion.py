@@ -15,6 +15,7 @@ from transferkit.errors import ArgumentError, HandlerError, TransferError, Trans
 from transferkit.layers import Layer
 from transferkit.memory import not_plain
 from transferkit.transfer._target import Target
+from transferkit.transfer._turns import Turn, joined, turn_for
 from transferkit.transfer.handlers import Handler, automatic_handlers, find_handler
 from transferkit.transfer.handlers.plain import UNASKED, WAY_OUT, Scales
 from transferkit.transfer.select import Rule, by_name, select_layers
@@ -109,6 +110,7 @@ class Conversion:
         name: What the handler is called.
         preview: What it makes of the shapes alone; ``None`` where it does not apply, or was not tried yet.
         codes: Why tensors of the source, by short name, are no values.
+        turn: What puts the source into torch's conventions first, where its file has others.
     """
 
     source: Layer
@@ -117,6 +119,7 @@ class Conversion:
     name: str = ""
     preview: Preview | None = None
     codes: Mapping[str, str] = field(default_factory=dict)
+    turn: Turn | None = None
 
     def values(self) -> Mapping[str, Tensor] | None:
         """Return the tensors for the target, by short name, or ``None`` where the handler does not apply.
@@ -125,23 +128,23 @@ class Conversion:
             HandlerError: The handler raised, made what the target does not have or what does not fit it, or less
                 than of shapes alone.
         """
+        with _plain_math(self.source, self.target):
+            source = self.turn(self.source) if self.turn else self.source
         if self.handler is None:
-            return {
-                short: value for short, value in self.source.tensors.items() if short in self.target.tensors
-            }
+            return {short: value for short, value in source.tensors.items() if short in self.target.tensors}
         try:
-            with _plain_math(self.source, self.target):
-                made = self.handler(self.source, self.target)
+            with _plain_math(source, self.target):
+                made = self.handler(source, self.target)
         except TransferKitError as error:
             raise HandlerError(f"{self._place}: {error}") from error
         except Exception as error:
             raise HandlerError(f"{self._place} raised {type(error).__name__}: {error}") from error
-        problems = list(self._problems(made))
+        problems = list(self._problems(made, source))
         if problems:
             raise HandlerError(f"{self._place} returned {', '.join(problems)}")
         return None if made is None else {short: made[short] for short in made if short in self.target.tensors}
 
-    def _problems(self, made: object) -> Iterator[str]:
+    def _problems(self, made: object, source: Layer) -> Iterator[str]:
         """Say what is wrong with a handler's result. A source tensor left as it is may fit or not, as in a copy."""
         if made is not None and not isinstance(made, Mapping):
             yield f"a {type(made).__name__}; it must return tensors by name, or None where it does not apply"
@@ -149,7 +152,7 @@ class Conversion:
         for short, value in (made or {}).items():
             if not isinstance(value, Tensor):
                 yield f"{value!r} for {short}"
-            elif value is not self.source.tensors.get(short):
+            elif value is not source.tensors.get(short):
                 yield from self._misfits(short, value)
         promised = self.preview.values if self.preview and self.preview.source is self.source else ()
         yield from (
@@ -173,6 +176,11 @@ class Conversion:
             return self
         kept = {short for short, value in values.items() if value is source.tensors.get(short)}
         return replace(self, preview=Preview(values, frozenset(kept), self.source))
+
+    @property
+    def by(self) -> str:
+        """What converts the layer, for reports."""
+        return ", then ".join(filter(None, (self.turn.name if self.turn else "", self.name)))
 
     @property
     def dropped(self) -> str:
@@ -274,8 +282,8 @@ class Chooser:
 
     def join(self, sources: Sequence[Layer]) -> list[Layer]:
         """Return the source's layers, some joined to one by the handlers that do so."""
-        self._scales = Scales(sources)
-        layers = sources
+        layers: Sequence[Layer] = joined(sources, self._target.layers)
+        self._scales = Scales(layers)
         for name, handler in {**self._handlers, **self._tried}.items():
             if hasattr(handler, "join"):
                 before = {id(layer) for layer in layers}
@@ -290,7 +298,7 @@ class Chooser:
         must = self._joined.get(id(source)) or self._aimed.get(target.index)
         if must is not None:
             return self._certain(source, target, str(must), codes)
-        plain = Conversion(source, target, codes=codes).previewed()
+        plain = Conversion(source, target, codes=codes, turn=turn_for(source, target)).previewed()
         if self._fills(plain, whole=True) or not _all_plain(source, target):
             return plain
         tried = [plain]
@@ -319,9 +327,10 @@ class Chooser:
             return "", WAY_OUT
         if not _all_plain(source, target):
             return "", ""
+        turn = turn_for(source, target)
         for name, handler in automatic_handlers().items():
             try:
-                conversion = Conversion(source, target, handler, name).previewed()
+                conversion = Conversion(source, target, handler, name, turn=turn).previewed()
             except (HandlerError, ArgumentError) as error:
                 asks = _asks(error) if isinstance(error, HandlerError) else ""
                 if asks:
@@ -352,12 +361,13 @@ class Chooser:
         Raises:
             HandlerError: A handler failed, or one that the caller listed wants to be told more.
         """
+        turn = turn_for(source, target)
         for name, handler in self._tried.items():
             if codes and _is_built_in(handler):
                 continue
             listed = name in self._must_run
             try:
-                attempt = Conversion(source, target, handler, name).previewed()
+                attempt = Conversion(source, target, handler, name, turn=turn).previewed()
             except HandlerError as error:
                 if listed or not _asks(error):
                     raise
@@ -368,7 +378,8 @@ class Chooser:
                 yield attempt
 
     def _certain(self, source: Layer, target: Layer, name: str, codes: Mapping[str, str]) -> Conversion:
-        conversion = Conversion(source, target, self._handlers[name], name).previewed()
+        turn = turn_for(source, target)
+        conversion = Conversion(source, target, self._handlers[name], name, turn=turn).previewed()
         if codes and _is_built_in(self._handlers[name]):
             raise HandlerError(
                 f"handler {name} is aimed at {target!r}, and {'; '.join(codes.values())}; {WAY_OUT}"
@@ -406,7 +417,7 @@ def _makes_parameters_of_whole_numbers(conversion: Conversion) -> bool:
         return False
     return any(
         isinstance(conversion.target.tensors[short], nn.Parameter)
-        and why_not(conversion.source.tensors[short], value)
+        and why_not(conversion.source.tensors.get(short, value), value)
         for short, value in conversion.preview.values.items()
     )
 

@@ -157,7 +157,7 @@ def _paired(conversion: Conversion, excuses: Excuses) -> list[Entry]:
             continue
         opposite = left.pop(short, None)
         bucket, reason = _bucket(conversion, preview, short)
-        handler = conversion.name if bucket == "adapted" else ""
+        handler = conversion.by if bucket == "adapted" else ""
         entries.append(Entry(bucket, side, (opposite,) if opposite else (), tensor.numel(), handler, reason))
     return _with_leftovers(entries, list(left.values()), layer)
 
@@ -181,7 +181,7 @@ def _bucket(conversion: Conversion, preview: Preview, short: str) -> tuple[str, 
     if reason:
         return "mismatched", reason
     if conversion.name == "cast":
-        return "cast" if conversion.source.tensors[short].dtype != tensor.dtype else "copied", ""
+        return "cast" if conversion.source.tensors.get(short, tensor).dtype != tensor.dtype else "copied", ""
     if short not in preview.kept:
         return "adapted", ""
     return "copied" if value.dtype == tensor.dtype else "cast", ""

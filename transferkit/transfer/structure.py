@@ -19,6 +19,7 @@ from transferkit.errors import LayerNotFoundError, did_you_mean
 from transferkit.layers import Layer
 from transferkit.transfer._mapping import Pairing, Pattern, renaming
 from transferkit.transfer._name_evidence import doubtful, is_elsewhere, is_outdone, shifted
+from transferkit.transfer._turns import in_torch
 
 # What other frameworks and hand-written layers call the same tensors.
 _ALIASES = {
@@ -126,11 +127,16 @@ def _alike(targets: Sequence[Layer], sources: Sequence[Layer]) -> list[list[bool
     source_looks = [signature(source) for source in sources]
     table = []
     for target in targets:
-        look = signature(target)
+        look = (
+            signature(target),
+            type(target.module),
+        )  # the module tells how another format's axes are to be turned
         row = []
         for source, other in zip(sources, source_looks, strict=True):
             if (look, other) not in known:
-                known[look, other] = bool(look) and tensor_names(target, source) is not None
+                known[look, other] = (
+                    bool(look[0]) and tensor_names(target, in_torch(source, target)) is not None
+                )
             row.append(known[look, other])
         table.append(row)
     return table
@@ -304,7 +310,7 @@ def _by_look(layers: Iterable[Layer]) -> dict[object, list[str]]:
 
 def _with_names_of(target: Layer, source: Layer) -> Layer:
     """Return the source layer with its tensors under the target's short names; they keep their own keys."""
-    names = tensor_names(target, source) or {}
+    names = {} if source.layout != "torch" else tensor_names(target, source) or {}
     taken = {other: short for short, other in names.items() if short != other}
     if not taken:
         return source

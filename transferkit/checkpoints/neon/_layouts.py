@@ -1,4 +1,4 @@
-"""The conversion of each kind of neon layer to a torch layer: which array, reshaped how, under which name.
+"""The parameters of neon's layers as the table of layouts wants them: whole kernels, and the parts of a matrix.
 
 neon puts features first and the batch last, so a convolution's weights are a matrix of (C*T*R*S, K) with the
 output channels K last, where torch has (K, C, T, R, S).
@@ -16,18 +16,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
+import torch
 
+from transferkit.checkpoints.layouts import LAYOUTS, WHY_NOT, Row, row_for, sources_of, turned
 from transferkit.checkpoints.neon._records import Array, Record
 
 Layout = dict[str, tuple[str, Callable[[Array], Array]]]
 _GATES = {"Recurrent": 1, "BiRNN": 1, "LSTM": 4, "BiLSTM": 4}
-_LSTM_ORDER = (0, 1, 3, 2)  # neon: input, forget, output, cell; torch: input, forget, cell, output
-
-_WHY_NOT = {
-    "GRU": "neon's GRU resets the state before its recurrent weights, torch's GRU after them",
-    "BiBNRNN": "torch has no recurrent layer with batch norm inside",
-}
+_OPTIONAL = ("weight_bias",)
 
 
 class NotConvertibleError(Exception):
@@ -48,28 +44,43 @@ def layout_of(record: Record) -> Layout:
         (8, 3, 3, 3)
     """
     try:
-        make = _LAYOUTS.get(record.type)
-        if make is None:
+        row = row_for("neon", record.type)
+        if record.type in _GATES or ("neon", record.type) in WHY_NOT:
+            return _recurrent(record)
+        if row is None:
             raise NotConvertibleError(f"no torch layer for neon's {record.type or 'unnamed type'}")
-        return make(record)
+        prepare = _PREPARED.get(record.type)
+        return _by_row(record, row, prepare(record) if prepare else _same)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise NotConvertibleError(f"its parameters do not fit its description ({error})") from error
 
 
-def _convolution(record: Record) -> Layout:
+def _by_row(record: Record, row: Row, prepare: Callable[[Array], Array]) -> Layout:
+    """Return the layout that a row of the table gives a layer whose first array is prepared for it."""
+    layout: Layout = {}
+    for name, recipe in row.items():
+        (key,) = sources_of({name: recipe})
+        if (key in record.params or key not in _OPTIONAL) and record.params[key].size:
+            layout[name] = key, _turn(name, recipe, key, prepare if key == "W" else _same)
+    return layout
+
+
+def _turn(name: str, recipe: str, key: str, prepare: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Return the function that prepares an array and turns it by its row."""
+
+    def rearrange(array: Array) -> Array:
+        made: Array = turned({key: torch.from_numpy(prepare(array))}, {name: recipe})[name].numpy()
+        return made
+
+    return rearrange
+
+
+def _convolution(record: Record) -> Callable[[Array], Array]:
     kernel = filter_shape(record.config["fshape"])
-    rows, _ = record.params["W"].shape
+    rows, outputs = record.params["W"].shape
     if rows % math.prod(kernel):
         raise ValueError(f"{rows} rows for a kernel of {kernel}")
-
-    def rearrange(weight: Array) -> Array:
-        channels_last = weight.reshape(rows // math.prod(kernel), *kernel, weight.shape[1])
-        return channels_last.transpose(-1, *range(channels_last.ndim - 1))
-
-    layout: Layout = {"weight": ("W", rearrange)}
-    if "weight_bias" in record.params:
-        layout["bias"] = ("weight_bias", _column)
-    return layout
+    return lambda weight: weight.reshape(rows // math.prod(kernel), *kernel, outputs)
 
 
 def filter_shape(fshape: Any) -> tuple[int, ...]:
@@ -87,30 +98,22 @@ def filter_shape(fshape: Any) -> tuple[int, ...]:
     return tuple(sides)
 
 
-def _linear(record: Record) -> Layout:
-    _two_dimensional(record.params["W"])
-    return {"weight": ("W", _same)}
+def _linear(record: Record) -> Callable[[Array], Array]:
+    if record.params["W"].ndim != 2:
+        raise ValueError(f"weights of shape {record.params['W'].shape}")
+    return _same
 
 
-def _bias(record: Record) -> Layout:
-    return {"bias": ("W", _column)}
-
-
-def _batch_norm(record: Record) -> Layout:
-    names = {"weight": "gamma", "bias": "beta", "running_mean": "gmean", "running_var": "gvar"}
-    return {name: (key, _column) for name, key in names.items() if record.params[key].size}
-
-
-def _lookup_table(record: Record) -> Layout:
+def _lookup_table(record: Record) -> Callable[[Array], Array]:
     vocabulary, width = record.config["vocab_size"], record.config["embedding_dim"]
     shape = record.params["W"].shape
     if vocabulary == width:
         raise ValueError("a square table, whose orientation differs between versions of neon")
     if shape == (width, vocabulary):
-        return {"weight": ("W", lambda table: table.T)}
+        return lambda table: table.T
     if shape != (vocabulary, width):
         raise ValueError(f"a table of shape {shape} for {vocabulary} words of {width}")
-    return {"weight": ("W", _same)}
+    return _same
 
 
 def _recurrent(record: Record) -> Layout:
@@ -122,8 +125,8 @@ def _recurrent(record: Record) -> Layout:
 
 def recurrent_layout(record: Record) -> tuple[str, Layout]:
     """Return the reason why a recurrent layer has no torch counterpart (empty if it has one), and its layout."""
-    if record.type in _WHY_NOT:
-        return _WHY_NOT[record.type], {}
+    if reason := WHY_NOT.get(("neon", record.type)):
+        return reason, {}
     activation, gate = _transform(record.config, "activation"), _transform(record.config, "gate_activation")
     if record.type in ("LSTM", "BiLSTM"):
         if (activation, gate) != ("Tanh", "Logistic"):
@@ -149,23 +152,19 @@ def _layout(record: Record) -> Layout:
             directions * inputs + direction * units,
             directions * (inputs + units) + direction,
         )
-        suffix = "_l0_reverse" if direction else "_l0"
-        layout[f"weight_ih{suffix}"] = ("W", _part(starts[0], inputs, gates))
-        layout[f"weight_hh{suffix}"] = ("W", _part(starts[1], units, gates))
-        layout[f"bias_ih{suffix}"] = ("W", _part(starts[2], 1, gates, flat=True))
-        layout[f"bias_hh{suffix}"] = ("W", lambda matrix: np.zeros(matrix.shape[1], matrix.dtype))
+        parts = dict(
+            zip(("input", "recurrent", "bias"), zip(starts, (inputs, units, 1), strict=True), strict=True)
+        )
+        for name, recipe in LAYOUTS["neon", record.type].items():
+            (part,) = sources_of({name: recipe})
+            suffix = "_l0_reverse" if direction else "_l0"
+            layout[f"{name}{suffix}"] = "W", _turn(name, recipe, part, _rows(*parts[part], columns))
     return layout
 
 
-def _part(start: int, count: int, gates: int, *, flat: bool = False) -> Callable[[Array], Array]:
-    """Return a function that takes ``count`` rows as (gates * N, count), gates in torch's order."""
-
-    def take(matrix: Array) -> Array:
-        part = matrix[start : start + count].reshape(gates, -1, count)
-        ordered = part[list(_LSTM_ORDER)] if gates == 4 else part
-        return ordered.reshape(-1) if flat else ordered.reshape(-1, count)
-
-    return take
+def _rows(start: int, count: int, columns: int) -> Callable[[Array], Array]:
+    """Return a function that takes ``count`` rows as (gates * N, count)."""
+    return lambda matrix: matrix[start : start + count].reshape(columns, count)
 
 
 def _transform(config: Mapping[str, Any], key: str) -> str:
@@ -178,28 +177,10 @@ def _same(array: Array) -> Array:
     return array
 
 
-def _column(array: Array) -> Array:
-    return array.reshape(-1)
-
-
-def _two_dimensional(array: Array) -> None:
-    if array.ndim != 2:
-        raise ValueError(f"weights of shape {array.shape}")
-
-
-_LAYOUTS: dict[str, Callable[[Record], Layout]] = {
+_PREPARED: dict[str, Callable[[Record], Callable[[Array], Array]]] = {
     "Convolution": _convolution,
     "Convolution_bias": _convolution,
     "Deconvolution": _convolution,
     "Linear": _linear,
-    "Bias": _bias,
-    "BatchNorm": _batch_norm,
-    "BatchNormAutodiff": _batch_norm,
     "LookupTable": _lookup_table,
-    "Recurrent": _recurrent,
-    "LSTM": _recurrent,
-    "BiRNN": _recurrent,
-    "BiLSTM": _recurrent,
-    "GRU": _recurrent,
-    "BiBNRNN": _recurrent,
 }

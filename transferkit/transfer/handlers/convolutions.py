@@ -32,8 +32,8 @@ class FoldBatchNorm:
     read in two ways is refused.
 
     Args:
-        eps: What the norm adds to the variance. No file holds it: torch's default is 1e-5, EfficientNet has 1e-3. Of
-            a live source the norm's own is taken.
+        eps: What the norm adds to the variance: torch's default is 1e-5, EfficientNet has 1e-3. Of a live source, and
+            of a file that tells it, the norm's own is taken.
         pairs: From layer to norm, names or globs as in a mapping, ``{"*.conv1": "*.bn1"}``, where neither the forward
             method nor the order of definition tells.
 
@@ -83,7 +83,7 @@ class FoldBatchNorm:
             raise HandlerError(
                 f"the norm's shift needs a bias, and {target.name!r} has none; give it bias=True"
             )
-        eps = getattr(source.module, "eps", self.eps)
+        eps = getattr(source.module, "eps", source.attributes.get(f"{_PREFIX}eps", self.eps))
         if eps is None:
             raise HandlerError(
                 "a file does not hold the norm's eps; FoldBatchNorm(eps=1e-5) is torch's default"
@@ -176,7 +176,9 @@ def _joined(layer: Layer, norm: Layer) -> Layer:
     """Return one layer with the tensors of both, which keep their keys; its module is the norm, for its eps."""
     own = {f"{_PREFIX}{short}": tensor for short, tensor in norm.tensors.items()}
     keys = {f"{_PREFIX}{short}": norm.key(short) for short in norm.tensors}
-    return replace(layer, tensors={**layer.tensors, **own}, keys={**layer.keys, **keys}, module=norm.module)
+    told = {**layer.attributes, **{f"{_PREFIX}{name}": value for name, value in norm.attributes.items()}}
+    tensors = {**layer.tensors, **own}
+    return replace(layer, tensors=tensors, keys={**layer.keys, **keys}, module=norm.module, attributes=told)
 
 
 # A first convolution for images with other channels, or with another normalization.
