@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -24,19 +26,20 @@ from transferkit.datasets._objects import (
     numbers_of,
     require_frame,
 )
-from transferkit.datasets._photo import fingerprint, read_photo, stored_size
+from transferkit.datasets._photo import fingerprint, read_photo, remembered_size
 from transferkit.datasets.voc_files import (
     FlatFiles,
     NamedFiles,
     VOCAnnotation,
     VOCFiles,
     VOCObject,
+    annotation_of,
     by_set,
     find_voc_folder,
-    read_annotation,
     read_image_set,
 )
 from transferkit.errors import DataError, MissingFileError, did_you_mean, listed, raise_problems, require
+from transferkit.file_index import FileIndex
 from transferkit.progress import Progress, track
 
 _CLASSES_OF_ONES_OWN = (
@@ -70,29 +73,79 @@ class Record:
     truncated: tuple[bool, ...]
 
 
+class _Records:
+    """Records in columns: a million of them as they are would take two gigabytes."""
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        self._photos: list[str] = []
+        self.sizes, self._ends, self._boxes, self.classes = array("q"), array("q", [0]), array("d"), array("q")
+        self._upright, self._difficult, self._truncated = bytearray(), bytearray(), bytearray()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, record: Record) -> None:
+        self._ids.append(record.id)
+        self._photos.append(str(record.photo))
+        self.sizes.extend(record.image_size)
+        self._upright.append(record.upright)
+        self._boxes.extend(chain.from_iterable(record.boxes))
+        self.classes.extend(record.classes)
+        self._difficult.extend(record.difficult)
+        self._truncated.extend(record.truncated)
+        self._ends.append(len(self.classes))
+
+    def __getitem__(self, index: int) -> Record:
+        index = range(len(self))[index]
+        begin, end = self._ends[index : index + 2]
+        sides = self._boxes[4 * begin : 4 * end]
+        return Record(
+            self._ids[index],
+            Path(self._photos[index]),
+            (self.sizes[2 * index], self.sizes[2 * index + 1]),
+            bool(self._upright[index]),
+            tuple(zip(sides[::4], sides[1::4], sides[2::4], sides[3::4], strict=True)),
+            tuple(self.classes[begin:end]),
+            tuple(map(bool, self._difficult[begin:end])),
+            tuple(map(bool, self._truncated[begin:end])),
+        )
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(self.__getitem__, range(len(self)))
+
+
 class _Reader:
     """Reads the annotations of a folder one by one, and keeps what concerns all of them."""
 
     def __init__(
-        self, files: VOCFiles, class_names: Sequence[str], rule: BoxRule, subtract_one: str, boxes_on: BoxesOn
+        self,
+        files: VOCFiles,
+        class_names: Sequence[str],
+        rule: BoxRule,
+        subtract_one: str,
+        boxes_on: BoxesOn,
+        index: FileIndex,
     ) -> None:
         require(subtract_one in _OFFSETS, "subtract_one", f"one of {', '.join(_OFFSETS)}", subtract_one)
         require_frame(boxes_on)
         self.class_names, self.rule = checked_class_names(class_names, add_background=True), rule
         self._files, self._offset, self._boxes_on = files, _OFFSETS[subtract_one], boxes_on
+        self.index = index
         self._numbers = numbers_of(self.class_names)
         self._taken: dict[str, str] = {}  # annotation to the image that has it
         self._unknown: dict[str, list[str]] = {}  # class name to the images that have it
 
-    def records(self, folder: Path, ids: Iterable[str], skip_other_classes: bool) -> list[Record]:
+    def records(self, folder: Path, ids: Iterable[str], skip_other_classes: bool) -> _Records:
         """Read and check the annotations and photo headers of ``ids``; raise all that is wrong with them."""
-        records: list[Record] = []
+        records = _Records()
         problems: list[str] = []
         for image_id in ids:
             try:
-                records.append(self.record(image_id))
+                records.add(self.record(image_id))
             except DataError as error:
                 self.rule.photo(str(error))
+        self.index.save()
         unknown = {} if skip_other_classes else self._unknown
         for name, where in sorted(unknown.items()):
             shown, near = listed(where, 1), did_you_mean(name, self.class_names[1:])
@@ -139,7 +192,9 @@ class _Reader:
             raise DataError(
                 f"images {other!r} and {image_id!r} are both Annotations/{annotations[0]}; list one"
             )
-        annotation = read_annotation(self._files.annotations.folder / annotations[0])
+        annotation = annotation_of(self._files.annotations.folder / annotations[0], self.index)
+        if len(annotations) == len(photos) == 1:
+            return annotation, self._files.photos.folder / photos[0]
         named = [photo for photo in photos if form_of(Path(photo).name) == form_of(annotation.filename)]
         beside = [photo for photo in named or photos if Path(photo).parent == Path(annotations[0]).parent]
         for found in (annotations, found_photos := beside or named or photos):
@@ -152,7 +207,7 @@ class _Reader:
     ) -> tuple[tuple[int, int], bool, bool]:
         """Return the size, whether the photo is turned upright, and whether its objects are used."""
         # The devkit ignores EXIF. Newer tools annotate the picture as it is shown, and then say so with their size.
-        (stored, orientation), said = stored_size(photo), annotation.image_size
+        (stored, orientation), said = remembered_size(photo, self.index), annotation.image_size
         turned = stored[::-1] if orientation >= 5 else stored
         upright = said != stored if self._boxes_on == "recorded" else self._boxes_on == "shown"
         right = said in (None, stored, turned) or self.rule.wrong_size(
@@ -204,6 +259,8 @@ class VOCDataset(Dataset[AnnotatedImage]):
             one where both have it, the shown one where none is.
         bad_photos: What becomes of photos that cannot be read, or whose annotation cannot: ``"error"`` or ``"skip"``.
         progress: Counts the annotations as they are read.
+        index: A file that remembers what annotations and photo headers say, for as long as their sizes and times of
+            change stay as they are; made where it is not there. ``None`` reads them all each time.
 
     Attributes:
         folder: The ``VOC<year>`` folder.
@@ -245,12 +302,14 @@ class VOCDataset(Dataset[AnnotatedImage]):
         boxes_on: BoxesOn = "recorded",
         bad_photos: BadPhotos = "error",
         progress: Progress = False,
+        index: Path | None = None,
     ) -> None:
         require(max_images is None or max_images > 0, "max_images", "positive or None", max_images)
         self.folder = find_voc_folder(root, year)
         files = VOCFiles(self.folder)
         ids = read_image_set(self.folder, image_set, files)[:max_images]
-        reader = _Reader(files, class_names, BoxRule(bad_boxes, bad_photos), subtract_one, boxes_on)
+        rule = BoxRule(bad_boxes, bad_photos)
+        reader = _Reader(files, class_names, rule, subtract_one, boxes_on, FileIndex(index))
         self._read(
             reader, track(ids, progress, description=f"read {image_set}", unit="file"), skip_other_classes
         )
@@ -278,7 +337,10 @@ class VOCDataset(Dataset[AnnotatedImage]):
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Return ``(height, width)`` without decoding."""
-        return self._records[index].image_size
+        height, width = (
+            self._records.sizes[2 * index : 2 * index + 2] if index >= 0 else self._records[index].image_size
+        )
+        return height, width
 
     def fingerprint(self, index: int) -> str:
         """Return a digest of an image's file and its annotation: another one if either changes."""
@@ -364,6 +426,7 @@ class FolderDataset(VOCDataset):
         boxes_on: BoxesOn = "recorded",
         bad_photos: BadPhotos = "error",
         progress: Progress = False,
+        index: Path | None = None,
     ) -> None:
         self.folder = Path(folder)
         files = FlatFiles(self.folder)
@@ -372,8 +435,9 @@ class FolderDataset(VOCDataset):
             raise MissingFileError(
                 f"no XML of set {image_set!r} in {folder}; transferkit check tells what is there"
             )
-        names = class_names or find_names(self.folder, skip_bad=True)
-        reader = _Reader(files, names, BoxRule(bad_boxes, bad_photos), subtract_one, boxes_on)
+        names = class_names or find_names(self.folder, skip_bad=True, index=index)
+        rule = BoxRule(bad_boxes, bad_photos)
+        reader = _Reader(files, names, rule, subtract_one, boxes_on, FileIndex(index))
         self._read(reader, track(ids, progress, description="read", unit="file"), skip_other_classes)
         alone = (place for place in files.photos if place not in files.annotations)
         self.unlisted = [path for place in alone for path in files.photos[place]]
@@ -391,12 +455,16 @@ def find_class_names(root: Path | str, year: str = "2007") -> tuple[str, ...]:
     return find_names(find_voc_folder(root, year) / "Annotations")
 
 
-def find_names(folder: Path, skip_bad: bool = False) -> tuple[str, ...]:
+def find_names(folder: Path, skip_bad: bool = False, index: Path | None = None) -> tuple[str, ...]:
     """Return the classes in all XML below a folder; a bad file is an error, or left to the data set's reader."""
+    known = FileIndex(index)
     names: dict[str, str] = {}  # by the form in which they are compared
     for path in NamedFiles(folder, (".xml",)).all():
         with suppress(*[DataError] * skip_bad):
-            names.update((form_of(thing.name), thing.name) for thing in read_annotation(folder / path).objects)
+            names.update(
+                (form_of(thing.name), thing.name) for thing in annotation_of(folder / path, known).objects
+            )
+    known.save()
     if not names:
         raise DataError(f"no annotation in {folder} has an object")
     return checked_class_names(sorted(names.values()), add_background=True)
