@@ -85,16 +85,16 @@ class FileIndex:
         self._rows.pop(name, None)
         self._new.pop(name, None)
 
-    def found(self, name: str, file: Path, read: Callable[[Path], list[Any]]) -> list[Any]:
+    def found(self, name: str, file: Path | str, read: Callable[[], list[Any]]) -> list[Any]:
         """Return what ``read`` finds in a file, or found there before; of plain values, as JSON has them."""
         if self.path is None:
-            return read(file)
+            return read()
         if (known := self.get(name, file)) is not None:
             return known
         stamp, began = None, time.time_ns()
         with suppress(OSError, DataError):  # what is wrong with it, its reader says
             stamp = Stamp.of(file)
-        known = read(file)
+        known = read()
         if stamp is not None and began > stamp.settled() and Stamp.of(file) == stamp:
             self.put(name, stamp, known)
             self.save(at_once=False)

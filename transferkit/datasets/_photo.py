@@ -113,7 +113,7 @@ def stored_size(path: Path) -> tuple[tuple[int, int], int]:
 def remembered_size(path: Path, index: FileIndex) -> tuple[tuple[int, int], int]:
     """Return what :func:`stored_size` does, unless the index knows it."""
 
-    def read(path: Path) -> list[int]:
+    def read() -> list[int]:
         size, orientation = stored_size(path)
         return [*size, orientation]
 

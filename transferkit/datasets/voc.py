@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -111,6 +111,13 @@ class _Records:
             tuple(map(bool, self._truncated[begin:end])),
         )
 
+    def photo(self, index: int) -> tuple[Path, str]:
+        return Path(self._photos[index]), f"upright={bool(self._upright[index])}"
+
+    def labels(self) -> Iterator[tuple[Sequence[int], Sequence[bool]]]:
+        for begin, end in pairwise(self._ends):
+            yield self.classes[begin:end], self._difficult[begin:end]  # type: ignore[misc]  # 0 and 1
+
     def __iter__(self) -> Iterator[Record]:
         return map(self.__getitem__, range(len(self)))
 
@@ -192,7 +199,7 @@ class _Reader:
             raise DataError(
                 f"images {other!r} and {image_id!r} are both Annotations/{annotations[0]}; list one"
             )
-        annotation = annotation_of(self._files.annotations.folder / annotations[0], self.index)
+        annotation = annotation_of(f"{self._files.annotations.folder}/{annotations[0]}", self.index)
         if len(annotations) == len(photos) == 1:
             return annotation, self._files.photos.folder / photos[0]
         named = [photo for photo in photos if form_of(Path(photo).name) == form_of(annotation.filename)]
@@ -351,8 +358,7 @@ class VOCDataset(Dataset[AnnotatedImage]):
 
     def photo_file(self, index: int) -> tuple[Path, str]:
         """Return an image's file, and how its pixels are read from that."""
-        record = self._records[index]
-        return record.photo, f"upright={record.upright}"
+        return self._records.photo(index)
 
     def objects(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return an image's boxes, classes, difficult and truncated, without decoding."""
@@ -366,9 +372,7 @@ class VOCDataset(Dataset[AnnotatedImage]):
 
     def presence(self) -> Presence:
         """Return which classes each image holds, without decoding."""
-        return presence_of(
-            [(record.classes, record.difficult) for record in self._records], len(self.class_names)
-        )
+        return presence_of(self._records.labels(), len(self.class_names))
 
     def verify(self, progress: Progress = False) -> None:
         """Decode every photo once.
@@ -462,7 +466,7 @@ def find_names(folder: Path, skip_bad: bool = False, index: Path | None = None) 
     for path in NamedFiles(folder, (".xml",)).all():
         with suppress(*[DataError] * skip_bad):
             names.update(
-                (form_of(thing.name), thing.name) for thing in annotation_of(folder / path, known).objects
+                (form_of(thing.name), thing.name) for thing in annotation_of(f"{folder}/{path}", known).objects
             )
     known.save()
     if not names:

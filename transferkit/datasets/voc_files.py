@@ -56,11 +56,11 @@ class VOCAnnotation:
     filename: str = field(default="", compare=False)
 
 
-def annotation_of(path: Path, index: FileIndex) -> VOCAnnotation:
+def annotation_of(path: str, index: FileIndex) -> VOCAnnotation:
     """Read an annotation as :func:`read_annotation` does, unless the index knows what it says."""
 
-    def read(path: Path) -> list[Any]:
-        said = read_annotation(path)
+    def read() -> list[Any]:
+        said = read_annotation(Path(path))
         objects = [[thing.name, thing.box, thing.difficult, thing.truncated] for thing in said.objects]
         return [said.image_size, objects, said.filename]
 

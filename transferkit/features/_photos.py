@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +142,7 @@ def _file_of(dataset: Any, index: int) -> tuple[Path | str, str] | None:
 
 
 def _name_of(file: tuple[Path | str, str]) -> str:
-    path = Path(file[0])
-    return f"{path if path.is_absolute() else path.absolute()}\0{file[1]}"
+    return f"{os.path.join(os.getcwd(), file[0])}\0{file[1]}"  # noqa: PTH109, PTH118 - a million are asked
 
 
 def _columns(item: Any) -> Iterable[np.ndarray[Any, Any] | None]:
@@ -181,6 +182,7 @@ class Photos:
         self._dataset, self._pixels, self.index = dataset, pixels, index
         self._laid: dict[tuple[int, ...], tuple[str, int]] = {}
         self.looks: dict[int, Look | str] = {}
+        self._sure_until = 0.0
 
     def look(
         self, images: Iterable[int], *, num_workers: int = 0, progress: Progress = False, again: bool = False
@@ -193,7 +195,13 @@ class Photos:
             progress: Counts photos.
             again: Read all of them, whatever the index says.
         """
-        todo = [index for index in images if again or not self._stands(index)]
+        began, images = time.monotonic(), list(images)
+        sure = began < self._sure_until
+        stands = self.looks.__contains__ if sure else self._stands
+        todo = [index for index in images if again or not stands(index)]
+        took = time.monotonic() - began  # of a million half a minute, and several ask one after the other
+        if took > 1 and len(images) == len(self._dataset):
+            self._sure_until = began + 10 * took
         workers = Workers(_Looks(self._dataset, self._pixels), num_workers if todo else 0)
         looks: Iterable[Any] = workers.results([(0, index) for index in todo])
         if todo:
