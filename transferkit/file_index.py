@@ -9,8 +9,9 @@ import stat
 import sys
 import time
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,12 +51,9 @@ class FileIndex:
     What was found so soon after a change that another one might not show is not relied on. Rows are lines that are
     appended to a file, each with its checksum: several processes may write it, and what is lost or damaged costs no
     more than reading files again.
-
-    Args:
-        path: The index; ``None`` for one that is not kept.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._rows: dict[str, bytes] = {}  # as they are written: parsed, a million would take a gigabyte
         self._new: dict[str, bytes] = {}
@@ -86,9 +84,7 @@ class FileIndex:
         self._new.pop(name, None)
 
     def found(self, name: str, file: Path | str, read: Callable[[], list[Any]]) -> list[Any]:
-        """Return what ``read`` finds in a file, or found there before; of plain values, as JSON has them."""
-        if self.path is None:
-            return read()
+        """Return what ``read`` finds in a file, or found there before."""
         if (known := self.get(name, file)) is not None:
             return known
         stamp, began = None, time.time_ns()
@@ -103,7 +99,7 @@ class FileIndex:
     def save(self, *, at_once: bool = True) -> None:
         """Write what is new; where the index cannot be written, files are only read again."""
         late = time.monotonic() > self._saved + _SAVE_EVERY
-        if self.path is None or not self._new or not (at_once or late):
+        if not self._new or not (at_once or late):
             return
         with suppress(OSError, OutputError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,8 +114,6 @@ class FileIndex:
 
     def refresh(self) -> None:
         """Read what was written since, by other processes too."""
-        if self.path is None:
-            return
         with suppress(OSError, ValueError, TypeError, RecursionError), self.path.open("rb") as file:
             file.seek(self._read_to)
             for line in file:
@@ -131,6 +125,30 @@ class FileIndex:
                 if told == _checksum(row):
                     name, _, row = row.partition(b"\t")
                     self._rows[json.loads(name)] = row
+
+
+_current: ContextVar[FileIndex | None] = ContextVar("index", default=None)
+
+
+@contextmanager
+def remembering(path: Path | None) -> Iterator[None]:
+    """Remember in an index what a block reads with :func:`found_in`; with ``None`` read it as before."""
+    if path is None:
+        yield
+        return
+    index = FileIndex(path)
+    before = _current.set(index)
+    try:
+        yield
+    finally:
+        _current.reset(before)
+        index.save()
+
+
+def found_in(file: Path | str, what: str, read: Callable[[], list[Any]]) -> list[Any]:
+    """Return what ``read`` finds in a file, of plain values as JSON has them, or found there before."""
+    index = _current.get()
+    return read() if index is None else index.found(f"{file}\0{what}", file, read)
 
 
 def _line(row: tuple[str, bytes]) -> bytes:

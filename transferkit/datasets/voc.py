@@ -26,7 +26,7 @@ from transferkit.datasets._objects import (
     numbers_of,
     require_frame,
 )
-from transferkit.datasets._photo import fingerprint, read_photo, remembered_size
+from transferkit.datasets._photo import fingerprint, read_photo, stored_size
 from transferkit.datasets.voc_files import (
     FlatFiles,
     NamedFiles,
@@ -39,7 +39,7 @@ from transferkit.datasets.voc_files import (
     read_image_set,
 )
 from transferkit.errors import DataError, MissingFileError, did_you_mean, listed, raise_problems, require
-from transferkit.file_index import FileIndex
+from transferkit.file_index import remembering
 from transferkit.progress import Progress, track
 
 _CLASSES_OF_ONES_OWN = (
@@ -132,13 +132,11 @@ class _Reader:
         rule: BoxRule,
         subtract_one: str,
         boxes_on: BoxesOn,
-        index: FileIndex,
     ) -> None:
         require(subtract_one in _OFFSETS, "subtract_one", f"one of {', '.join(_OFFSETS)}", subtract_one)
         require_frame(boxes_on)
         self.class_names, self.rule = checked_class_names(class_names, add_background=True), rule
         self._files, self._offset, self._boxes_on = files, _OFFSETS[subtract_one], boxes_on
-        self.index = index
         self._numbers = numbers_of(self.class_names)
         self._taken: dict[str, str] = {}  # annotation to the image that has it
         self._unknown: dict[str, list[str]] = {}  # class name to the images that have it
@@ -152,7 +150,6 @@ class _Reader:
                 records.add(self.record(image_id))
             except DataError as error:
                 self.rule.photo(str(error))
-        self.index.save()
         unknown = {} if skip_other_classes else self._unknown
         for name, where in sorted(unknown.items()):
             shown, near = listed(where, 1), did_you_mean(name, self.class_names[1:])
@@ -199,7 +196,7 @@ class _Reader:
             raise DataError(
                 f"images {other!r} and {image_id!r} are both Annotations/{annotations[0]}; list one"
             )
-        annotation = annotation_of(f"{self._files.annotations.folder}/{annotations[0]}", self.index)
+        annotation = annotation_of(f"{self._files.annotations.folder}/{annotations[0]}")
         if len(annotations) == len(photos) == 1:
             return annotation, self._files.photos.folder / photos[0]
         named = [photo for photo in photos if form_of(Path(photo).name) == form_of(annotation.filename)]
@@ -214,7 +211,7 @@ class _Reader:
     ) -> tuple[tuple[int, int], bool, bool]:
         """Return the size, whether the photo is turned upright, and whether its objects are used."""
         # The devkit ignores EXIF. Newer tools annotate the picture as it is shown, and then say so with their size.
-        (stored, orientation), said = remembered_size(photo, self.index), annotation.image_size
+        (stored, orientation), said = stored_size(photo), annotation.image_size
         turned = stored[::-1] if orientation >= 5 else stored
         upright = said != stored if self._boxes_on == "recorded" else self._boxes_on == "shown"
         right = said in (None, stored, turned) or self.rule.wrong_size(
@@ -315,11 +312,10 @@ class VOCDataset(Dataset[AnnotatedImage]):
         self.folder = find_voc_folder(root, year)
         files = VOCFiles(self.folder)
         ids = read_image_set(self.folder, image_set, files)[:max_images]
-        rule = BoxRule(bad_boxes, bad_photos)
-        reader = _Reader(files, class_names, rule, subtract_one, boxes_on, FileIndex(index))
-        self._read(
-            reader, track(ids, progress, description=f"read {image_set}", unit="file"), skip_other_classes
-        )
+        reader = _Reader(files, class_names, BoxRule(bad_boxes, bad_photos), subtract_one, boxes_on)
+        tracked = track(ids, progress, description=f"read {image_set}", unit="file")
+        with remembering(index):
+            self._read(reader, tracked, skip_other_classes)
 
     def _read(self, reader: _Reader, ids: Iterable[str], skip_other_classes: bool) -> None:
         self._records = reader.records(self.folder, ids, skip_other_classes)
@@ -430,7 +426,6 @@ class FolderDataset(VOCDataset):
         boxes_on: BoxesOn = "recorded",
         bad_photos: BadPhotos = "error",
         progress: Progress = False,
-        index: Path | None = None,
     ) -> None:
         self.folder = Path(folder)
         files = FlatFiles(self.folder)
@@ -439,9 +434,8 @@ class FolderDataset(VOCDataset):
             raise MissingFileError(
                 f"no XML of set {image_set!r} in {folder}; transferkit check tells what is there"
             )
-        names = class_names or find_names(self.folder, skip_bad=True, index=index)
-        rule = BoxRule(bad_boxes, bad_photos)
-        reader = _Reader(files, names, rule, subtract_one, boxes_on, FileIndex(index))
+        names = class_names or find_names(self.folder, skip_bad=True)
+        reader = _Reader(files, names, BoxRule(bad_boxes, bad_photos), subtract_one, boxes_on)
         self._read(reader, track(ids, progress, description="read", unit="file"), skip_other_classes)
         alone = (place for place in files.photos if place not in files.annotations)
         self.unlisted = [path for place in alone for path in files.photos[place]]
@@ -459,16 +453,14 @@ def find_class_names(root: Path | str, year: str = "2007") -> tuple[str, ...]:
     return find_names(find_voc_folder(root, year) / "Annotations")
 
 
-def find_names(folder: Path, skip_bad: bool = False, index: Path | None = None) -> tuple[str, ...]:
+def find_names(folder: Path, skip_bad: bool = False) -> tuple[str, ...]:
     """Return the classes in all XML below a folder; a bad file is an error, or left to the data set's reader."""
-    known = FileIndex(index)
     names: dict[str, str] = {}  # by the form in which they are compared
     for path in NamedFiles(folder, (".xml",)).all():
         with suppress(*[DataError] * skip_bad):
             names.update(
-                (form_of(thing.name), thing.name) for thing in annotation_of(f"{folder}/{path}", known).objects
+                (form_of(thing.name), thing.name) for thing in annotation_of(f"{folder}/{path}").objects
             )
-    known.save()
     if not names:
         raise DataError(f"no annotation in {folder} has an object")
     return checked_class_names(sorted(names.values()), add_background=True)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transferkit.errors import DataError, MissingFileError, did_you_mean, listed
-from transferkit.file_index import FileIndex
+from transferkit.file_index import found_in
 from transferkit.files import is_file, leaves_its_folder
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -56,15 +56,15 @@ class VOCAnnotation:
     filename: str = field(default="", compare=False)
 
 
-def annotation_of(path: str, index: FileIndex) -> VOCAnnotation:
-    """Read an annotation as :func:`read_annotation` does, unless the index knows what it says."""
+def annotation_of(path: str) -> VOCAnnotation:
+    """Return what :func:`read_annotation` does, from the index if there is one that knows."""
 
     def read() -> list[Any]:
         said = read_annotation(Path(path))
         objects = [[thing.name, thing.box, thing.difficult, thing.truncated] for thing in said.objects]
         return [said.image_size, objects, said.filename]
 
-    size, objects, filename = index.found(f"{path}\0voc", path, read)
+    size, objects, filename = found_in(path, "voc", read)
     things = (VOCObject(name, tuple(box), difficult, truncated) for name, box, difficult, truncated in objects)
     return VOCAnnotation(None if size is None else tuple(size), tuple(things), filename)
 
