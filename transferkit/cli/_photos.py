@@ -108,12 +108,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         metavar="N|SCALES",
         help="of shared features; 1,1.4,2 is four times as fast",
     )
-    add(
-        "--cache_dir",
-        type=Path,
-        metavar="DIR",
-        help="keep features of frozen layers, and what annotations say, for further fits",
-    )
+    add("--cache_dir", type=Path, metavar="DIR", help="keep features, and what files say, for further fits")
     add("--amp", action=argparse.BooleanOptionalAction, help="compute in bfloat16 (default on a GPU only)")
     add(
         "--shard", metavar="I/N", help="only compute features, of the Ith of N shares of the photos to train on"
