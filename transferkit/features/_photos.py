@@ -209,6 +209,7 @@ class Photos:
         for index, look in zip(todo, looks, strict=True):
             self.looks[index] = look
             if isinstance(look, Look) and look.file:
+                self.looks[index] = look._replace(file=None)  # half of what a million would take
                 self.index.put(*look.file)
                 self.index.save(at_once=False)
         self.index.save()
