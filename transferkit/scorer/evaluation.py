@@ -198,7 +198,9 @@ def evaluate(
     scores, targets, difficult = (tensor.detach().cpu()[:, kept] for tensor in (scores, targets, difficult))
     rules = dict.fromkeys((*ALL_RULES, rule))
     columns = max(1, _AT_ONCE // len(scores))  # to rank scores takes ten times their memory
-    parts = list(zip(*(each.split(columns, dim=1) for each in (scores, targets, difficult)), strict=True))
+    parts = list(
+        zip(*(torch.split(each, columns, dim=1) for each in (scores, targets, difficult)), strict=True)
+    )
     ap = {r: tuple(ap for part in parts for ap in r.average_precision(*part).tolist()) for r in rules}
     ranked = slice(None) if bootstrap else slice(1)
     ranking = rule.rank(scores[ranked], targets[ranked], difficult[ranked])
