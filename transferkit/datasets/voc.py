@@ -198,7 +198,7 @@ class _Reader:
             )
         annotation = annotation_of(f"{self._files.annotations.folder}/{annotations[0]}")
         if len(annotations) == len(photos) == 1:
-            return annotation, self._files.photos.folder / photos[0]
+            return annotation, Path(f"{self._files.photos.folder}/{photos[0]}")
         named = [photo for photo in photos if form_of(Path(photo).name) == form_of(annotation.filename)]
         beside = [photo for photo in named or photos if Path(photo).parent == Path(annotations[0]).parent]
         for found in (annotations, found_photos := beside or named or photos):
@@ -222,6 +222,9 @@ class _Reader:
 
     def _box(self, thing: VOCObject, image_size: tuple[int, int], image_id: str) -> Box | None:
         sides = [side - shift for side, shift in zip(thing.box, self._offset, strict=True)]
+        (height, width), (xmin, ymin, xmax, ymax) = image_size, sides
+        if 0 <= xmin < xmax <= width and 0 <= ymin < ymax <= height and max(xmax, ymax) > 1:
+            return xmin, ymin, xmax, ymax  # as nearly all are, of millions
         written = " ".join(f"{side:g}" for side in thing.box)
         where = self._files.annotation_name.format(image_id)
         return self.rule(sides, image_size, f"{where}: box {written} of {thing.name!r}")
