@@ -25,6 +25,7 @@ import sys
 import time
 from argparse import BooleanOptionalAction
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -165,7 +166,9 @@ def photos_of(args: argparse.Namespace, protocol: Protocol, image_set: str, most
     folder = args.data_dir or fetch_voc(args.year, (args.image_set, args.test_set), progress=True)
     how = {name: getattr(args, name) for name in ("class_names", "bad_boxes", "boxes_on")}
     how |= {"max_images": most, "subtract_one": protocol.subtract_one}
-    photos = VOCDataset(folder, args.year, image_set, progress=True, **how)
+    index = args.cache_dir and args.cache_dir / "annotations.index"
+    with finetune.first_on_machine() if index else nullcontext():  # the others find there what it read
+        photos = VOCDataset(folder, args.year, image_set, progress=True, index=index, **how)
     print(f"{image_set}: {len(photos)} photos")
     return photos
 

@@ -19,6 +19,7 @@ FLOORS: list[set[str]] = [
     {"checkpoints", "labeling"},
     # The ground floor: its rooms may know each other, from left to right.
     {"alexnet"},
+    {"file_index"},
     {"layers", "boxes", "devices", "files", "optimization"},
     {"locks", "stopping"},
     {"annotated", "distributed", "preprocessing"},

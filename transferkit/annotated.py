@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -90,17 +91,19 @@ def presence_of(
         >>> presence_of([([1, 1, 2], [False, True, True])], num_classes=3).difficult_only.tolist()
         [[False, False, True]]
     """
-    rows = list(objects)
-    present = torch.zeros(len(rows), num_classes, dtype=torch.bool)
-    certain = torch.zeros_like(present)
-    for row, (classes, difficult) in enumerate(rows):
+    count, everywhere, surely = 0, array("q"), array("q")  # places in the tables: a million images are many
+    for row, (classes, difficult) in enumerate(objects):
         for number, hard in zip(classes, difficult, strict=True):
             if not 0 < number < num_classes:
                 raise DataError(
                     f"image {row} has an object of class {number}, the classes are 1 to {num_classes - 1}"
                 )
-            present[row, number] = True
-            certain[row, number] |= not hard
+            (everywhere if hard else surely).append(row * num_classes + number)
+        count = row + 1
+    certain = torch.zeros(count, num_classes, dtype=torch.bool)
+    certain.view(-1)[torch.tensor(surely, dtype=torch.int64)] = True
+    present = certain.clone()
+    present.view(-1)[torch.tensor(everywhere, dtype=torch.int64)] = True
     return Presence(present, present & ~certain, None if boxed is None else torch.tensor(boxed))
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from transferkit.datasets import VOC_CLASSES, VOCDataset, find_class_names
+from transferkit.datasets import (
+    DEMO_CLASSES,
+    VOC_CLASSES,
+    VOCDataset,
+    find_class_names,
+    open_photos,
+    voc_files,
+    write_demo_devkit,
+)
 from transferkit.errors import ArgumentError, DataError, MissingFileError
 
 
@@ -179,3 +188,35 @@ def test_real_photos_are_read_without_a_complaint(shared: Path) -> None:
     for part in data:
         part.verify()
         assert part.presence().present.any(1).all()
+
+
+def test_an_index_is_read_instead_of_annotations_that_are_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_demo_devkit(tmp_path, num_train=6, num_test=2)
+    time.sleep(0.1)  # so long that a change would show in the files' times
+    how = {"image_set": "trainval", "class_names": DEMO_CLASSES}
+    plain = VOCDataset(tmp_path, **how)
+    read: list[str] = []
+    whole = voc_files.read_annotation
+    monkeypatch.setattr(voc_files, "read_annotation", lambda path: read.append(path.stem) or whole(path))
+
+    def same(index: Path | None) -> bool:
+        data = VOCDataset(tmp_path, index=index, **how)
+        assert [*data._records] == [*plain._records] and data.ids == plain.ids
+        return torch.equal(data.presence().present, plain.presence().present)
+
+    index = tmp_path / "cache" / "index"
+    assert same(index) and read == list(plain.ids)
+    read.clear()
+    assert same(index) and read == []
+    changed = next(tmp_path.rglob(f"{plain.ids[2]}.xml"))
+    changed.write_text(changed.read_text().replace("<xmax>", "<xmax>9", 1))
+    problems = []
+    for kept in (None, index, index):  # what is wrong is told each time
+        with pytest.raises(DataError, match="reaches out of the image") as refused:
+            VOCDataset(tmp_path, index=kept, **how)
+        problems.append(str(refused.value))
+    assert len(set(problems)) == 1
+    photos = open_photos(tmp_path, bad_boxes="skip", index=index)
+    assert photos.train.bad_box_counts["skipped"] == 1 and photos.train.ids == plain.ids

@@ -1,4 +1,4 @@
-"""Fill a cache as one of several ranks, and say what this one knows: ``fill_in_ranks.py FOLDER BROKEN FULL``."""
+"""Fill a cache as one of several ranks, and say what this one knows: ``fill_in_ranks.py FOLDER BROKEN FULL APART``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ if __name__ == "__main__":
         rank = torch.distributed.get_rank()
         if rank == full_on:
             shards.write_atomically = full
-        cache = FeatureCache(folder, features(), Scenes(5, broken=broken), grid=GRID, precision=torch.float32)
+        disk = folder / f"disk {rank}" if sys.argv[4] == "apart" else folder
+        cache = FeatureCache(disk, features(), Scenes(5, broken=broken), grid=GRID, precision=torch.float32)
         said = []
         try:
             cache.fill()

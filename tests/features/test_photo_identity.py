@@ -244,7 +244,7 @@ def test_verify_finds_what_sizes_and_times_do_not_show(tmp_path: Path, monkeypat
 def test_an_index_that_is_damaged_or_gone_only_costs_reading(tmp_path: Path, damage: bytes) -> None:
     data = in_files(tmp_path, 1, 2, 3)
     cache = cache_of(tmp_path / "cache", data)
-    for path in (tmp_path / "cache" / "photos.json", cache.folder / "shards.json"):
+    for path in (tmp_path / "cache" / "photos.index", cache.folder / "shards.index"):
         path.write_bytes(damage) if damage else path.unlink(missing_ok=True)
     again = cache_of(tmp_path / "cache", data, fill=False)
     assert again.missing() == []

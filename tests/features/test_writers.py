@@ -128,9 +128,9 @@ def test_a_cache_that_another_job_fills_can_be_read(tmp_path: Path) -> None:
             cache_contents(tmp_path).delete_unused()
 
 
-@pytest.mark.parametrize("full_on", [-1, 1])
-def test_ranks_know_of_each_other(tmp_path: Path, full_on: int, root: Path) -> None:
-    job = torchrun(root / "tests" / "features" / "fill_in_ranks.py", tmp_path, 3, full_on, cwd=root)
+@pytest.mark.parametrize(("full_on", "disks"), [(-1, "shared"), (1, "shared"), (-1, "apart")])
+def test_ranks_know_of_each_other(tmp_path: Path, full_on: int, disks: str, root: Path) -> None:
+    job = torchrun(root / "tests" / "features" / "fill_in_ranks.py", tmp_path, 3, full_on, disks, cwd=root)
     output, _ = job.communicate(timeout=120)
     assert job.returncode == 0, output
     said = [(tmp_path / f"rank {rank}").read_text() for rank in range(2)]
@@ -140,9 +140,14 @@ def test_ranks_know_of_each_other(tmp_path: Path, full_on: int, root: Path) -> N
         assert "No space left" in said[0] and said[0].partition(" [")[2] == said[1].partition(" [")[2]
     with warnings.catch_warnings():
         whole = cache_of(tmp_path / "alone")
-    cache = FeatureCache(tmp_path, features(), Scenes(), grid=GRID, precision=torch.float32)
-    cache.fill()
-    assert len(files_of(cache)) == len(files_of(whole)) == 5
+    held, places = [], [tmp_path] if disks == "shared" else [tmp_path / "disk 0", tmp_path / "disk 1"]
+    for place in places:
+        cache = FeatureCache(place, features(), Scenes(), grid=GRID, precision=torch.float32)
+        assert full_on > 0 or cache.missing() == [3]  # which could not be decoded
+        cache.fill()
+        assert len(files_of(cache)) == len(files_of(whole)) == 5
+        held.append(files_of(cache))
+    assert held[0] == held[-1]
 
 
 def test_what_nothing_uses_is_told_and_deleted(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def starts(folder: Path, rank: int, world: int, early: MultiscaleSampler) -> dic
         "patches_per_image": lambda: scored(run_of(), sampler(mode="test", patches_per_image=4 + rank)),
         "backbone": cache_of(folder / "nets", network=int(last)).fill,
         "ids": cache_of(folder / "data", count=PHOTOS - last).fill,
-        "is not to be seen": cache_of(folder / f"unshared {rank}").fill,
+        "unshared folder": cache_of(folder / f"unshared {rank}").fill,
         "no room": lambda: distributed.on_all_ranks(lambda: fails_on_the_last(rank, world)),
     }
     return {name: refused(attempt) for name, attempt in tries.items()}

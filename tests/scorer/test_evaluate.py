@@ -17,6 +17,7 @@ from transferkit.scorer import (
     APRule,
     average_precision,
     evaluate,
+    evaluation,
     read_devkit_results,
 )
 
@@ -174,3 +175,12 @@ def test_says_everything_that_is_wrong_at_once(case):
     scores[7, 2] = math.nan
     with pytest.raises(ArgumentError, match="image 000007, class dog"):
         evaluate(scores, present, difficult, class_names=NAMES, image_ids=[f"{i:06}" for i in range(40)])
+
+
+def test_classes_that_are_ranked_one_after_the_other_have_the_same_ap(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, present = torch.rand(30, 5).round(decimals=1), torch.rand(30, 5) < 0.3
+    names = ["background", "a", "b", "c", "d"]
+    together = evaluate(scores, present, class_names=names, bootstrap=5)
+    for at_once in (1, 60):
+        monkeypatch.setattr(evaluation, "_AT_ONCE", at_once)
+        assert str(evaluate(scores, present, class_names=names, bootstrap=5)) == str(together)

@@ -108,7 +108,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         metavar="N|SCALES",
         help="of shared features; 1,1.4,2 is four times as fast",
     )
-    add("--cache_dir", type=Path, metavar="DIR", help="keep the features of frozen layers, for further fits")
+    add("--cache_dir", type=Path, metavar="DIR", help="keep features, and what files say, for further fits")
     add("--amp", action=argparse.BooleanOptionalAction, help="compute in bfloat16 (default on a GPU only)")
     add(
         "--shard", metavar="I/N", help="only compute features, of the Ith of N shares of the photos to train on"
@@ -186,6 +186,7 @@ def _sets_of(options: argparse.Namespace) -> tuple[Any, Any, str]:
     from transferkit.datasets import open_photos, split
 
     how = {"bad_boxes": options.bad_boxes, "bad_photos": options.bad_photos, "progress": True}
+    how["index"] = options.cache_dir and options.cache_dir / "annotations.index"
     found = open_photos(options.photos, options.format, **how)
     say(str(found))
     if found.test is not None:

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from numbers import Real
 from typing import Any, Literal
 
@@ -182,6 +183,7 @@ PLAIN_TEXT = re.compile(r"[^\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]+")
 """Text that every file can hold, XML too."""
 
 
+@lru_cache(maxsize=1024)  # of classes, which are few
 def form_of(name: str) -> str:
     """Return the form in which names are compared: Unicode writes one letter in several ways."""
     return unicodedata.normalize("NFC", name.strip())
@@ -245,15 +247,24 @@ def truth_of(photos: Any, num_classes: int) -> Presence:
     """Return the classes that each photo shows; a data set without ``presence()`` is read once."""
     tellers = tellers_of(photos, "presence")
     if tellers is not None:
-        several = {id(data): data for data, _ in tellers}  # each is asked once, not once a photo
-        known = {key: data.presence() for key, data in several.items()}
-        rows = [(known[id(data)], place) for data, place in tellers]
-        flags = [getattr(presence, "boxed", None) for presence, _ in rows]  # a user's may not have it
-        boxed = [flag is None or bool(flag[place]) for flag, (_, place) in zip(flags, rows, strict=True)]
+        shares: dict[int, tuple[Any, list[int], list[int]]] = {}  # each is asked once, not once a photo
+        for row, (data, place) in enumerate(tellers):
+            _, rows, places = shares.setdefault(id(data), (data, [], []))
+            rows.append(row)
+            places.append(place)
+        told = [(data.presence(), torch.tensor(places)) for data, _, places in shares.values()]
+        order = torch.tensor([row for _, rows, _ in shares.values() for row in rows]).argsort()
+        flags = [getattr(one, "boxed", None) for one, _ in told]  # a user's may not have it
+        known = torch.cat(
+            [
+                torch.ones(len(places), dtype=torch.bool) if flag is None else flag[places]
+                for flag, (_, places) in zip(flags, told, strict=True)
+            ]
+        )
         return Presence(
-            torch.stack([presence.present[place] for presence, place in rows]),
-            torch.stack([presence.difficult_only[place] for presence, place in rows]),
-            None if all(boxed) else torch.tensor(boxed),
+            torch.cat([one.present[places] for one, places in told])[order],
+            torch.cat([one.difficult_only[places] for one, places in told])[order],
+            None if known.all() else known[order],
         )
     boxed = []
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from transferkit.annotated import as_tensor
 from transferkit.errors import DataError
+from transferkit.file_index import found_in
 from transferkit.files import is_file
 
 _EXIF_ORIENTATION = 0x0112
@@ -99,6 +100,11 @@ def stored_size(path: Path) -> tuple[tuple[int, int], int]:
     Raises:
         DataError: Naming the file.
     """
+    height, width, orientation = found_in(path, "size", lambda: _read_size(path))
+    return (height, width), orientation
+
+
+def _read_size(path: Path) -> list[int]:
     with _opened(path) as image:
         if image.format == "PNG" and not _tells_after_pixels(path):
             image.getexif = partial(Image.Image.getexif, image)  # type: ignore[method-assign]  # Pillow's decodes it
@@ -106,7 +112,7 @@ def stored_size(path: Path) -> tuple[tuple[int, int], int]:
         width, height = image.size
         if image.format == "TIFF":  # Pillow tells the size that it has when turned, and turns it when decoding
             width, height = (int(image.tag_v2[tag]) for tag in (256, 257))  # type: ignore[attr-defined]
-        return (height, width), orientation
+        return [height, width, orientation]
 
 
 def _tells_after_pixels(path: Path) -> bool:

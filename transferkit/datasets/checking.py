@@ -199,10 +199,10 @@ def check(path: Path | str, format: str | None = None, *, progress: Progress = F
     return PhotoCheck(path, format, options, described, tuple(problems), tuple(notes), near)
 
 
-def _opened(path: Path, format: str) -> tuple[PhotoFolder | None, dict[str, str] | None, list[str]]:
+def _opened(path: Path, format: str) -> tuple[PhotoFolder | None, dict[str, Any] | None, list[str]]:
     """Return the folder as the first option reads it that can, which one that is, and all that is wrong."""
     problems: dict[str, None] = {}
-    boxes: list[Mapping[str, str]] = [{}, {"bad_boxes": "cut"}, {"bad_boxes": "skip"}]
+    boxes: list[Mapping[str, Any]] = [{}, {"bad_boxes": "cut"}, {"bad_boxes": "skip"}]
     for options in [{**each, **more} for more in ({}, {"bad_photos": "skip"}) for each in boxes]:
         if format not in ("table", "classes") or "bad_boxes" not in options:
             try:

@@ -14,6 +14,7 @@ from transferkit.datasets.voc import FolderDataset, VOCDataset, find_names
 from transferkit.datasets.voc_files import by_set, files_below, is_photo, place_of
 from transferkit.datasets.yolo import YoloDataset, image_sets_of
 from transferkit.errors import DataError, MissingFileError, listed, require
+from transferkit.file_index import remembering
 from transferkit.files import is_file
 
 
@@ -52,13 +53,16 @@ class PhotoFolder:
         return f"{self.path} ({self.format}): {sets}"
 
 
-def open_photos(path: Path | str, format: str | None = None, **options: Any) -> PhotoFolder:
+def open_photos(
+    path: Path | str, format: str | None = None, *, index: Path | None = None, **options: Any
+) -> PhotoFolder:
     """Return the data sets of a folder of photos, whose format is found by what is in it.
 
     Args:
         path: A VOCdevkit; a folder of YOLO, COCO, photos with XML, photos with a CSV, or folders by class; or such a
             COCO, CSV or YAML file.
         format: As in :class:`PhotoFolder`, where several would fit.
+        index: A file that remembers what annotations in XML and headers of photos say, as :class:`VOCDataset` has it.
         options: For the data sets: ``bad_boxes``, ``bad_photos``, ``class_names`` and so on; what has no meaning for
             the format, such as ``bad_boxes`` for photos without boxes, is left out.
 
@@ -78,7 +82,8 @@ def open_photos(path: Path | str, format: str | None = None, **options: Any) -> 
     path = Path(path)
     name, files = chosen_format(path, format)
     options = {key: value for key, value in options.items() if key not in _MEANINGLESS.get(name, ())}
-    return PhotoFolder(path, name, _READERS[name](path if path.is_dir() else path.parent, files, options))
+    with remembering(index):
+        return PhotoFolder(path, name, _READERS[name](path if path.is_dir() else path.parent, files, options))
 
 
 _MEANINGLESS = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -31,12 +33,13 @@ from transferkit.datasets.voc_files import (
     VOCAnnotation,
     VOCFiles,
     VOCObject,
+    annotation_of,
     by_set,
     find_voc_folder,
-    read_annotation,
     read_image_set,
 )
 from transferkit.errors import DataError, MissingFileError, did_you_mean, listed, raise_problems, require
+from transferkit.file_index import remembering
 from transferkit.progress import Progress, track
 
 _CLASSES_OF_ONES_OWN = (
@@ -70,11 +73,65 @@ class Record:
     truncated: tuple[bool, ...]
 
 
+class _Records:
+    """Records in columns: a million of them as they are would take two gigabytes."""
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        self._photos: list[str] = []
+        self.sizes, self._ends, self._boxes, self.classes = array("q"), array("q", [0]), array("d"), array("q")
+        self._upright, self._difficult, self._truncated = bytearray(), bytearray(), bytearray()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, record: Record) -> None:
+        self._ids.append(record.id)
+        self._photos.append(str(record.photo))
+        self.sizes.extend(record.image_size)
+        self._upright.append(record.upright)
+        self._boxes.extend(chain.from_iterable(record.boxes))
+        self.classes.extend(record.classes)
+        self._difficult.extend(record.difficult)
+        self._truncated.extend(record.truncated)
+        self._ends.append(len(self.classes))
+
+    def __getitem__(self, index: int) -> Record:
+        index = range(len(self))[index]
+        begin, end = self._ends[index : index + 2]
+        sides = self._boxes[4 * begin : 4 * end]
+        return Record(
+            self._ids[index],
+            Path(self._photos[index]),
+            (self.sizes[2 * index], self.sizes[2 * index + 1]),
+            bool(self._upright[index]),
+            tuple(zip(sides[::4], sides[1::4], sides[2::4], sides[3::4], strict=True)),
+            tuple(self.classes[begin:end]),
+            tuple(map(bool, self._difficult[begin:end])),
+            tuple(map(bool, self._truncated[begin:end])),
+        )
+
+    def photo(self, index: int) -> tuple[Path, str]:
+        return Path(self._photos[index]), f"upright={bool(self._upright[index])}"
+
+    def labels(self) -> Iterator[tuple[Sequence[int], Sequence[bool]]]:
+        for begin, end in pairwise(self._ends):
+            yield self.classes[begin:end], self._difficult[begin:end]  # type: ignore[misc]  # 0 and 1
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(self.__getitem__, range(len(self)))
+
+
 class _Reader:
     """Reads the annotations of a folder one by one, and keeps what concerns all of them."""
 
     def __init__(
-        self, files: VOCFiles, class_names: Sequence[str], rule: BoxRule, subtract_one: str, boxes_on: BoxesOn
+        self,
+        files: VOCFiles,
+        class_names: Sequence[str],
+        rule: BoxRule,
+        subtract_one: str,
+        boxes_on: BoxesOn,
     ) -> None:
         require(subtract_one in _OFFSETS, "subtract_one", f"one of {', '.join(_OFFSETS)}", subtract_one)
         require_frame(boxes_on)
@@ -84,13 +141,13 @@ class _Reader:
         self._taken: dict[str, str] = {}  # annotation to the image that has it
         self._unknown: dict[str, list[str]] = {}  # class name to the images that have it
 
-    def records(self, folder: Path, ids: Iterable[str], skip_other_classes: bool) -> list[Record]:
+    def records(self, folder: Path, ids: Iterable[str], skip_other_classes: bool) -> _Records:
         """Read and check the annotations and photo headers of ``ids``; raise all that is wrong with them."""
-        records: list[Record] = []
+        records = _Records()
         problems: list[str] = []
         for image_id in ids:
             try:
-                records.append(self.record(image_id))
+                records.add(self.record(image_id))
             except DataError as error:
                 self.rule.photo(str(error))
         unknown = {} if skip_other_classes else self._unknown
@@ -139,7 +196,9 @@ class _Reader:
             raise DataError(
                 f"images {other!r} and {image_id!r} are both Annotations/{annotations[0]}; list one"
             )
-        annotation = read_annotation(self._files.annotations.folder / annotations[0])
+        annotation = annotation_of(f"{self._files.annotations.folder}/{annotations[0]}")
+        if len(annotations) == len(photos) == 1:
+            return annotation, Path(f"{self._files.photos.folder}/{photos[0]}")
         named = [photo for photo in photos if form_of(Path(photo).name) == form_of(annotation.filename)]
         beside = [photo for photo in named or photos if Path(photo).parent == Path(annotations[0]).parent]
         for found in (annotations, found_photos := beside or named or photos):
@@ -163,6 +222,9 @@ class _Reader:
 
     def _box(self, thing: VOCObject, image_size: tuple[int, int], image_id: str) -> Box | None:
         sides = [side - shift for side, shift in zip(thing.box, self._offset, strict=True)]
+        (height, width), (xmin, ymin, xmax, ymax) = image_size, sides
+        if 0 <= xmin < xmax <= width and 0 <= ymin < ymax <= height and max(xmax, ymax) > 1:
+            return xmin, ymin, xmax, ymax  # as nearly all are, of millions
         written = " ".join(f"{side:g}" for side in thing.box)
         where = self._files.annotation_name.format(image_id)
         return self.rule(sides, image_size, f"{where}: box {written} of {thing.name!r}")
@@ -204,6 +266,8 @@ class VOCDataset(Dataset[AnnotatedImage]):
             one where both have it, the shown one where none is.
         bad_photos: What becomes of photos that cannot be read, or whose annotation cannot: ``"error"`` or ``"skip"``.
         progress: Counts the annotations as they are read.
+        index: A file that remembers what annotations and photo headers say, for as long as their sizes and times of
+            change stay as they are; made where it is not there. ``None`` reads them all each time.
 
     Attributes:
         folder: The ``VOC<year>`` folder.
@@ -245,15 +309,16 @@ class VOCDataset(Dataset[AnnotatedImage]):
         boxes_on: BoxesOn = "recorded",
         bad_photos: BadPhotos = "error",
         progress: Progress = False,
+        index: Path | None = None,
     ) -> None:
         require(max_images is None or max_images > 0, "max_images", "positive or None", max_images)
         self.folder = find_voc_folder(root, year)
         files = VOCFiles(self.folder)
         ids = read_image_set(self.folder, image_set, files)[:max_images]
         reader = _Reader(files, class_names, BoxRule(bad_boxes, bad_photos), subtract_one, boxes_on)
-        self._read(
-            reader, track(ids, progress, description=f"read {image_set}", unit="file"), skip_other_classes
-        )
+        tracked = track(ids, progress, description=f"read {image_set}", unit="file")
+        with remembering(index):
+            self._read(reader, tracked, skip_other_classes)
 
     def _read(self, reader: _Reader, ids: Iterable[str], skip_other_classes: bool) -> None:
         self._records = reader.records(self.folder, ids, skip_other_classes)
@@ -278,7 +343,10 @@ class VOCDataset(Dataset[AnnotatedImage]):
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Return ``(height, width)`` without decoding."""
-        return self._records[index].image_size
+        height, width = (
+            self._records.sizes[2 * index : 2 * index + 2] if index >= 0 else self._records[index].image_size
+        )
+        return height, width
 
     def fingerprint(self, index: int) -> str:
         """Return a digest of an image's file and its annotation: another one if either changes."""
@@ -289,8 +357,7 @@ class VOCDataset(Dataset[AnnotatedImage]):
 
     def photo_file(self, index: int) -> tuple[Path, str]:
         """Return an image's file, and how its pixels are read from that."""
-        record = self._records[index]
-        return record.photo, f"upright={record.upright}"
+        return self._records.photo(index)
 
     def objects(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return an image's boxes, classes, difficult and truncated, without decoding."""
@@ -304,9 +371,7 @@ class VOCDataset(Dataset[AnnotatedImage]):
 
     def presence(self) -> Presence:
         """Return which classes each image holds, without decoding."""
-        return presence_of(
-            [(record.classes, record.difficult) for record in self._records], len(self.class_names)
-        )
+        return presence_of(self._records.labels(), len(self.class_names))
 
     def verify(self, progress: Progress = False) -> None:
         """Decode every photo once.
@@ -396,7 +461,9 @@ def find_names(folder: Path, skip_bad: bool = False) -> tuple[str, ...]:
     names: dict[str, str] = {}  # by the form in which they are compared
     for path in NamedFiles(folder, (".xml",)).all():
         with suppress(*[DataError] * skip_bad):
-            names.update((form_of(thing.name), thing.name) for thing in read_annotation(folder / path).objects)
+            names.update(
+                (form_of(thing.name), thing.name) for thing in annotation_of(f"{folder}/{path}").objects
+            )
     if not names:
         raise DataError(f"no annotation in {folder} has an object")
     return checked_class_names(sorted(names.values()), add_background=True)

@@ -11,8 +11,10 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from transferkit.errors import DataError, MissingFileError, did_you_mean, listed
+from transferkit.file_index import found_in
 from transferkit.files import is_file, leaves_its_folder
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -52,6 +54,19 @@ class VOCAnnotation:
     image_size: tuple[int, int] | None
     objects: tuple[VOCObject, ...]
     filename: str = field(default="", compare=False)
+
+
+def annotation_of(path: str) -> VOCAnnotation:
+    """Return what :func:`read_annotation` does, from the index if there is one that knows."""
+
+    def read() -> list[Any]:
+        said = read_annotation(Path(path))
+        objects = [[thing.name, thing.box, thing.difficult, thing.truncated] for thing in said.objects]
+        return [said.image_size, objects, said.filename]
+
+    size, objects, filename = found_in(path, "voc", read)
+    things = (VOCObject(name, tuple(box), difficult, truncated) for name, box, difficult, truncated in objects)
+    return VOCAnnotation(None if size is None else tuple(size), tuple(things), filename)
 
 
 def read_annotation(path: Path) -> VOCAnnotation:
@@ -246,14 +261,17 @@ class NamedFiles:
             if suffix.lower() in suffixes:
                 name = name if name_of is None else name_of(name)
                 self._files.setdefault(name, []).append(path)
-                self._forms.setdefault(unicodedata.normalize("NFC", name), set()).add(name)
-        for paths in self._files.values():
+                if not name.isascii():
+                    self._forms.setdefault(unicodedata.normalize("NFC", name), set()).add(name)
+        for paths in (several for several in self._files.values() if len(several) > 1):
             paths.sort(key=lambda path: (suffixes.index(Path(path).suffix.lower()), path))
 
     def __getitem__(self, name: str) -> list[str]:
         """Return the files of a name, paths below the folder; none where only two other forms of it are there."""
+        if name in self._files:
+            return self._files[name]
         alike = self._forms.get(unicodedata.normalize("NFC", name), ())
-        return self._files.get(name) or (self._files[next(iter(alike))] if len(alike) == 1 else [])
+        return self._files[next(iter(alike))] if len(alike) == 1 else []
 
     def __contains__(self, name: str) -> bool:
         return bool(self[name])

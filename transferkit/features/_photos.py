@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import stat
-import sys
+import os
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -19,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from transferkit.errors import DataError
-from transferkit.files import write_atomically
+from transferkit.file_index import FileIndex, Stamp, read_digest
 from transferkit.progress import Progress, track
 from transferkit.sampler._choose import BAD_IMAGE
 from transferkit.sampler._source import PixelSource, require_photo, within
@@ -29,9 +26,6 @@ Objects = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """Boxes, classes, difficult and truncated of an image."""
 
 _COLUMNS = ("boxes", "classes", "difficult", "truncated")
-_TICK = 50_000_000  # nanoseconds; two changes within a tick of a file system's clock have one time
-_COARSE_TICK = 2_000_000_000  # of file systems that count whole seconds
-_SAVE_EVERY = 30.0  # seconds
 
 
 def digest_of(*parts: str | bytes | np.ndarray[Any, Any]) -> str:
@@ -48,98 +42,6 @@ def digest_of_tensor(tensor: Tensor) -> str:
     """Return a digest of a tensor's shape, type and bytes."""
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return digest_of(f"{tuple(tensor.shape)} {tensor.dtype}", values)
-
-
-# What was found in files, for as long as they stay as they were.
-
-
-class Stamp(NamedTuple):
-    """What tells that a file was written since."""
-
-    size: int
-    modified: int
-    changed: int
-
-    @staticmethod
-    def of(path: Path | str) -> Stamp:
-        """Return a regular file's; another kind, such as a pipe, might be waited for for ever."""
-        found = Path(path).stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise DataError(f"{path} is not a file")
-        return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
-    def settled(self) -> int:
-        """Return the time, in nanoseconds, from which on a new change would show in the stamp."""
-        changed = self.modified if sys.platform == "win32" else self.changed  # there: when it was created
-        return changed + (_TICK if changed % 1_000_000_000 else _COARSE_TICK)
-
-
-class FileIndex:
-    """What was found in files, by name; it holds while a file's size and times stay as they were.
-
-    What was found so soon after a change that another one might not show is not relied on. The index may be lost or
-    damaged at any time: then files are read again.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.entries = self._read()
-        self._saved, self._new = time.monotonic(), False
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave what is known at home: workers read features."""
-        return {**self.__dict__, "entries": {}}
-
-    def get(self, name: str, file: Path | str) -> list[Any] | None:
-        """Return what was found in a file, ``None`` if that may have changed."""
-        entry = self.entries.get(name)
-        if entry is None:
-            return None
-        with suppress(OSError, DataError):
-            if Stamp.of(file) == Stamp(*entry[0]):
-                return list(entry[1])
-        return None
-
-    def put(self, name: str, stamp: Stamp, found: list[Any]) -> None:
-        """Remember what was found in a file."""
-        self.entries[name], self._new = (tuple(stamp), found), True
-
-    def save(self, *, at_once: bool = True) -> None:
-        """Write the index, if there is anything new; where it cannot be written files are only read again."""
-        if not self._new or not (at_once or time.monotonic() > self._saved + _SAVE_EVERY):
-            return
-        self.entries = {**self._read(), **self.entries}
-        text = json.dumps(self.entries).encode()
-        with suppress(OSError):
-            write_atomically(self.path, lambda file: file.write(digest_of(text).encode() + b"\n" + text))
-            self._new = False
-        self._saved = time.monotonic()
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            told, _, text = self.path.read_bytes().partition(b"\n")
-            entries = json.loads(text) if told == digest_of(text).encode() else {}
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return {name: entry for name, entry in dict(entries).items() if _is_entry(entry)}
-
-
-def _is_entry(entry: object) -> bool:
-    match entry:
-        case [[int(), int(), int()], [str(), *numbers]]:
-            return all(isinstance(number, int) for number in numbers)
-    return False
-
-
-def read_digest(path: Path) -> tuple[Stamp, bool, str]:
-    """Return a file's stamp, whether that would show a change from now on, and the digest of its bytes."""
-    began, stamp, digest = time.time_ns(), Stamp.of(path), hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    if Stamp.of(path) != stamp:
-        raise DataError(f"{path} changed while it was read")
-    return stamp, began > stamp.settled(), digest.hexdigest()
 
 
 # What a data set tells of its images without decoding them.
@@ -240,8 +142,7 @@ def _file_of(dataset: Any, index: int) -> tuple[Path | str, str] | None:
 
 
 def _name_of(file: tuple[Path | str, str]) -> str:
-    path = Path(file[0])
-    return f"{path if path.is_absolute() else path.absolute()}\0{file[1]}"
+    return f"{os.path.join(os.getcwd(), file[0])}\0{file[1]}"  # noqa: PTH109, PTH118 - a million are asked
 
 
 def _columns(item: Any) -> Iterable[np.ndarray[Any, Any] | None]:
@@ -281,6 +182,7 @@ class Photos:
         self._dataset, self._pixels, self.index = dataset, pixels, index
         self._laid: dict[tuple[int, ...], tuple[str, int]] = {}
         self.looks: dict[int, Look | str] = {}
+        self._sure_until = 0.0
 
     def look(
         self, images: Iterable[int], *, num_workers: int = 0, progress: Progress = False, again: bool = False
@@ -293,7 +195,13 @@ class Photos:
             progress: Counts photos.
             again: Read all of them, whatever the index says.
         """
-        todo = [index for index in images if again or not self._stands(index)]
+        began, images = time.monotonic(), list(images)
+        sure = began < self._sure_until
+        stands = self.looks.__contains__ if sure else self._stands
+        todo = [index for index in images if again or not stands(index)]
+        took = time.monotonic() - began  # of a million half a minute, and several ask one after the other
+        if took > 1 and len(images) == len(self._dataset):
+            self._sure_until = began + 10 * took
         workers = Workers(_Looks(self._dataset, self._pixels), num_workers if todo else 0)
         looks: Iterable[Any] = workers.results([(0, index) for index in todo])
         if todo:
@@ -301,6 +209,7 @@ class Photos:
         for index, look in zip(todo, looks, strict=True):
             self.looks[index] = look
             if isinstance(look, Look) and look.file:
+                self.looks[index] = look._replace(file=None)  # half of what a million would take
                 self.index.put(*look.file)
                 self.index.save(at_once=False)
         self.index.save()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +24,7 @@ from transferkit.distributed import (
 )
 from transferkit.errors import ArgumentError, DataError, OutputError, StateError, UncachableError, require
 from transferkit.features._identity import agree, describe, half_of, probe
-from transferkit.features._photos import FileIndex, Look, Photos, digest_of_tensor, look_at
+from transferkit.features._photos import Look, Photos, digest_of_tensor, look_at
 from transferkit.features.contents import (
     INDEX,
     MANIFEST,
@@ -43,12 +47,14 @@ from transferkit.features.shards import (
     ViewOfImages,
     require_same_patches,
 )
+from transferkit.file_index import FileIndex
 from transferkit.locks import lock_folder
 from transferkit.progress import Progress, track
 from transferkit.sampler import PatchGrid
 from transferkit.sampler._choose import BAD_IMAGE
 from transferkit.sampler._source import PixelSource, asked_for, describe_data, described, digest_of_data
 from transferkit.sampler._workers import Visit, Workers
+from transferkit.scorer._tally import from_each_rank
 
 
 class FeatureCache(ViewOfImages):
@@ -129,6 +135,7 @@ class FeatureCache(ViewOfImages):
         self._root = Path(folder)
         self._photos = Photos(dataset, self._pixels, FileIndex(self._root / PHOTOS))
         self._problems: dict[int, str] = {}
+        self._sure_until = 0.0
         self._open()
 
     def __getitem__(self, index: int) -> CachedImage:
@@ -161,7 +168,7 @@ class FeatureCache(ViewOfImages):
             ArgumentError: The sampler's patches would be others; names each setting that differs.
             StateError: The cache is not filled.
         """
-        missing = self.missing()
+        missing = [] if time.monotonic() < self._sure_until else self.missing()
         if missing:
             raise StateError(
                 f"{len(missing)} of {len(self)} images are not in the cache at {self.folder}; fill it first"
@@ -195,9 +202,12 @@ class FeatureCache(ViewOfImages):
 
     def missing(self) -> list[int]:
         """Return the images that are not in the cache yet, those aside that the last :meth:`fill` could not use."""
+        began = time.monotonic()
         self._photos.look(index for index in range(len(self)) if index not in self._problems)
         missing = [index for index in range(len(self)) if index not in self._problems and not self._done(index)]
         self._shards.index.save()
+        took = time.monotonic() - began  # of a million images half a minute, for each of several samplers
+        self._sure_until = began + 10 * took if took > 1 and not missing else 0.0
         return missing
 
     def size(self) -> CacheSize:
@@ -228,7 +238,7 @@ class FeatureCache(ViewOfImages):
         """Return the files that this cache reads, whether they are there or not."""
         self._photos.look(range(len(self)))
         known = [look for look in self._photos.looks.values() if isinstance(look, Look)]
-        own = [self.folder / MANIFEST, self._shards.index.path, self._photos.index.path]
+        own = [self.folder / MANIFEST, self.folder / INDEX, self._root / PHOTOS]
         return [*own, *(self._shards.path(look.name) for look in known)]
 
     def fill(
@@ -278,11 +288,40 @@ class FeatureCache(ViewOfImages):
                 left = [index for index in missing if not self._done(index)]
                 on_all_ranks(partial(self._compute, left, num_workers, progress))
                 self._problems = _together(self._problems)
-                self._shards.index.entries = _together(self._shards.index.entries)
-        if not alone:
-            on_all_ranks(partial(self._require_seen, world))
         self._shards.index.save()
+        if not alone:
+            self._hand_round(world)
         return size
+
+    def _hand_round(self, world: int) -> None:
+        """Send features to the ranks that do not see them, whose machine has a disk of its own."""
+        gather_objects(None)  # all have saved what they know
+        self._photos.index.refresh()
+        self._shards.index.refresh()
+        lacking = set(self.missing())
+        wanted = sorted(set().union(*gather_objects(lacking)))
+        by_rank = [[index for index in wanted if index % world == rank] for rank in range(world)]
+        failure: OutputError | None = None
+        for turn in zip_longest(*by_rank):
+            own = turn[place_among_ranks()[0]]
+            content = torch.zeros(0, dtype=torch.uint8) if own is None else self._bytes_of(own)
+            for index, found in zip(turn, from_each_rank({"content": content}), strict=True):
+                look = self._photos.looks.get(index)
+                if index in lacking and len(found["content"]) and isinstance(look, Look):
+                    try:
+                        self._shards.adopt(look.name, found["content"].numpy().tobytes())
+                    except OutputError as error:  # the others still count on this rank
+                        failure, lacking = error, set()
+        on_all_ranks(partial(_raised, failure))
+        self._shards.index.save()
+
+    def _bytes_of(self, index: int) -> Tensor:
+        """Return a photo's shard, nothing where it is gone."""
+        look = self._photos.looks[index]
+        content = np.zeros(0, np.uint8)
+        with suppress(FileNotFoundError):
+            content = np.fromfile(self._shards.path("" if isinstance(look, str) else look.name), np.uint8)
+        return torch.from_numpy(content)
 
     def _compute(self, missing: list[int], num_workers: int, progress: Progress) -> None:
         """Write the shards of this rank."""
@@ -307,16 +346,6 @@ class FeatureCache(ViewOfImages):
         size = self._size()
         size.require_room(self.folder, self._limit)
         return size
-
-    def _require_seen(self, world: int) -> None:
-        """Raise unless this rank sees what each other one wrote."""
-        for rank in range(world):
-            mine = (index for index in range(rank, len(self), world) if self.patch_count(index))
-            if (first := next(mine, None)) is not None and not self._done(first):
-                raise OutputError(
-                    f"what rank {rank} wrote is not to be seen in {self.folder}; give a folder on a disk that the "
-                    "machines of all ranks share, or train without a cache"
-                )
 
     def _tracked(self, items: Iterable[Any], total: int, progress: Progress) -> Iterable[Any]:
         return track(items, progress, total=total, description="features", unit="image") if total else ()
@@ -364,6 +393,11 @@ class _Items:
             f"image {index} of the data set has other pixels or patches each time it is read, so its features are "
             "not cached; leave out what changes them at random, or train without a cache"
         )
+
+
+def _raised(failure: OutputError | None) -> None:
+    if failure is not None:
+        raise failure
 
 
 def _together(part: dict[Any, Any]) -> dict[Any, Any]:

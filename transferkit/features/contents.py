@@ -31,11 +31,11 @@ FORMAT = "transferkit-features"
 
 VERSION = 3  # 1, 2: features were found by a photo's place in its data set, and came with its labels
 
-MANIFEST, INDEX, PHOTOS = "manifest.json", "shards.json", "photos.json"
+MANIFEST, INDEX, PHOTOS = "manifest.json", "shards.index", "photos.index"
 
 # What a cache writes, now and in earlier versions; nothing else is deleted.
 _FOLDER = re.compile("[0-9a-f]{32}(-[0-9a-f]{8})?")
-_FILE = re.compile(r"(manifest|shards)\.json|[0-9a-f]{32}\.features|\d{7,}\.(npy|json)|.*\.part")
+_FILE = re.compile(r"manifest\.json|shards\.(index|json)|[0-9a-f]{32}\.features|\d{7,}\.(npy|json)|.*\.part")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from transferkit.errors import ArgumentError, DataError, OutputError, StateError
-from transferkit.features._photos import FileIndex, Stamp, digest_of, read_digest
+from transferkit.features._photos import digest_of
 from transferkit.features.patch_features import PatchFeatures
+from transferkit.file_index import FileIndex, Stamp, read_digest
 from transferkit.files import write_atomically
 from transferkit.sampler._source import PixelSource, described, require_photo, tellers_of
 
@@ -81,17 +84,18 @@ class Shards:
 
     def done(self, name: str, patches: int, *, again: bool = False) -> bool:
         """Tell whether a shard is there and whole; it is read for that only if it changed since, or ``again``."""
+        if not again and self.index.get(name, f"{self.folder}/{name}{SUFFIX}") is not None:
+            return True
         path = self.path(name)
         try:
             if path.stat().st_size != self.size(patches):
                 return False
-            if again or self.index.get(name, path) is None:
-                stamp, _, _ = read_digest(path)
-                header, content = self._read(name)
-                if digest_of(content) != header["digest"]:
-                    self.index.entries.pop(name, None)
-                    return False
-                self.index.put(name, stamp, [header["digest"]])
+            stamp, _, _ = read_digest(path)
+            header, content = self._read(name)
+            if digest_of(content) != header["digest"]:
+                self.index.forget(name)
+                return False
+            self.index.put(name, stamp, [header["digest"]])
         except (OSError, DataError):
             return False
         return True
@@ -117,15 +121,25 @@ class Shards:
             )
         content = b"".join(part.reshape(-1).view(torch.uint8).numpy().tobytes() for part in (patches, stored))
         header = {"of": self._of(name), "patches": len(patches), "digest": digest_of(content)}
-        path = self.path(name)
         try:
-            write_atomically(path, lambda file: file.writelines([_padded(header), content]))
-            self.index.put(name, Stamp.of(path), [header["digest"]])
+            self._put(name, header, content)
         except OutputError as error:
             raise OutputError(
                 f"{error}; the features that are there stay: make room and fill the cache again, which goes on, or "
                 "choose another folder"
             ) from error
+
+    def adopt(self, name: str, content: bytes) -> None:
+        """Write the bytes of another machine's shard, unless they are damaged."""
+        header = json.loads(content[:HEADER])
+        if digest_of(content[HEADER:]) == header["digest"]:
+            self._put(name, {**header, "of": self._of(name)}, content[HEADER:])
+
+    def _put(self, name: str, header: dict[str, Any], content: bytes) -> None:
+        path = self.path(name)
+        write_atomically(path, lambda file: file.writelines([_padded(header), content]))
+        self.index.put(name, Stamp.of(path), [header["digest"]])
+        self.index.save(at_once=False)
 
     def read(self, name: str) -> tuple[Tensor, np.ndarray[Any, Any]]:
         """Return a photo's patches, (P, 4) float64, and features, (P, *shape), read when they are looked at.
@@ -140,7 +154,11 @@ class Shards:
 
     def bytes_on_disk(self, names: Iterable[str]) -> int:
         """Return how much these shards take."""
-        return sum(path.stat().st_size for path in map(self.path, names) if path.exists())
+        found = 0
+        for name in names:
+            with suppress(FileNotFoundError):
+                found += os.stat(f"{self.folder}/{name}{SUFFIX}").st_size  # noqa: PTH116 - a million are asked
+        return found
 
     def rows(self, image: CachedImage, rows: Tensor) -> Tensor:
         """Return the features of some of an image's patches, (n, *shape), in the precision of the cache."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -308,14 +309,16 @@ def given_features(photos: Any) -> FeatureCache | None:
 
 @contextmanager
 def _temporary_folder() -> Iterator[str]:
-    """Yield one temporary folder for all ranks, which rank 0 creates and removes."""
+    """Yield one temporary folder for all ranks, which rank 0 creates; each machine removes its own."""
     with ExitStack() as stack:
-        name = [stack.enter_context(TemporaryDirectory(prefix="transferkit-features-")) if is_first() else ""]
+        made = TemporaryDirectory(prefix="transferkit-features-", ignore_cleanup_errors=True)
+        name = [stack.enter_context(made) if is_first() else ""]
         if in_process_group():
             torch.distributed.broadcast_object_list(name, src=0)
         yield name[0]
         if in_process_group():
             torch.distributed.barrier()  # all ranks have finished reading
+            shutil.rmtree(name[0], ignore_errors=True)
 
 
 def choose(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,6 +145,9 @@ def find_extremes(scores: Tensor, targets: Tensor, ignore: Tensor | None = None,
     return Extremes(tuple(hits), tuple(misses), tuple(alarms))
 
 
+_AT_ONCE = 4_000_000  # scores that are ranked together
+
+
 def evaluate(
     scores: Tensor,
     targets: Tensor,
@@ -193,10 +197,15 @@ def evaluate(
     kept = [k for k, name in enumerate(class_names) if name != BACKGROUND]
     scores, targets, difficult = (tensor.detach().cpu()[:, kept] for tensor in (scores, targets, difficult))
     rules = dict.fromkeys((*ALL_RULES, rule))
-    ap = {r: tuple(r.average_precision(scores, targets, difficult).tolist()) for r in rules}
-    intervals = bootstrap_intervals(
-        rule.rank(scores, targets, difficult), rule.interpolation, samples=bootstrap, level=level, seed=seed
+    columns = max(1, _AT_ONCE // len(scores))  # to rank scores takes ten times their memory
+    parts = list(
+        zip(*(torch.split(each, columns, dim=1) for each in (scores, targets, difficult)), strict=True)
     )
+    ap = {r: tuple(ap for part in parts for ap in r.average_precision(*part).tolist()) for r in rules}
+    ranked = slice(None) if bootstrap else slice(1)
+    ranking = rule.rank(scores[ranked], targets[ranked], difficult[ranked])
+    how: dict[str, Any] = {"samples": bootstrap, "level": level, "seed": seed}
+    intervals = bootstrap_intervals(ranking, rule.interpolation, **how)
     return ClassificationResult(
         class_names=tuple(class_names[k] for k in kept),
         num_images=len(scores),
