@@ -51,7 +51,7 @@ FAULTS = {
     "disk full, run": Fault(told="error: "),
     "data differs": Fault(told="images: "),
     "seed differs": Fault(told="seed: "),
-    "cache differs": Fault(("--freeze", "features.6", "--features", "cached"), status=0, told=""),
+    "cache differs": Fault(("--freeze", "features.6", "--features", "cached"), told="mAP "),
     "port in use": Fault(told="did not meet"),
     "link cut": Fault(("--timeout", str(TIMEOUT)), told="slow"),
 }
