@@ -17,6 +17,7 @@ from transferkit.memory import not_plain
 from transferkit.transfer._target import Target
 from transferkit.transfer.handlers import Handler, automatic_handlers, find_handler
 from transferkit.transfer.handlers.plain import UNASKED, WAY_OUT, Scales
+from transferkit.transfer.parts import Composed, compose, plain, settle_layouts
 from transferkit.transfer.select import Rule, by_name, select_layers
 
 
@@ -125,6 +126,8 @@ class Conversion:
             HandlerError: The handler raised, made what the target does not have or what does not fit it, or less
                 than of shapes alone.
         """
+        if isinstance(self.source, Composed):
+            return self.assembled().values()
         if self.handler is None:
             return {
                 short: value for short, value in self.source.tensors.items() if short in self.target.tensors
@@ -140,6 +143,16 @@ class Conversion:
         if problems:
             raise HandlerError(f"{self._place} returned {', '.join(problems)}")
         return None if made is None else {short: made[short] for short in made if short in self.target.tensors}
+
+    def assembled(self) -> Conversion:
+        """Return the conversion with a source layer that has its values, where it is put together from others."""
+        return replace(self, source=self.source.assembled()) if isinstance(self.source, Composed) else self
+
+    @property
+    def told(self) -> str:
+        """What the report says converted the layer."""
+        how = self.source.how if isinstance(self.source, Composed) else ""
+        return ", ".join(filter(None, (how, self.name)))
 
     def _problems(self, made: object) -> Iterator[str]:
         """Say what is wrong with a handler's result. A source tensor left as it is may fit or not, as in a copy."""
@@ -211,7 +224,7 @@ def _plain_math(*layers: Layer) -> Iterator[None]:
 def _shapes_only(layer: Layer) -> Layer:
     """Return a layer whose plain tensors have no values."""
     return replace(
-        layer,
+        plain(layer),
         tensors={
             short: tensor if not_plain(tensor) else tensor.detach().to("meta")
             for short, tensor in layer.tensors.items()
@@ -275,18 +288,25 @@ class Chooser:
     def join(self, sources: Sequence[Layer]) -> list[Layer]:
         """Return the source's layers, some joined to one by the handlers that do so."""
         self._scales = Scales(sources)
-        layers = sources
+        layers: Sequence[Layer] = settle_layouts(sources)
         for name, handler in {**self._handlers, **self._tried}.items():
             if hasattr(handler, "join"):
                 before = {id(layer) for layer in layers}
                 layers = handler.join(layers, self._target.layers)
-                self._joined |= {id(layer): name for layer in layers if id(layer) not in before}
+                new = [layer for layer in layers if id(layer) not in before]
+                self._ran |= {name for layer in new if isinstance(layer, Composed)}
+                self._joined |= {id(layer): name for layer in new if not isinstance(layer, Composed)}
                 self._handlers.setdefault(name, handler)
         return list(layers)
 
     def __call__(self, source: Layer, target: Layer) -> Conversion:
         """Return the conversion that must be, else the plain copy where it fits, else the first that fits."""
         codes = self._scales.codes(source, target)
+        if not isinstance(source, Composed) and {source.kind, target.kind} == {"conv1d", "linear"}:
+            if "fused" not in self._tried:
+                return Conversion(source, target, codes={"weight": _TURNED, **codes}).previewed()
+            source = compose(target, [(source, 0, 1)], "transposed", source.name)
+            self._ran.add("fused")
         must = self._joined.get(id(source)) or self._aimed.get(target.index)
         if must is not None:
             return self._certain(source, target, str(must), codes)
@@ -314,8 +334,9 @@ class Chooser:
 
         Slices are no advice: they fit most, and make nonsense of a classification layer.
         """
-        codes = self._scales.codes(source, target)
-        if codes:
+        if {source.kind, target.kind} == {"conv1d", "linear"}:
+            return "fused", ""
+        if self._scales.codes(source, target):
             return "", WAY_OUT
         if not _all_plain(source, target):
             return "", ""
@@ -398,6 +419,9 @@ class Chooser:
             name = next(f"{name} ({n})" for n in count(2) if f"{name} ({n})" not in self._handlers)
         self._handlers[name] = handler
         return name
+
+
+_TURNED = "one keeps (in, out) as GPT-2's Conv1D, the other (out, in) as a linear layer"
 
 
 def _makes_parameters_of_whole_numbers(conversion: Conversion) -> bool:

@@ -71,7 +71,8 @@ def move_states(
     options = {parameter: group for group in inner.param_groups for parameter in group["params"]}
     states: dict[nn.Parameter, State | None] = {}
     lines, found, broken = [], [], []
-    for key, parameter, places in _places(conversions, written, tied_to):
+    whole = [conversion.assembled() for conversion in conversions]
+    for key, parameter, places in _places(whole, written, tied_to):
         if parameter not in options:
             continue
         try:

@@ -25,10 +25,11 @@ from transferkit.transfer._states import NO_STATES, install_states, move_states,
 from transferkit.transfer._target import Target, packed_modules, settle_ties, settle_views, tie_groups
 from transferkit.transfer._write import Transaction, materialize, require_real, stage, unchecked
 from transferkit.transfer.account import TransferPlan, TransferReport, versions
+from transferkit.transfer.parts import Sources
 from transferkit.transfer.select import Predicate, every, select_layers
 from transferkit.transfer.structure import ByStructure, map_by_structure
 
-MappingRule = str | ByStructure | Mapping[str | re.Pattern[str], str] | Callable[[str], str]
+MappingRule = str | ByStructure | Mapping[str | re.Pattern[str], Sources] | Callable[[str], Sources]
 Source = Checkpoint | nn.Module | Mapping[str, Tensor] | Sequence[Layer] | str | os.PathLike[str] | IO[bytes]
 
 
@@ -50,6 +51,8 @@ class WeightTransfer:
             i-th for the i-th; ``"structure"`` the one that stands in its place by the shapes of all layers, or
             :class:`ByStructure` with some pairs given; a dict from target to source names, globs or regular
             expressions (what it does not mention maps to its own name); or a function from a selected layer's name.
+            For a name stands also a :class:`Part` of a layer, or several layers, joined in that order:
+            ``{"attn.qkv": ("query", "key", "value")}``.
         handlers: Handlers or names of handlers that convert layers which do not fit as they are; or a dict that
             aims handlers at layers, ``{"features.0": "input_channels"}``.
         on_mismatch: ``"error"``, or ``"adapt"`` to try every registered handler on what does not fit.
@@ -157,7 +160,7 @@ class WeightTransfer:
         selection = select_layers(self.select, target.layers)
         excuses = Excuses(keeping(self.keep, target.layers), allowance(self.allow_missing, target.layers))
         choose = Chooser(self.handlers, self.on_mismatch, target, excuses)
-        pairing = self._pair(target, selection.indices, choose.join(self.source))
+        pairing = self._pair(target, selection.indices, choose)
         decision = decide(target, pairing, frozenset(selection.indices), choose, excuses)
         entries = settle_ties(decision.entries, tie_groups(target.layers))
         entries = settle_views(entries, target.layers)
@@ -189,8 +192,8 @@ class WeightTransfer:
             [f"packed weights of {len(names)} modules were left as they are: {listed(names)}"] if names else []
         )
 
-    def _pair(self, target: Target, selected: Sequence[int], sources: Sequence[Layer]) -> Pairing:
-        layers, mapping = target.layers, self.mapping
+    def _pair(self, target: Target, selected: Sequence[int], choose: Chooser) -> Pairing:
+        layers, mapping, sources = target.layers, self.mapping, choose.join(self.source)
         if mapping == "name":
             return map_by_name(layers, selected, sources)
         if mapping == "order":
