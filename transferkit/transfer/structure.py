@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from transferkit.errors import LayerNotFoundError, did_you_mean
 from transferkit.layers import Layer
 from transferkit.transfer._mapping import Pairing, Pattern, composed, renaming
 from transferkit.transfer._name_evidence import doubtful, is_elsewhere, is_outdone, shifted
-from transferkit.transfer.parts import Sources, pieces_of, renamed
+from transferkit.transfer.parts import Composed, Sources, pieces_of, renamed
 
 # What other frameworks and hand-written layers call the same tensors.
 _ALIASES = {
@@ -146,7 +147,11 @@ def _alike(targets: Sequence[Layer], sources: Sequence[Layer]) -> list[list[bool
 
 
 def _tensors(layer: Layer) -> Mapping[str, Tensor]:
-    return {s: tensor for s, tensor in layer.tensors.items() if tensor.ndim > 0 or tensor.is_floating_point()}
+    counted = {
+        s: tensor for s, tensor in layer.tensors.items() if tensor.ndim > 0 or tensor.is_floating_point()
+    }
+    # What is looked up by index is a buffer here and none there; alone it is all that a layer has.
+    return {s: tensor for s, tensor in counted.items() if tensor.dtype != torch.int64} or counted
 
 
 Options = dict[int, tuple[int | None, ...]]
@@ -203,7 +208,8 @@ def _given(
     """Return the pairs that are given, by place, and the source's layers with those made that they need."""
     rename = renaming(known, [layer.name for layer in targets])
     values = {place: rename(layer.name) for place, layer in enumerate(targets)}
-    told = {p: v for p, v in values.items() if v != targets[p].name or targets[p].name in known}
+    made = {layer.name for layer in sources if isinstance(layer, Composed) and layer.how == "tokens"}
+    told = {p: v for p, v in values.items() if v != targets[p].name or targets[p].name in {*known, *made}}
     wanted, layers = composed(told, targets, sources)
     gone = {id(used) for layer in layers if layer not in sources for used in pieces_of(layer)}
     layers = [layer for layer in layers if id(layer) not in gone]

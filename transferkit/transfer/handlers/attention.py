@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
+import torch
 from torch import Tensor
 
 from transferkit.layers import Layer
@@ -60,7 +62,7 @@ class Fused:
             stem = layer.name if layer.kind == "attention" else layer.name.rpartition(".")[0]
             made[id(layer)] = [
                 compose(like, [(layer, place, 3)], "part", f"{stem}.{_leaf(like)}".lstrip("."))
-                for place, like in enumerate(likes)
+                for place, like in sorted(enumerate(likes), key=lambda part: targets.index(part[1]))
             ]
         return [new for layer in sources for new in made.get(id(layer), [layer])]
 
@@ -215,11 +217,11 @@ def reshape(source: Layer, target: Layer) -> Mapping[str, Tensor] | None:
     Returns:
         Views of the source's tensors; ``None`` where more than ones and names differ, or nothing.
     """
-    names = tensor_names(target, source)
-    if names is None:
-        return None
+    names = tensor_names(target, source) or {
+        short: short for short in target.tensors if short in source.tensors
+    }
     tensors = {short: source.tensors[other] for short, other in names.items()}
-    if any(not _differ_in_ones(value.shape, target.tensors[short].shape) for short, value in tensors.items()):
+    if not all(_is_reshaped(value.shape, target.tensors[short].shape) for short, value in tensors.items()):
         return None
     made = {
         short: value
@@ -238,7 +240,11 @@ def reshape(source: Layer, target: Layer) -> Mapping[str, Tensor] | None:
 reshape.moves_states = True  # type: ignore[attr-defined]
 
 
-def _differ_in_ones(one: Sequence[int], two: Sequence[int]) -> bool:
-    """Tell whether two shapes are the same but for ones at the end of the longer."""
+def _is_reshaped(one: torch.Size, two: torch.Size) -> bool:
+    """Tell whether two shapes are the same but for ones at the end of the longer, or a matrix and a kernel."""
     shorter, longer = sorted((tuple(one), tuple(two)), key=len)
+    if (
+        len(shorter) == 2 and len(longer) == 4
+    ):  # a linear layer on a flattened map, and the convolution of all of it
+        return shorter == (longer[0], prod(longer[1:]))
     return longer == shorter + (1,) * (len(longer) - len(shorter))
