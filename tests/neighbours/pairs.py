@@ -175,7 +175,7 @@ _MOBILENETS = {
 }
 _VGGS = {"torchvision": lambda: tv.vgg11_bn(num_classes=5), "timm": _timm("vgg11_bn", num_classes=5)}
 _DENSENETS = {
-    "torchvision": lambda: tv.DenseNet(8, (2, 2, 3, 2), 64, num_classes=5),
+    "torchvision": lambda: tv.DenseNet(8, (2, 2, 3, 2), 16, num_classes=5),
     "timm": lambda: timm.models.DenseNet(8, (2, 2, 3, 2), num_classes=5),
 }
 

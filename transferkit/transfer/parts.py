@@ -6,7 +6,7 @@ takes is described piece by piece, and put together only as it is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
@@ -228,6 +228,21 @@ def outputs_first(layer: Layer, tensor: Tensor) -> Tensor:
 def _is_like(value: object, piece: Piece) -> bool:
     own = piece.layer.tensors.get(piece.short)
     return isinstance(value, Tensor) and own is not None and own.ndim > 0 and value.shape == own.shape
+
+
+def may_be_parts(target: Layer, sources: Iterable[Layer]) -> list[Layer]:
+    """Return source layers of one module and one look whose outputs together are as many as a target layer's."""
+    whole = target.tensors.get("weight")
+    groups: dict[object, list[Layer]] = {}
+    for layer in sources:
+        groups.setdefault((layer.name.rpartition(".")[0], str(layer.shapes)), []).append(layer)
+    for group in groups.values():
+        part = group[0].tensors.get("weight")
+        if whole is None or part is None or not 1 < len(group) < 5 or whole.ndim != 2 or part.ndim != 2:
+            continue
+        if (len(group) * part.shape[0], part.shape[1]) == tuple(whole.shape):
+            return group
+    return []
 
 
 def settle_layouts(sources: Sequence[Layer]) -> Sequence[Layer]:

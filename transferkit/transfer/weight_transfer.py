@@ -173,7 +173,7 @@ class WeightTransfer:
             target=type(model).__name__,
             notes=(*target.notes, *packed),
             versions=versions(),
-            advice=pairing.advice,
+            advice=(*pairing.advice, *_ways_to_join(choose, pairing)),
         )
         if not plan.problems:
             choose.check_all_ran()
@@ -210,6 +210,13 @@ class WeightTransfer:
         raise ArgumentError(
             f"mapping must be 'name', 'order', 'structure', a dict or a function, got {mapping!r}"
         )
+
+
+def _ways_to_join(choose: Chooser, pairing: Pairing) -> tuple[str, ...]:
+    """Tell how layers that have no source could be put together from those that nothing uses."""
+    used = set(pairing.source_of.values())
+    free = [layer for place, layer in enumerate(pairing.sources) if place not in used]
+    return choose.ways_to_join(free, list(pairing.absent)) if pairing.absent and free else ()
 
 
 def _parameters(model: nn.Module, plan: TransferPlan) -> tuple[ref[nn.Parameter], ...]:

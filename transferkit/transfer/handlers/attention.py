@@ -143,10 +143,10 @@ class Tokens:
 
     def join(self, sources: Sequence[Layer], targets: Sequence[Layer]) -> list[Layer]:
         """Return the source's layers with its tokens in layers of the target's."""
-        held = _tokens(sources)
+        held, ours = _tokens(sources), _tokens(targets)
         layers, taken = list(sources), set()
         for target in targets:
-            wanted = {short: role for role, (layer, short) in _tokens(targets).items() if layer is target}
+            wanted = {short: role for role, (layer, short) in ours.items() if layer is target}
             found = {short: held[role] for short, role in wanted.items() if role in held}
             if not found or _is_same(target, found):
                 continue
