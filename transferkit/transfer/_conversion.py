@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transferkit.errors import ArgumentError, HandlerError, TransferError, TransferKitError, listed
 from transferkit.layers import Layer
 from transferkit.memory import not_plain
+from transferkit.transfer._shards import is_distributed, why_no_part, with_wholes
 from transferkit.transfer._target import Target
 from transferkit.transfer.handlers import Handler, automatic_handlers, find_handler
 from transferkit.transfer.handlers.plain import UNASKED, WAY_OUT, Scales
@@ -31,7 +32,10 @@ def why_not(value: Tensor, target: Tensor) -> str:
         >>> why_not(torch.zeros(2), torch.zeros(3)), why_not(torch.zeros(2), torch.zeros(2).half())
         ('another shape', '')
     """
-    if what := not_plain(target):
+    if is_distributed(target):
+        if why := why_no_part(target):
+            return why
+    elif what := not_plain(target):
         return f"the target's is a {what}: transfer before the model is quantized, sharded or made sparse"
     if what := not_plain(value):
         return f"the source's is a {what}: make it plain first, with dequantize(), full_tensor() or to_dense()"
@@ -134,7 +138,7 @@ class Conversion:
             }
         try:
             with _plain_math(self.source, self.target):
-                made = self.handler(self.source, self.target)
+                made = self.handler(self.source, with_wholes(self.target))
         except TransferKitError as error:
             raise HandlerError(f"{self._place}: {error}") from error
         except Exception as error:
@@ -227,7 +231,7 @@ def _shapes_only(layer: Layer) -> Layer:
         plain(layer),
         tensors={
             short: tensor if not_plain(tensor) else tensor.detach().to("meta")
-            for short, tensor in layer.tensors.items()
+            for short, tensor in with_wholes(layer).tensors.items()
         },
     )
 
@@ -333,7 +337,7 @@ class Chooser:
         if must is not None:
             return self._certain(source, target, str(must), codes)
         plain = Conversion(source, target, codes=codes).previewed()
-        if self._fills(plain, whole=True) or not _all_plain(source, target):
+        if self._fills(plain, whole=True) or not _all_plain(source, with_wholes(target)):
             return plain
         tried = [plain]
         for attempt in self._attempts(source, target, codes):
@@ -360,7 +364,7 @@ class Chooser:
             return "fused", ""
         if self._scales.codes(source, target):
             return "", WAY_OUT
-        if not _all_plain(source, target):
+        if not _all_plain(source, with_wholes(target)):
             return "", ""
         for name, handler in automatic_handlers().items():
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import IO, Literal, NamedTuple
 from weakref import ref
@@ -21,9 +21,10 @@ from transferkit.transfer._conversion import Chooser, Conversion, Excuses, Handl
 from transferkit.transfer._decide import AllowMissing, allowance, decide, keeping, require_kept
 from transferkit.transfer._entry import MOVED, WRITTEN, Origin
 from transferkit.transfer._mapping import Pairing, map_by_function, map_by_name, map_by_order, renaming
-from transferkit.transfer._states import NO_STATES, install_states, move_states, optimizer_notes
+from transferkit.transfer._shards import together
+from transferkit.transfer._states import NO_STATES, MovedStates, install_states, move_states, optimizer_notes
 from transferkit.transfer._target import Target, packed_modules, settle_ties, settle_views, tie_groups
-from transferkit.transfer._write import Transaction, materialize, require_real, stage, unchecked
+from transferkit.transfer._write import Transaction, Write, materialize, require_real, stage, unchecked
 from transferkit.transfer.account import TransferPlan, TransferReport, versions
 from transferkit.transfer.parts import Sources
 from transferkit.transfer.select import Predicate, every, select_layers
@@ -39,6 +40,15 @@ class _Prepared(NamedTuple):
     target: Target
     plan: TransferPlan
     conversions: Sequence[Conversion]
+
+
+class _Staged(NamedTuple):
+    """What is ready to be written, and what the report will say of it."""
+
+    prepared: _Prepared
+    writes: Sequence[Write]
+    moved: MovedStates
+    notes: Sequence[str]
 
 
 class WeightTransfer:
@@ -118,7 +128,8 @@ class WeightTransfer:
     def apply(self, model: nn.Module, optimizer: Optimizer | None = None) -> TransferReport:
         """Write the selected layers, in place: the model keeps its parameters, and so does its optimizer.
 
-        Whatever fails, the model and the optimizer are as they were.
+        Whatever fails, the model and the optimizer are as they were. Of a model that ``fully_shard`` or tensor
+        parallelism spread over ranks, all call this together, and each writes and reads its own part.
 
         Args:
             model: The target; changed in place.
@@ -130,7 +141,27 @@ class WeightTransfer:
             ArgumentError: As :meth:`plan`; or a model on the meta device and no ``device``.
             HandlerError: A handler failed.
         """
-        target, plan, conversions = self._prepare(model, optimizer)
+        staged = together(model, lambda: self._stage(model, optimizer))
+        target, plan, _ = staged.prepared
+        with Transaction() as transaction:
+
+            def make_room() -> Mapping[Hashable, Tensor]:
+                made = materialize(target, plan.entries, self.device, transaction)
+                if optimizer is not None:
+                    install_states(optimizer, staged.moved.states, transaction)
+                return made
+
+            made = together(model, make_room)
+            transaction.write([write.onto(made.get(place_of(write.destination))) for write in staged.writes])
+        notes = (*plan.notes, *staged.notes)
+        return TransferReport.of(
+            plan, states=staged.moved.lines, notes=notes, parameters=_parameters(model, plan)
+        )
+
+    def _stage(self, model: nn.Module, optimizer: Optimizer | None) -> _Staged:
+        """Do all that can fail and changes nothing: check the plan, make the values, look at them."""
+        prepared = self._prepare(model, optimizer)
+        _, plan, conversions = prepared
         plan.check()
         written = {entry.key for entry in plan.entries if entry.bucket in WRITTEN}
         tied_to = {e.key: e.tied_to for e in plan.entries if e.tied_to}
@@ -143,14 +174,7 @@ class WeightTransfer:
         if optimizer is not None:
             require_real(optimizer)
             notes += [*moved.notes, *optimizer_notes(model, optimizer, moved.states)]
-        with Transaction() as transaction:
-            made = materialize(target, plan.entries, self.device, transaction)
-            if optimizer is not None:
-                install_states(optimizer, moved.states, transaction)
-            transaction.write([write.onto(made.get(place_of(write.destination))) for write in writes])
-        return TransferReport.of(
-            plan, states=moved.lines, notes=(*plan.notes, *notes), parameters=_parameters(model, plan)
-        )
+        return _Staged(prepared, writes, moved, notes)
 
     def _prepare(self, model: nn.Module, optimizer: Optimizer | None) -> _Prepared:
         if self.load_states and optimizer is None:
