@@ -24,7 +24,7 @@ from transferkit.transfer import WeightTransfer
 
 
 def net() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
 
 
 def spread(model: nn.Module, how: str) -> nn.Module:
