@@ -51,6 +51,8 @@ def may_stay(layer: Layer, short: str) -> str:
     # Batch norm looks at its batch counter only where it averages without momentum; many files have none.
     if short == "num_batches_tracked" and getattr(layer.module, "momentum", None) is not None:
         return "a counter that is used only without momentum"
+    if layer.attributes.get("adapter"):
+        return "an adapter's own, which the network inside it has not"
     return ""
 
 
