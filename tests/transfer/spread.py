@@ -1,6 +1,6 @@
 """Fill a model that is spread over gloo ranks from a safetensors file.
 
-python -m torch.distributed.run --nproc-per-node RANKS tests/transfer/spread.py FILE fill|fault|read
+python -m torch.distributed.run --nproc-per-node RANKS tests/transfer/spread.py FILE fill|fault|read|flat
 
 ``fault`` makes the last rank's source bad; ``read`` says how much of the file's memory each rank touched.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -42,7 +42,9 @@ def full(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def main(source: str, task: str) -> None:
     distributed.init_process_group("gloo")
-    if task == "read":
+    if task == "flat":
+        flat(source)
+    elif task == "read":
         print(read(source))
     else:
         fill(source, fault=task == "fault")
@@ -61,6 +63,22 @@ def read(source: str) -> str:
     owners = [place for place, line in enumerate(lines) if line.endswith(Path(source).name)]
     touched = [next(line for line in lines[place:] if line.startswith("Rss:")) for place in owners]
     return f"touched {sum(int(line.split()[1]) for line in touched) * 1024} of {Path(source).stat().st_size}"
+
+
+def flat(source: str) -> None:
+    """Be refused by the older wrapper, and do what the refusal says."""
+    model, one = FullyShardedDataParallel(net(), device_id=torch.device("cpu")), net()
+    try:
+        WeightTransfer(source).apply(model)
+    except TransferKitError as error:
+        assert "summon_full_params" in str(error), error
+    else:
+        raise AssertionError("not refused")
+    WeightTransfer(source).apply(one)
+    with FullyShardedDataParallel.summon_full_params(model):
+        WeightTransfer(source).apply(model)
+    with FullyShardedDataParallel.summon_full_params(model):
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), one.parameters(), strict=True))
 
 
 def fill(source: str, *, fault: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -38,12 +39,20 @@ def _run(ranks: int, source: Path, task: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("ranks", "task"), [(1, "fill"), (2, "fill"), (4, "fill"), (2, "fault")])
+@pytest.mark.parametrize(("ranks", "task"), [(1, "fill"), (2, "fill"), (4, "fill"), (2, "fault"), (2, "flat")])
 def test_every_rank_writes_its_part_or_none_does(tmp_path, ranks, task):
-    file = tmp_path / "model.safetensors"
     torch.manual_seed(1)
-    save_file(spread.net().state_dict(), file)
-    _run(ranks, file, task)
+    tensors = spread.net().state_dict()
+    shards = {
+        f"{part}.safetensors": {k: v for k, v in tensors.items() if (k < "2") == (part == "a")} for part in "ab"
+    }
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, part in shards.items():
+        save_file(part, folder / name)
+    weight_map = {key: name for name, part in shards.items() for key in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    _run(ranks, folder, task)
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what of a file was touched")
