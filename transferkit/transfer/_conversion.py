@@ -186,7 +186,7 @@ class Conversion:
 
     def previewed(self) -> Conversion:
         """Return the conversion with a preview: what it would make, from shapes alone."""
-        source, target = _shapes_only(self.source), _shapes_only(self.target)
+        source, target = _shapes_only(self.source), _shapes_only(with_wholes(self.target))
         values = replace(self, source=source, target=target, preview=None).values()
         if values is None:
             return self
@@ -233,7 +233,7 @@ def _shapes_only(layer: Layer) -> Layer:
         plain(layer),
         tensors={
             short: tensor if not_plain(tensor) else tensor.detach().to("meta")
-            for short, tensor in with_wholes(layer).tensors.items()
+            for short, tensor in layer.tensors.items()
         },
     )
 

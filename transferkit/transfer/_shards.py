@@ -88,7 +88,9 @@ def together(model: nn.Module, attempt: Callable[[], Value]) -> Value:
     Raises:
         TransferKitError: This rank's, or the first rank's that failed.
     """
-    if not any(map(is_distributed, (*model.parameters(), *model.buffers()))):
+    if not isinstance(model, nn.Module) or not any(
+        map(is_distributed, (*model.parameters(), *model.buffers()))
+    ):
         return attempt()
 
     def told() -> Value:
