@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -76,6 +77,24 @@ def test_what_is_given_holds_in_a_mapping_by_structure_and_by_a_function():
         nn.init.zeros_(target.all.weight)
         WeightTransfer(source, mapping=mapping).apply(target)
         assert torch.equal(target.all.weight, _rows(source, names=order))
+
+
+@pytest.mark.parametrize("by", [dict, ByStructure, lambda rules: lambda name: rules.get(name, name)])
+def test_the_order_that_is_given_counts_also_where_names_spell_another(by):
+    source, target, order = _apart(), _whole(), ("value", "query", "key")
+    WeightTransfer(source, mapping=by({"qkv": order}), on_mismatch="adapt").apply(target)
+    assert torch.equal(target.qkv.weight, _rows(source, names=order))
+    back = _apart()
+    parts = {name: Part("qkv", place, of=3) for place, name in enumerate(order)}
+    WeightTransfer(target, mapping=by(parts), on_mismatch="adapt").apply(back)
+    assert torch.equal(back.key.weight, source.key.weight)
+
+
+def test_attention_across_two_widths_is_left_apart():
+    uneven = _net(query=nn.Linear(8, 8), key=nn.Linear(4, 8), value=nn.Linear(4, 8))
+    source, target = _net(cross=uneven, self=_apart()), _net(self=_whole(), cross=copy.deepcopy(uneven))
+    WeightTransfer(source, on_mismatch="adapt").apply(target)
+    assert torch.equal(target.cross.key.weight, uneven.key.weight)
 
 
 @pytest.mark.parametrize("mapping", ["name", "structure"])
@@ -232,3 +251,9 @@ def test_ones_in_a_shape_are_neither_here_nor_there():
     turned = WeightTransfer(nn.Linear(1, 4), on_mismatch="adapt")
     with pytest.raises(TransferError):
         turned.apply(nn.Linear(4, 1))
+
+
+def test_positions_that_count_the_class_token_on_one_side_alone_are_refused():
+    for source, target in ((_Root(), _Root(positions=4)), (_Root(positions=4), _Child())):
+        with pytest.raises(TransferKitError, match="counts its tokens among the positions"):
+            WeightTransfer(source, on_mismatch="adapt").apply(target)

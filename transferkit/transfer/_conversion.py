@@ -275,6 +275,7 @@ class Chooser:
         self._aimed: dict[int, Named] = {}
         self._tried: dict[str, Handler] = {}
         self._joined: dict[int, str] = {}
+        self.replaced: Sequence[Layer] = ()  # what was joined or taken apart; a caller may mean it by its name
         self._ran: set[str] = set()
         self._handlers: dict[str, Handler] = {}
         if isinstance(handlers, Mapping):
@@ -294,7 +295,7 @@ class Chooser:
     def join(self, sources: Sequence[Layer]) -> list[Layer]:
         """Return the source's layers, some joined to one by the handlers that do so."""
         self._scales = Scales(sources)
-        layers: Sequence[Layer] = settle_layouts(sources)
+        layers = settled = settle_layouts(sources)
         for name, handler in {**self._handlers, **self._tried}.items():
             if hasattr(handler, "join"):
                 before = {id(layer) for layer in layers}
@@ -303,6 +304,9 @@ class Chooser:
                 self._ran |= {name for layer in new if isinstance(layer, Composed)}
                 self._joined |= {id(layer): name for layer in new if not isinstance(layer, Composed)}
                 self._handlers.setdefault(name, handler)
+        ids = {id(layer) for layer in layers}
+        apart = any(isinstance(layer, Composed) for layer in layers)
+        self.replaced = [layer for layer in settled if id(layer) not in ids] if apart else []
         return list(layers)
 
     def ways_to_join(self, sources: Sequence[Layer], absent: Sequence[int]) -> tuple[str, ...]:

@@ -175,6 +175,7 @@ def map_by_structure(
     selected: Sequence[int],
     sources: Sequence[Layer],
     known: Mapping[Pattern, Sources],
+    replaced: Sequence[Layer] = (),
 ) -> Pairing:
     """Pair layers by the shapes of their tensors, their order and their names; what is open stays open.
 
@@ -185,12 +186,13 @@ def map_by_structure(
         selected: Places of those that are selected.
         sources: The source's layers.
         known: Pairs that are given rather than found.
+        replaced: Layers in whose place others stand among the sources, and which a given pair may still name.
 
     Raises:
         TransferError: A known rule matches nothing.
         LayerNotFoundError: A known pair names a source layer that is not there.
     """
-    given, sources = _given(targets, sources, known)
+    given, sources = _given(targets, sources, known, replaced)
     options = _options(targets, sources, given)
     found = {place: choices[0] for place, choices in options.items() if len(choices) == 1}
     source_of = given | {place: source for place, source in found.items() if source is not None}
@@ -203,16 +205,22 @@ def map_by_structure(
 
 
 def _given(
-    targets: Sequence[Layer], sources: Sequence[Layer], known: Mapping[Pattern, Sources]
+    targets: Sequence[Layer],
+    sources: Sequence[Layer],
+    known: Mapping[Pattern, Sources],
+    replaced: Sequence[Layer],
 ) -> tuple[dict[int, int], list[Layer]]:
     """Return the pairs that are given, by place, and the source's layers with those made that they need."""
     rename = renaming(known, [layer.name for layer in targets])
     values = {place: rename(layer.name) for place, layer in enumerate(targets)}
     made = {layer.name for layer in sources if isinstance(layer, Composed) and layer.how == "tokens"}
     told = {p: v for p, v in values.items() if v != targets[p].name or targets[p].name in {*known, *made}}
-    wanted, layers = composed(told, targets, sources)
-    gone = {id(used) for layer in layers if layer not in sources for used in pieces_of(layer)}
-    layers = [layer for layer in layers if id(layer) not in gone]
+    wanted, layers = composed(told, targets, [*replaced, *sources])
+    named = set(wanted.values()) - {layer.name for layer in sources}
+    meant = [layer for layer in layers if layer.name in named]
+    gone = {id(used) for layer in meant for used in (layer, *pieces_of(layer))}
+    left = [s for s in sources if gone.isdisjoint((id(s), *map(id, pieces_of(s))))]
+    layers = [*left, *meant]
     places = {layer.name: place for place, layer in enumerate(layers)}
     for place, name in wanted.items():
         if name not in places:

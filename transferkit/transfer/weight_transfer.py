@@ -218,6 +218,7 @@ class WeightTransfer:
 
     def _pair(self, target: Target, selected: Sequence[int], choose: Chooser) -> Pairing:
         layers, mapping, sources = target.layers, self.mapping, choose.join(self.source)
+        told = [*choose.replaced, *sources]  # what has a name, whatever was made of it
         if mapping == "name":
             return map_by_name(layers, selected, sources)
         if mapping == "order":
@@ -225,12 +226,12 @@ class WeightTransfer:
         if mapping == "structure":
             return map_by_structure(layers, selected, sources, {})
         if isinstance(mapping, ByStructure):
-            return map_by_structure(layers, selected, sources, mapping.known)
+            return map_by_structure(layers, selected, sources, mapping.known, choose.replaced)
         if isinstance(mapping, Mapping):
             rename = renaming(mapping, [layer.name for layer in layers])
-            return map_by_name(layers, selected, sources, rename, "rules")
+            return map_by_name(layers, selected, told, rename, "rules")
         if callable(mapping):
-            return map_by_function(layers, selected, sources, mapping)
+            return map_by_function(layers, selected, told, mapping)
         raise ArgumentError(
             f"mapping must be 'name', 'order', 'structure', a dict or a function, got {mapping!r}"
         )

@@ -10,6 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from transferkit.errors import HandlerError
 from transferkit.layers import Layer
 from transferkit.transfer._name_evidence import role_of
 from transferkit.transfer.handlers.registry import register_handler
@@ -48,7 +49,7 @@ class Fused:
         made: dict[int, list[Layer]] = {}
         for triple in theirs:
             like = whole_here.get(_joined_shape(triple))
-            if like is None or any(_shape(triple[0]) == _shape(other[0]) for other in ours):
+            if like is None or _joined_shape(triple) in map(_joined_shape, ours):
                 continue
             first, *others = sorted(triple, key=sources.index)
             made |= {id(other): [] for other in others}
@@ -102,7 +103,8 @@ def _shape(layer: Layer) -> Shape:
 
 def _joined_shape(triple: Triple) -> Shape:
     shapes = [_shape(layer) for layer in triple]
-    return sum(shape[0] for shape in shapes), *shapes[0][1:]
+    same = len({shape[1:] for shape in shapes}) == 1
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if same else ()
 
 
 def _leaf(layer: Layer) -> str:
@@ -142,8 +144,13 @@ class Tokens:
     """
 
     def join(self, sources: Sequence[Layer], targets: Sequence[Layer]) -> list[Layer]:
-        """Return the source's layers with its tokens in layers of the target's."""
+        """Return the source's layers with its tokens in layers of the target's.
+
+        Raises:
+            HandlerError: One side has positions for its tokens, the other for the grid alone.
+        """
         held, ours = _tokens(sources), _tokens(targets)
+        _require_same_positions(held, ours)
         layers, taken = list(sources), set()
         for target in targets:
             wanted = {short: role for role, (layer, short) in ours.items() if layer is target}
@@ -176,6 +183,22 @@ def _tokens(layers: Iterable[Layer]) -> dict[str, tuple[Layer, str]]:
                 if re.fullmatch(pattern, name, re.IGNORECASE):
                     found.setdefault(role, []).append((layer, short))
     return {role: places[0] for role, places in found.items() if len(places) == 1}
+
+
+def _require_same_positions(
+    held: Mapping[str, tuple[Layer, str]], ours: Mapping[str, tuple[Layer, str]]
+) -> None:
+    """Refuse positions that count the tokens before the grid on one side alone: dropped, they would be missed."""
+    if "positions" not in held or "positions" not in ours:
+        return
+    theirs, own = (len(layer.tensors[s].flatten(0, -2)) for layer, s in (held["positions"], ours["positions"]))
+    tokens = [len({"class", "distillation"} & side.keys()) for side in (held, ours)]
+    if 0 < abs(theirs - own) <= 2 and theirs - own != tokens[0] - tokens[1]:
+        raise HandlerError(
+            f"the source has {theirs} positions and {tokens[0]} tokens beside the grid, the target {own} and "
+            f"{tokens[1]}: one counts its tokens among the positions, the other adds none to them. Give a state dict "
+            "of the target's kind: a token that had a position, plus that; or a position of zeros for one that had none"
+        )
 
 
 def _is_same(target: Layer, found: Mapping[str, tuple[Layer, str]]) -> bool:
