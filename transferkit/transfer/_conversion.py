@@ -11,14 +11,15 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from transferkit.errors import ArgumentError, HandlerError, TransferError, TransferKitError, listed
+from transferkit.errors import ArgumentError, HandlerError, TransferError, TransferKitError
 from transferkit.layers import Layer
 from transferkit.memory import not_plain
 from transferkit.transfer._shards import is_distributed, why_no_part, with_wholes
 from transferkit.transfer._target import Target
 from transferkit.transfer.handlers import Handler, automatic_handlers, find_handler
+from transferkit.transfer.handlers.attention import ways_to_join
 from transferkit.transfer.handlers.plain import UNASKED, WAY_OUT, Scales
-from transferkit.transfer.parts import Composed, compose, may_be_parts, plain, settle_layouts
+from transferkit.transfer.parts import Composed, compose, plain, settle_layouts
 from transferkit.transfer.select import Rule, by_name, select_layers
 
 
@@ -310,26 +311,8 @@ class Chooser:
         return list(layers)
 
     def ways_to_join(self, sources: Sequence[Layer], absent: Sequence[int]) -> tuple[str, ...]:
-        """Tell which handler would find target layers that have no source, or which source layers may be their parts.
-
-        Args:
-            sources: The source's layers that nothing uses.
-            absent: Places of the target layers.
-        """
-        targets = [self._target.layers[place] for place in absent]
-        untried = {name: find_handler(name) for name in ("fused", "tokens") if name not in self._tried}
-        names = [name for name, h in untried.items() if len(h.join(sources, targets)) != len(sources)]  # type: ignore[attr-defined]
-        if names:
-            return (f"join or take apart what the source keeps in other layers: handlers={names!r}",)
-        for target in targets[:16]:
-            if parts := may_be_parts(target, sources):
-                names = [repr(part.name) for part in parts]
-                order = ", ".join(["'...'"] * len(parts))
-                return (
-                    f"where {target.name!r} is {listed(names)} joined, say in which order: "
-                    f"mapping={{{target.name!r}: ({order})}}",
-                )
-        return ()
+        """Tell how target layers that have no source, by place, could be made of source layers that nothing uses."""
+        return ways_to_join(sources, [self._target.layers[place] for place in absent], self._tried)
 
     def __call__(self, source: Layer, target: Layer) -> Conversion:
         """Return the conversion that must be, else the plain copy where it fits, else the first that fits."""

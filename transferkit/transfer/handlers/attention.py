@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import Tensor
 
-from transferkit.errors import HandlerError
+from transferkit.errors import HandlerError, TransferKitError, listed
 from transferkit.layers import Layer
 from transferkit.transfer._name_evidence import role_of
 from transferkit.transfer.handlers.registry import register_handler
-from transferkit.transfer.parts import Composed, Piece, compose, of_pieces, outputs_first
+from transferkit.transfer.parts import Composed, Piece, compose, may_be_parts, of_pieces, outputs_first
 from transferkit.transfer.structure import tensor_names
 
 Shape = tuple[int, ...]
@@ -197,7 +198,7 @@ def _require_same_positions(
         raise HandlerError(
             f"the source has {theirs} positions and {tokens[0]} tokens beside the grid, the target {own} and "
             f"{tokens[1]}: one counts its tokens among the positions, the other adds none to them. Give a state dict "
-            "of the target's kind: a token that had a position, plus that; or a position of zeros for one that had none"
+            "of the target's kind: a token that had a position, plus that; or zeros as a token's position"
         )
 
 
@@ -271,3 +272,22 @@ def _is_reshaped(one: torch.Size, two: torch.Size) -> bool:
     ):  # a linear layer on a flattened map, and the convolution of all of it
         return shorter == (longer[0], prod(longer[1:]))
     return longer == shorter + (1,) * (len(longer) - len(shorter))
+
+
+def ways_to_join(sources: Sequence[Layer], targets: Sequence[Layer], tried: Collection[str]) -> tuple[str, ...]:
+    """Tell which handler would find target layers that have no source, or which source layers may be their parts."""
+    joins = {"fused": Fused().join, "tokens": Tokens().join}
+    names = []
+    for name in joins.keys() - set(tried):
+        with suppress(TransferKitError):  # what it cannot join it is no advice for
+            names += [name] if joins[name](sources, targets) != list(sources) else []
+    if names:
+        return (f"join or take apart what the source keeps in other layers: handlers={sorted(names)!r}",)
+    for target in targets[:16]:
+        if parts := may_be_parts(target, sources):
+            order = ", ".join(["'...'"] * len(parts))
+            return (
+                f"where {target.name!r} is {listed([repr(part.name) for part in parts])} joined, say in which order: "
+                f"mapping={{{target.name!r}: ({order})}}",
+            )
+    return ()
