@@ -17,7 +17,6 @@ from transferkit.memory import not_plain
 from transferkit.transfer._shards import is_distributed, why_no_part, with_wholes
 from transferkit.transfer._target import Target
 from transferkit.transfer.handlers import Handler, automatic_handlers, find_handler
-from transferkit.transfer.handlers.attention import ways_to_join
 from transferkit.transfer.handlers.plain import UNASKED, WAY_OUT, Scales
 from transferkit.transfer.parts import Composed, compose, plain, settle_layouts
 from transferkit.transfer.select import Rule, by_name, select_layers
@@ -274,7 +273,7 @@ class Chooser:
         self._excuses = excuses
         self._scales = Scales(())
         self._aimed: dict[int, Named] = {}
-        self._tried: dict[str, Handler] = {}
+        self.tried: dict[str, Handler] = {}
         self._joined: dict[int, str] = {}
         self.replaced: Sequence[Layer] = ()  # what was joined or taken apart; a caller may mean it by its name
         self._ran: set[str] = set()
@@ -287,17 +286,17 @@ class Chooser:
         else:
             several = [handlers] if isinstance(handlers, str) or callable(handlers) else handlers
             names = [self._add(named) for named in several]
-            self._tried = {name: self._handlers[name] for name in names}
+            self.tried = {name: self._handlers[name] for name in names}
         self._must_run = tuple(self._handlers)
         if on_mismatch == "adapt":
-            automatic = {n: h for n, h in automatic_handlers().items() if n not in self._tried}
-            self._tried = {**self._tried, **automatic}
+            automatic = {n: h for n, h in automatic_handlers().items() if n not in self.tried}
+            self.tried = {**self.tried, **automatic}
 
     def join(self, sources: Sequence[Layer]) -> list[Layer]:
         """Return the source's layers, some joined to one by the handlers that do so."""
         self._scales = Scales(sources)
         layers = settled = settle_layouts(sources)
-        for name, handler in {**self._handlers, **self._tried}.items():
+        for name, handler in {**self._handlers, **self.tried}.items():
             if hasattr(handler, "join"):
                 before = {id(layer) for layer in layers}
                 layers = handler.join(layers, self._target.layers)
@@ -310,15 +309,11 @@ class Chooser:
         self.replaced = [layer for layer in settled if id(layer) not in ids] if apart else []
         return list(layers)
 
-    def ways_to_join(self, sources: Sequence[Layer], absent: Sequence[int]) -> tuple[str, ...]:
-        """Tell how target layers that have no source, by place, could be made of source layers that nothing uses."""
-        return ways_to_join(sources, [self._target.layers[place] for place in absent], self._tried)
-
     def __call__(self, source: Layer, target: Layer) -> Conversion:
         """Return the conversion that must be, else the plain copy where it fits, else the first that fits."""
         codes = self._scales.codes(source, target)
         if not isinstance(source, Composed) and {source.kind, target.kind} == {"conv1d", "linear"}:
-            if "fused" not in self._tried:
+            if "fused" not in self.tried:
                 return Conversion(source, target, codes={"weight": _TURNED, **codes}).previewed()
             source = compose(target, [(source, 0, 1)], "transposed", source.name)
             self._ran.add("fused")
@@ -388,7 +383,7 @@ class Chooser:
         Raises:
             HandlerError: A handler failed, or one that the caller listed wants to be told more.
         """
-        for name, handler in self._tried.items():
+        for name, handler in self.tried.items():
             if codes and _is_built_in(handler):
                 continue
             asked = name in self._must_run

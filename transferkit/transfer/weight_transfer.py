@@ -26,6 +26,7 @@ from transferkit.transfer._states import NO_STATES, MovedStates, install_states,
 from transferkit.transfer._target import Target, packed_modules, settle_ties, settle_views, tie_groups
 from transferkit.transfer._write import Transaction, Write, materialize, require_real, stage, unchecked
 from transferkit.transfer.account import TransferPlan, TransferReport, versions
+from transferkit.transfer.handlers.attention import ways_to_join
 from transferkit.transfer.parts import Sources
 from transferkit.transfer.select import Predicate, every, select_layers
 from transferkit.transfer.structure import ByStructure, map_by_structure
@@ -197,7 +198,7 @@ class WeightTransfer:
             target=type(model).__name__,
             notes=(*target.notes, *packed),
             versions=versions(),
-            advice=(*pairing.advice, *_ways_to_join(choose, pairing)),
+            advice=(*pairing.advice, *_ways_to_join(target, choose, pairing)),
         )
         if not plan.problems:
             choose.check_all_ran()
@@ -237,11 +238,12 @@ class WeightTransfer:
         )
 
 
-def _ways_to_join(choose: Chooser, pairing: Pairing) -> tuple[str, ...]:
+def _ways_to_join(target: Target, choose: Chooser, pairing: Pairing) -> tuple[str, ...]:
     """Tell how layers that have no source could be put together from those that nothing uses."""
     used = set(pairing.source_of.values())
     free = [layer for place, layer in enumerate(pairing.sources) if place not in used]
-    return choose.ways_to_join(free, list(pairing.absent)) if pairing.absent and free else ()
+    absent = [target.layers[place] for place in pairing.absent]
+    return ways_to_join(free, absent, choose.tried) if absent and free else ()
 
 
 def _parameters(model: nn.Module, plan: TransferPlan) -> tuple[ref[nn.Parameter], ...]:
