@@ -21,6 +21,9 @@ NEIGHBOURS = (
 )
 
 
+collect_ignore_glob = ["checkpoints/files/*"]  # scripts that wrote the files, with the frameworks
+
+
 class _WithoutNeighbours(pytest.Dir):
     """The folder of tests that need other libraries, where one of them is missing."""
 

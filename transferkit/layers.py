@@ -60,7 +60,8 @@ class Layer:
         index: 0-based place in definition order, never parsed out of a name.
         name: Dotted path of the module; the empty string for tensors of the root module.
         kind: ``"conv"``, ``"linear"``, ``"norm"``, ``"embedding"``, ``"recurrent"``, ``"attention"`` or
-            ``"other"``, which is also what is not known. From the module's type in a live model; inferred from the
+            ``"conv1d"`` (GPT-2's linear layer, whose weight is (in, out)) or ``"other"``, which is also what is not
+            known. From the module's type in a live model; inferred from the
             names and dimensions of the tensors in a file. Norms of unknown types are told by their tensors in both.
         tensors: Parameters and buffers by short name (``weight``, ``running_mean``), in definition order.
         states: Optimizer state by tensor and then by state name: ``states["weight"]["momentum_buffer"]``; tensors,
@@ -113,6 +114,8 @@ def kind_of_module(module: nn.Module) -> str:
     for kind, types in _KINDS:
         if isinstance(module, types):
             return kind
+    if hasattr(module, "nf") and any(base.__name__ == "Conv1D" for base in type(module).__mro__):
+        return "conv1d"  # of transformers, where it is the linear layer of GPT-2
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     known = {name: tensor for name, tensor in own if not is_lazy(tensor)}
     return "norm" if len(known) == len(own) and _is_norm(known) else "other"

@@ -189,7 +189,7 @@ def test_an_exported_program_is_read_without_running(tmp_path: Path) -> None:
     found = read_checkpoint(tmp_path / "x.pt2")
     assert found.state_dict().keys() == net.state_dict().keys()
     assert all(torch.equal(found.state_dict()[key], value) for key, value in net.state_dict().items())
-    assert found.shared and found.format == "torch.export"
+    assert found.shared and found.format == "torch export"
     for suffix in ("weight", "example_inputs"):
         torch.save(net.state_dict() if suffix == "weight" else [torch.ones(2)], tmp_path / suffix)
     with zipfile.ZipFile(tmp_path / "old.pt2", "w") as archive:

@@ -150,7 +150,7 @@ def test_a_sparse_tensor_is_refused_on_either_side_and_can_be_left_out():
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
-def test_shards_are_told_by_themselves_and_refused_by_their_type(tmp_path, monkeypatch):
+def test_shards_are_told_by_themselves_and_refused_as_sources(tmp_path, monkeypatch):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -164,8 +164,11 @@ def test_shards_are_told_by_themselves_and_refused_by_their_type(tmp_path, monke
         plan = WeightTransfer({"0.weight": torch.ones(4, 4), "0.bias": torch.ones(4)}).plan(sharded)
         assert plan.tied == ()
         assert plan.missing == ("1.weight", "1.bias")
-        with pytest.raises(TransferError, match="the target's is a DTensor: transfer before the model is"):
-            WeightTransfer(plain).apply(sharded)
+        assert WeightTransfer(plain).apply(sharded).coverage.tensors == (4, 4)
+        assert torch.equal(sharded[1].weight.full_tensor(), plain[1].weight)
+        optimizer = torch.optim.SGD(sharded.parameters(), lr=0.1)
+        with pytest.raises(TransferError, match=r"torch\.distributed\.checkpoint"):
+            WeightTransfer(plain, load_states=True).apply(sharded, optimizer)
         with pytest.raises(TransferError, match=r"the source's is a DTensor: .* full_tensor"):
             WeightTransfer(sharded).apply(plain)
     finally:

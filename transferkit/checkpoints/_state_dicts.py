@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import getitem
@@ -328,7 +329,7 @@ def bare_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def bare_names(names: Iterable[str]) -> dict[str, str]:
+def bare_names(names: Iterable[str], bare_name: Callable[[str], str] = bare_name) -> dict[str, str]:
     """Return each layer name with its bare name, or with itself where two layers would share a bare name.
 
     Example:
@@ -341,9 +342,14 @@ def bare_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def bare_layers(model: nn.Module) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
-    """Return a live model's layers under their bare names, and which prefixes were set aside."""
+    """Return a live model's layers under their bare names, and which prefixes were set aside.
+
+    Of a model with PEFT's adapters they are those of the network inside, and the adapters' own, marked so.
+    """
     layers = layers_of(model)
-    bare = bare_names([layer.name for layer in layers])
+    tuned = [name for name, module in model.named_modules() if type(module).__module__.startswith("peft.")]
+    names = [layer.name for layer in layers]
+    bare = bare_names(names, _inside_wrapper if tuned else bare_name)
     set_aside = dict.fromkeys(
         f"{part}."
         for long, short in bare.items()
@@ -354,7 +360,23 @@ def bare_layers(model: nn.Module) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
         replace(layer, name=bare[layer.name], path=layer.name) if bare[layer.name] != layer.name else layer
         for layer in layers
     )
-    return named, tuple(set_aside)
+    return tuple(_marked(layer, tuned) for layer in named), tuple(set_aside)
+
+
+def _inside_wrapper(name: str) -> str:
+    """Return the name that a layer has in the network that PEFT wrapped."""
+    bare = bare_name(name).removeprefix("base_model.model.")
+    return re.sub(r"(^|\.)base_layer(?=\.|$)|\.modules_to_save\.[^.]+(?=\.|$)", "", bare)
+
+
+def _marked(layer: Layer, tuned: Sequence[str]) -> Layer:
+    """Mark what is an adapter's own: in a module of PEFT, and neither what that wraps nor what stands for it."""
+    path = layer.path or layer.name
+    owner = max((name for name in tuned if name and path.startswith(f"{name}.")), key=len, default="")
+    part = path.removeprefix(f"{owner}.").partition(".")[0]
+    if not owner or part in ("model", "base_layer", "modules_to_save"):
+        return layer
+    return replace(layer, attributes={**layer.attributes, "adapter": True})
 
 
 def bare_keys(keys: Iterable[str]) -> dict[str, str]:

@@ -161,7 +161,7 @@ def _exported_in(names: Iterable[str]) -> list[str]:
 
 
 @register_reader(
-    "torch.export", matches=lambda path, head: head[:2] == b"PK" and bool(_exported_in(zip_names(path)))
+    "torch export", matches=lambda path, head: head[:2] == b"PK" and bool(_exported_in(zip_names(path)))
 )
 def read_exported(path: Path, options: ReadOptions) -> Contents:
     """Read the weights beside an exported program, mapped from the file; the program is not run."""

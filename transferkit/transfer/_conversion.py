@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from transferkit.errors import ArgumentError, HandlerError, TransferError, TransferKitError
 from transferkit.layers import Layer
 from transferkit.memory import not_plain
+from transferkit.transfer._shards import is_distributed, why_no_part, with_wholes
 from transferkit.transfer._target import Target
 from transferkit.transfer._turns import Turn, joined, turn_for
 from transferkit.transfer.handlers import Handler, automatic_handlers, find_handler
 from transferkit.transfer.handlers.plain import UNASKED, WAY_OUT, Scales
+from transferkit.transfer.parts import Composed, compose, plain, settle_layouts
 from transferkit.transfer.select import Rule, by_name, select_layers
 
 
@@ -31,7 +33,10 @@ def why_not(value: Tensor, target: Tensor) -> str:
         >>> why_not(torch.zeros(2), torch.zeros(3)), why_not(torch.zeros(2), torch.zeros(2).half())
         ('another shape', '')
     """
-    if what := not_plain(target):
+    if is_distributed(target):
+        if why := why_no_part(target):
+            return why
+    elif what := not_plain(target):
         return f"the target's is a {what}: transfer before the model is quantized, sharded or made sparse"
     if what := not_plain(value):
         return f"the source's is a {what}: make it plain first, with dequantize(), full_tensor() or to_dense()"
@@ -47,6 +52,8 @@ def may_stay(layer: Layer, short: str) -> str:
     # Batch norm looks at its batch counter only where it averages without momentum; many files have none.
     if short == "num_batches_tracked" and getattr(layer.module, "momentum", None) is not None:
         return "a counter that is used only without momentum"
+    if layer.attributes.get("adapter"):
+        return "an adapter's own, which the network inside it has not"
     return ""
 
 
@@ -128,13 +135,15 @@ class Conversion:
             HandlerError: The handler raised, made what the target does not have or what does not fit it, or less
                 than of shapes alone.
         """
+        if isinstance(self.source, Composed):
+            return self.assembled().values()
         with _plain_math(self.source, self.target):
             source = self.turn(self.source) if self.turn else self.source
         if self.handler is None:
             return {short: value for short, value in source.tensors.items() if short in self.target.tensors}
         try:
             with _plain_math(source, self.target):
-                made = self.handler(source, self.target)
+                made = self.handler(source, with_wholes(self.target))
         except TransferKitError as error:
             raise HandlerError(f"{self._place}: {error}") from error
         except Exception as error:
@@ -143,6 +152,16 @@ class Conversion:
         if problems:
             raise HandlerError(f"{self._place} returned {', '.join(problems)}")
         return None if made is None else {short: made[short] for short in made if short in self.target.tensors}
+
+    def assembled(self) -> Conversion:
+        """Return the conversion with a source layer that has its values, where it is put together from others."""
+        return replace(self, source=self.source.assembled()) if isinstance(self.source, Composed) else self
+
+    @property
+    def told(self) -> str:
+        """What the report says converted the layer."""
+        how = self.source.how if isinstance(self.source, Composed) else ""
+        return ", ".join(filter(None, (how, self.by)))
 
     def _problems(self, made: object, source: Layer) -> Iterator[str]:
         """Say what is wrong with a handler's result. A source tensor left as it is may fit or not, as in a copy."""
@@ -170,7 +189,7 @@ class Conversion:
 
     def previewed(self) -> Conversion:
         """Return the conversion with a preview: what it would make, from shapes alone."""
-        source, target = _shapes_only(self.source), _shapes_only(self.target)
+        source, target = _shapes_only(self.source), _shapes_only(with_wholes(self.target))
         values = replace(self, source=source, target=target, preview=None).values()
         if values is None:
             return self
@@ -219,7 +238,7 @@ def _plain_math(*layers: Layer) -> Iterator[None]:
 def _shapes_only(layer: Layer) -> Layer:
     """Return a layer whose plain tensors have no values."""
     return replace(
-        layer,
+        plain(layer),
         tensors={
             short: tensor if not_plain(tensor) else tensor.detach().to("meta")
             for short, tensor in layer.tensors.items()
@@ -262,8 +281,9 @@ class Chooser:
         self._excuses = excuses
         self._scales = Scales(())
         self._aimed: dict[int, Named] = {}
-        self._tried: dict[str, Handler] = {}
+        self.tried: dict[str, Handler] = {}
         self._joined: dict[int, str] = {}
+        self.replaced: Sequence[Layer] = ()  # what was joined or taken apart; a caller may mean it by its name
         self._ran: set[str] = set()
         self._handlers: dict[str, Handler] = {}
         if isinstance(handlers, Mapping):
@@ -274,32 +294,42 @@ class Chooser:
         else:
             several = [handlers] if isinstance(handlers, str) or callable(handlers) else handlers
             names = [self._add(named) for named in several]
-            self._tried = {name: self._handlers[name] for name in names}
+            self.tried = {name: self._handlers[name] for name in names}
         self._must_run = tuple(self._handlers)
         if on_mismatch == "adapt":
-            automatic = {n: h for n, h in automatic_handlers().items() if n not in self._tried}
-            self._tried = {**self._tried, **automatic}
+            automatic = {n: h for n, h in automatic_handlers().items() if n not in self.tried}
+            self.tried = {**self.tried, **automatic}
 
     def join(self, sources: Sequence[Layer]) -> list[Layer]:
         """Return the source's layers, some joined to one by the handlers that do so."""
-        layers: Sequence[Layer] = joined(sources, self._target.layers)
+        layers = settled = settle_layouts(joined(sources, self._target.layers))
         self._scales = Scales(layers)
-        for name, handler in {**self._handlers, **self._tried}.items():
+        for name, handler in {**self._handlers, **self.tried}.items():
             if hasattr(handler, "join"):
                 before = {id(layer) for layer in layers}
                 layers = handler.join(layers, self._target.layers)
-                self._joined |= {id(layer): name for layer in layers if id(layer) not in before}
+                new = [layer for layer in layers if id(layer) not in before]
+                self._ran |= {name for layer in new if isinstance(layer, Composed)}
+                self._joined |= {id(layer): name for layer in new if not isinstance(layer, Composed)}
                 self._handlers.setdefault(name, handler)
+        ids = {id(layer) for layer in layers}
+        apart = any(isinstance(layer, Composed) for layer in layers)
+        self.replaced = [layer for layer in settled if id(layer) not in ids] if apart else []
         return list(layers)
 
     def __call__(self, source: Layer, target: Layer) -> Conversion:
         """Return the conversion that must be, else the plain copy where it fits, else the first that fits."""
         codes = self._scales.codes(source, target)
+        if not isinstance(source, Composed) and {source.kind, target.kind} == {"conv1d", "linear"}:
+            if "fused" not in self.tried:
+                return Conversion(source, target, codes={"weight": _TURNED, **codes}).previewed()
+            source = compose(target, [(source, 0, 1)], "transposed", source.name)
+            self._ran.add("fused")
         must = self._joined.get(id(source)) or self._aimed.get(target.index)
         if must is not None:
             return self._certain(source, target, str(must), codes)
         plain = Conversion(source, target, codes=codes, turn=turn_for(source, target)).previewed()
-        if self._fills(plain, whole=True) or not _all_plain(source, target):
+        if self._fills(plain, whole=True) or not _all_plain(source, with_wholes(target)):
             return plain
         tried = [plain]
         for attempt in self._attempts(source, target, codes):
@@ -322,10 +352,11 @@ class Chooser:
 
         Slices are no advice: they fit most, and make nonsense of a classification layer.
         """
-        codes = self._scales.codes(source, target)
-        if codes:
+        if {source.kind, target.kind} == {"conv1d", "linear"}:
+            return "fused", ""
+        if self._scales.codes(source, target):
             return "", WAY_OUT
-        if not _all_plain(source, target):
+        if not _all_plain(source, with_wholes(target)):
             return "", ""
         turn = turn_for(source, target)
         for name, handler in automatic_handlers().items():
@@ -362,17 +393,17 @@ class Chooser:
             HandlerError: A handler failed, or one that the caller listed wants to be told more.
         """
         turn = turn_for(source, target)
-        for name, handler in self._tried.items():
+        for name, handler in self.tried.items():
             if codes and _is_built_in(handler):
                 continue
-            listed = name in self._must_run
+            asked = name in self._must_run
             try:
                 attempt = Conversion(source, target, handler, name, turn=turn).previewed()
             except HandlerError as error:
-                if listed or not _asks(error):
+                if asked or not _asks(error):
                     raise
                 return
-            if not listed and _makes_parameters_of_whole_numbers(attempt):
+            if not asked and _makes_parameters_of_whole_numbers(attempt):
                 return
             if attempt.preview is not None:
                 yield attempt
@@ -409,6 +440,9 @@ class Chooser:
             name = next(f"{name} ({n})" for n in count(2) if f"{name} ({n})" not in self._handlers)
         self._handlers[name] = handler
         return name
+
+
+_TURNED = "one keeps (in, out) as GPT-2's Conv1D, the other (out, in) as a linear layer"
 
 
 def _makes_parameters_of_whole_numbers(conversion: Conversion) -> bool:

@@ -12,6 +12,7 @@ from transferkit.transfer._conversion import Chooser, Conversion, Excuses, Namin
 from transferkit.transfer._entry import Entry, Side
 from transferkit.transfer._mapping import Pairing
 from transferkit.transfer._target import Target
+from transferkit.transfer.parts import Composed
 from transferkit.transfer.select import Predicate, as_rule, names_meant, select_layers
 
 AllowMissing = str | Sequence[str] | Predicate | None
@@ -136,8 +137,22 @@ def decide(
             decision.entries += _advised(_paired(conversion, excuses), conversion, choose)
     for number, source in enumerate(sources):
         if number not in used:
-            decision.entries += [_source_only("unexpected", side) for side in _sides(source).values()]
+            decision.entries += [_source_only("unexpected", side) for side in _each_side(source)]
+    if any(isinstance(source, Composed) for source in sources):
+        decision.entries = _once(decision.entries)
     return decision
+
+
+def _once(entries: Sequence[Entry]) -> list[Entry]:
+    """Leave out lines on a source tensor alone that another line has: parts of one tensor go to several."""
+    seen = {side.key for entry in entries if entry.target is not None for side in entry.sources}
+    kept: list[Entry] = []
+    for entry in entries:
+        if entry.target is not None or entry.key not in seen:
+            kept.append(entry)
+        if entry.target is None:
+            seen.add(entry.key)
+    return kept
 
 
 def _paired(conversion: Conversion, excuses: Excuses) -> list[Entry]:
@@ -149,17 +164,16 @@ def _paired(conversion: Conversion, excuses: Excuses) -> list[Entry]:
     for short, tensor in layer.tensors.items():
         side = Side.of(layer.key(short), tensor)
         if rule := excuses.keep(layer, short):
-            opposite = left.pop(short, None)
-            entries.append(_kept(side, rule, opposite))
+            entries.append(_kept(side, rule, left.pop(short, ())))
             continue
         if short not in preview.values:
             entries.append(_unfilled(layer, short, excuses, _why_unfilled(conversion, short)))
             continue
-        opposite = left.pop(short, None)
+        opposite = left.pop(short, ())
         bucket, reason = _bucket(conversion, preview, short)
-        handler = conversion.by if bucket == "adapted" else ""
-        entries.append(Entry(bucket, side, (opposite,) if opposite else (), tensor.numel(), handler, reason))
-    return _with_leftovers(entries, list(left.values()), layer)
+        handler = conversion.told if bucket == "adapted" else ""
+        entries.append(Entry(bucket, side, opposite, tensor.numel(), handler, reason))
+    return _with_leftovers(entries, [side for several in left.values() for side in several], layer)
 
 
 def _why_unfilled(conversion: Conversion, short: str) -> str:
@@ -169,8 +183,7 @@ def _why_unfilled(conversion: Conversion, short: str) -> str:
     return f"{source.name!r} has no {short}"
 
 
-def _kept(side: Side, rule: str, opposite: Side | None = None) -> Entry:
-    sources = (opposite,) if opposite else ()
+def _kept(side: Side, rule: str, sources: tuple[Side, ...] = ()) -> Entry:
     return Entry("skipped", side, sources, prod(side.shape), reason=f"kept by {rule}")
 
 
@@ -180,6 +193,8 @@ def _bucket(conversion: Conversion, preview: Preview, short: str) -> tuple[str, 
     reason = conversion.codes.get(short) or why_not(value, tensor)
     if reason:
         return "mismatched", reason
+    if isinstance(conversion.source, Composed):
+        return "adapted", ""
     if conversion.name == "cast":
         return "cast" if conversion.source.tensors.get(short, tensor).dtype != tensor.dtype else "copied", ""
     if short not in preview.kept:
@@ -228,16 +243,29 @@ def _not_selected(layer: Layer, source: Layer | None) -> list[Entry]:
     """Account for a target layer that is not selected, and for the source layer opposite."""
     left = {} if source is None else _sides(source)
     entries = []
-    for short, side in _sides(layer).items():
-        opposite = left.pop(short, None)
-        sources = (opposite,) if opposite else ()
-        entries.append(Entry("skipped", side, sources, prod(side.shape), reason="not selected"))
-    return entries + [_source_only("skipped", side, "its layer is not selected") for side in left.values()]
+    for short, (side,) in _sides(layer).items():
+        entries.append(Entry("skipped", side, left.pop(short, ()), prod(side.shape), reason="not selected"))
+    rest = [side for several in left.values() for side in several]
+    return entries + [_source_only("skipped", side, "its layer is not selected") for side in rest]
 
 
 def _source_only(bucket: str, side: Side, reason: str = "") -> Entry:
     return Entry(bucket, None, (side,), prod(side.shape), reason=reason)
 
 
-def _sides(layer: Layer) -> dict[str, Side]:
-    return {short: Side.of(layer.key(short), tensor) for short, tensor in layer.tensors.items()}
+def _sides(layer: Layer) -> dict[str, tuple[Side, ...]]:
+    """Return what each of a layer's tensors is made of: itself, but in a composed layer."""
+    if not isinstance(layer, Composed):
+        return {short: (Side.of(layer.key(short), tensor),) for short, tensor in layer.tensors.items()}
+    return {
+        short: tuple(
+            Side.of(piece.layer.key(piece.short), piece.layer.tensors[piece.short])
+            for piece in pieces
+            if piece.short in piece.layer.tensors
+        )
+        for short, pieces in layer.pieces.items()
+    }
+
+
+def _each_side(layer: Layer) -> list[Side]:
+    return [side for several in _sides(layer).values() for side in several]

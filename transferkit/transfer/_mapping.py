@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transferkit.errors import ArgumentError, TransferError, did_you_mean, listed, require
 from transferkit.layers import Layer
 from transferkit.transfer._name_evidence import without_numbers
+from transferkit.transfer.parts import Composed, Part, Sources, compose
 from transferkit.transfer.select import names_meant
 
 Pattern = str | re.Pattern[str]
@@ -55,7 +56,7 @@ def map_by_name(
     targets: Sequence[Layer],
     selected: Sequence[int],
     sources: Sequence[Layer],
-    rename: Callable[[str], str] = lambda name: name,
+    rename: Callable[[str], Sources] = lambda name: name,
     text: str = "name",
 ) -> Pairing:
     """Pair every target layer with the source layer whose name ``rename`` gives for it.
@@ -64,7 +65,7 @@ def map_by_name(
         targets: The target's layers.
         selected: Places of those that are selected.
         sources: The source's layers.
-        rename: From a target to a source name.
+        rename: From a target to a source name, or to several or a part of one.
         text: How the names were found.
     """
     wanted = {place: rename(layer.name) for place, layer in enumerate(targets)}
@@ -72,7 +73,10 @@ def map_by_name(
 
 
 def map_by_function(
-    targets: Sequence[Layer], selected: Sequence[int], sources: Sequence[Layer], function: Callable[[str], str]
+    targets: Sequence[Layer],
+    selected: Sequence[int],
+    sources: Sequence[Layer],
+    function: Callable[[str], Sources],
 ) -> Pairing:
     """Pair every selected layer with the source layer whose name a caller's function gives for it.
 
@@ -83,7 +87,7 @@ def map_by_function(
     return _by_names(wanted, targets, selected, sources, "a function")
 
 
-def _asked(function: Callable[[str], str], name: str) -> str:
+def _asked(function: Callable[[str], Sources], name: str) -> Sources:
     try:
         found = function(name)
     except Exception as error:
@@ -91,18 +95,52 @@ def _asked(function: Callable[[str], str], name: str) -> str:
             f"mapping({name!r}) raised {type(error).__name__}: {error}; it must return the name of a source layer "
             "for every selected layer"
         ) from error
-    require(isinstance(found, str), f"mapping({name!r})", "the name of a source layer", found)
+    require(_are_sources(found), f"mapping({name!r})", "the name of a source layer", found)
     return found
 
 
+def _are_sources(value: object) -> bool:
+    several = [value] if isinstance(value, str | Part) else value
+    return (
+        isinstance(several, list | tuple) and bool(several) and all(isinstance(v, str | Part) for v in several)
+    )
+
+
+def composed(
+    wanted: Mapping[int, Sources], targets: Sequence[Layer], sources: Sequence[Layer]
+) -> tuple[dict[int, str], list[Layer]]:
+    """Return names for what is wanted, and the source's layers with those made that are joined or a part of one.
+
+    Where a source layer that is to be joined is not there, its name is what is wanted.
+    """
+    by_name = {key: layer for layer in sources for key in (layer.name, layer.path or layer.name)}
+    names, layers = {}, list(sources)
+    for place, value in wanted.items():
+        parts = [value] if isinstance(value, str | Part) else value
+        pieces = [(p.layer, p.place, p.of) if isinstance(p, Part) else (p, 0, 1) for p in parts]
+        absent = [name for name, *_ in pieces if name not in by_name]
+        if absent or isinstance(value, str):
+            names[place] = absent[0] if absent else pieces[0][0]
+            continue
+        found = [(by_name[name], number, of) for name, number, of in pieces]
+        made = compose(targets[place], found, "join" if len(found) > 1 else "part")
+        names[place] = f"{made.name}, for {targets[place].name}"
+        layers.append(replace(made, name=names[place]))
+    return names, layers
+
+
 def _by_names(
-    wanted: Mapping[int, str],
+    values: Mapping[int, Sources],
     targets: Sequence[Layer],
     selected: Sequence[int],
     sources: Sequence[Layer],
     text: str,
 ) -> Pairing:
     """Pair target layers, by place, with the source layers of the names that are wanted for them."""
+    wanted, sources = composed(values, targets, sources)
+    own = {layer.name for layer in sources if isinstance(layer, Composed)}
+    known = {key for layer in sources for key in (layer.name, layer.path)}
+    wanted |= {p: targets[p].name for p, name in wanted.items() if name not in known and targets[p].name in own}
     source_of = _named(targets, sources, wanted)
     lost = {place: wanted[place] for place in selected if place not in source_of}
     used = set(source_of.values())
@@ -133,25 +171,28 @@ def _named(targets: Sequence[Layer], sources: Sequence[Layer], wanted: Mapping[i
     return source_of
 
 
-def renaming(rules: Mapping[Pattern, str], names: Sequence[str]) -> Callable[[str], str]:
+def renaming(rules: Mapping[Pattern, Sources], names: Sequence[str]) -> Callable[[str], Sources]:
     r"""Return the function that maps target names to source names by rules.
 
     A name that no rule matches maps to itself; of several rules that match, the first counts.
 
     Args:
         rules: From target to source: a name to a name (``"head": "fc"``); a glob with one ``*`` to a name with
-            one (``"backbone.*": "*"``); a compiled regular expression to a template (``r"layer\1"``).
+            one (``"backbone.*": "*"``); a compiled regular expression to a template (``r"layer\1"``); any of
+            these to a ``Part`` of such a name, or to several, which are joined in that order.
         names: The target layers' names; each rule must match one of them.
 
     Raises:
         TransferError: A rule matches no name.
-        ArgumentError: A rule has more than one ``*`` on a side.
+        ArgumentError: A rule has more than one ``*`` on a side, or gives what is no name.
 
     Example:
         >>> rename = renaming({"head": "fc", "backbone.*": "*"}, ["backbone.conv1", "head", "norm"])
         >>> [rename(name) for name in ["backbone.conv1", "head", "norm"]]
         ['conv1', 'fc', 'norm']
     """
+    for rule, value in rules.items():
+        require(_are_sources(value), f"mapping[{rule!r}]", "a source name, a Part or several of these", value)
     meant = {rule: names_meant(rule, names) for rule in rules}
     idle = [rule for rule, matched in meant.items() if not matched]
     if idle:
@@ -160,10 +201,10 @@ def renaming(rules: Mapping[Pattern, str], names: Sequence[str]) -> Callable[[st
             + "\n".join(f"  {rule!r}: {rules[rule]!r}{did_you_mean(_text(rule), names)}" for rule in idle)
         )
 
-    def rename(name: str) -> str:
-        for rule, template in rules.items():
+    def rename(name: str) -> Sources:
+        for rule, value in rules.items():
             if name in meant[rule]:
-                return _renamed(rule, template, name)
+                return _each_renamed(rule, value, name)
         return name
 
     return rename
@@ -212,6 +253,15 @@ def _instead_of_order(targets: Sequence[Layer], sources: Sequence[Layer]) -> str
     if all(shapes.get(layer.name) == layer.shapes for layer in targets):
         return "mapping='name', since names and shapes agree on all"
     return "mapping='structure', or say which is which: mapping={'target name': 'source name', ...}"
+
+
+def _each_renamed(rule: Pattern, value: Sources, name: str) -> Sources:
+    if isinstance(value, str):
+        return _renamed(rule, value, name)
+    if isinstance(value, Part):
+        return replace(value, layer=_renamed(rule, value.layer, name))
+    several = (_each_renamed(rule, one, name) for one in value)
+    return tuple(one for one in several if isinstance(one, str | Part))
 
 
 def _renamed(rule: Pattern, template: str, name: str) -> str:

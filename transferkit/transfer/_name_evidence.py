@@ -196,6 +196,18 @@ def _children(
                 yield here, there
 
 
+def role_of(leaf: str) -> tuple[str, tuple[str, ...]]:
+    """Return which role the last part of a layer's name says, and its other words.
+
+    Example:
+        >>> role_of("q_proj"), role_of("value"), role_of("query_key_value")
+        (('query', ('proj',)), ('value', ()), ('', ('query', 'key', 'value')))
+    """
+    parts = _parts(leaf)
+    roles = [_ROLES[part] for part in parts if part in _ROLES]
+    return (roles[0], tuple(part for part in parts if part not in _ROLES)) if len(roles) == 1 else ("", parts)
+
+
 def without_numbers(name: str) -> tuple[str, ...]:
     """Return the words of a name, marked where numbers stand: ``"layer1.conv2" -> ("layer", "#", "conv", "#")``."""
     return tuple("#" if part.isdigit() else part for part in _parts(name))

@@ -25,9 +25,15 @@ from transferkit.checkpoints._optimizers import (
 from transferkit.errors import TransferError
 from transferkit.transfer._conversion import Conversion
 from transferkit.transfer._entry import StateLine
+from transferkit.transfer._shards import is_distributed
 from transferkit.transfer._write import Transaction, not_finite
 
 State = dict[str, Any]
+
+_SPREAD = (
+    "the parameters are spread over ranks. Next step: load_states=False, and torch.distributed.checkpoint for the "
+    "optimizer's state"
+)
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,16 @@ def move_states(
         TransferError: The source has no optimizer state for any of them, or one that is broken; or the optimizer
             cannot be given any.
     """
-    why = obstacle(optimizer) or _loads_otherwise(unwrapped(optimizer))
+    spread = any(is_distributed(parameter) for group in optimizer.param_groups for parameter in group["params"])
+    why = obstacle(optimizer) or _loads_otherwise(unwrapped(optimizer)) or _SPREAD * spread
     if why:
         raise TransferError(f"load_states=True, and {why}; the model is bit for bit as it was")
     inner = unwrapped(optimizer)
     options = {parameter: group for group in inner.param_groups for parameter in group["params"]}
     states: dict[nn.Parameter, State | None] = {}
     lines, found, broken = [], [], []
-    for key, parameter, places in _places(conversions, written, tied_to):
+    whole = [conversion.assembled() for conversion in conversions]
+    for key, parameter, places in _places(whole, written, tied_to):
         if parameter not in options:
             continue
         try:

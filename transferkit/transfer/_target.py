@@ -49,6 +49,11 @@ class Target:
             raise ArgumentError(
                 f"the model's lazy layers have no shape yet: {', '.join(lazy)}; run one batch through it first"
             )
+        if any("_flat_param" in layer.tensors for layer in layers):
+            raise ArgumentError(
+                "the model's parameters lie flattened in FullyShardedDataParallel; call apply(model) inside "
+                "FullyShardedDataParallel.summon_full_params(model), or before wrapping it, or use fully_shard"
+            )
         return cls(model, layers, tuple(f"set aside in the target's names: {part}" for part in set_aside))
 
 

@@ -15,6 +15,7 @@ from transferkit.layers import split_key
 from transferkit.memory import laid_out_alike, overlapping, place_of, same_memory
 from transferkit.transfer._conversion import Conversion
 from transferkit.transfer._entry import MOVED, Entry
+from transferkit.transfer._shards import empty_like, local, own_part
 from transferkit.transfer._target import Target
 
 
@@ -127,7 +128,7 @@ def stage(
         for short, value in (conversion.values() or {}).items():
             key = layer.key(short)
             if key in written or key in tied_to:
-                results[key] = Write(key, layer.tensors[short], value.detach())
+                results[key] = Write(key, *own_part(layer.tensors[short], value.detach()))
     _check_sources(results, tied_to)
     _check_destinations(results)
     _check_overlaps(list(results.values()))
@@ -304,6 +305,7 @@ def materialize(
     """
     places = list(_meta_places(target.model))
     made: dict[Hashable, Tensor] = {}
+    whole: dict[Hashable, Tensor] = {}
     if not places:
         return made
     if device is None:
@@ -314,9 +316,10 @@ def materialize(
 
     def fill() -> None:
         for _, owner, name, old in places:
-            if place_of(old) not in made:
-                made[place_of(old)] = _empty_like(old, torch.device(device))
-            owner[name] = made[place_of(old)]
+            if place_of(old) not in whole:
+                whole[place_of(old)] = _empty_like(old, torch.device(device))
+                made[place_of(local(old))] = local(whole[place_of(old)])
+            owner[name] = whole[place_of(old)]
 
     def empty_again() -> None:
         for _, owner, name, old in places:
@@ -373,5 +376,5 @@ def _require_separate(target: Target) -> None:
 
 
 def _empty_like(tensor: Tensor, device: torch.device) -> Tensor:
-    empty = torch.empty_like(tensor, device=device)
+    empty = empty_like(tensor, device)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

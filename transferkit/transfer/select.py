@@ -177,7 +177,7 @@ def _simple_rules(rule: Rule) -> list[Rule]:
 
 # The rules: by index, by name, by kind, before and after.
 
-KINDS = ("conv", "linear", "norm", "embedding", "recurrent", "attention", "other")
+KINDS = ("conv", "linear", "norm", "embedding", "recurrent", "attention", "conv1d", "other")
 
 
 def every() -> Rule:

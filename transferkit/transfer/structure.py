@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from transferkit.errors import LayerNotFoundError, did_you_mean
 from transferkit.layers import Layer
-from transferkit.transfer._mapping import Pairing, Pattern, renaming
+from transferkit.transfer._mapping import Pairing, Pattern, composed, renaming
 from transferkit.transfer._name_evidence import doubtful, is_elsewhere, is_outdone, shifted
 from transferkit.transfer._turns import in_torch
+from transferkit.transfer.parts import Composed, Sources, pieces_of, renamed
 
 # What other frameworks and hand-written layers call the same tensors.
 _ALIASES = {
@@ -105,10 +107,10 @@ def tensor_names(target: Layer, source: Layer) -> dict[str, str] | None:
     by_alias = {_ALIASES.get(short, short): short for short in offered}
     for short, tensor in wanted.items():
         other = by_alias.get(_ALIASES.get(short, short))
-        if other is not None and offered[other].shape == tensor.shape:
+        if other is not None and _shape(offered[other]) == _shape(tensor):
             names[short] = other
-    left = {short: tensor.shape for short, tensor in wanted.items() if short not in names}
-    free = {short: tensor.shape for short, tensor in offered.items() if short not in names.values()}
+    left = {short: _shape(tensor) for short, tensor in wanted.items() if short not in names}
+    free = {short: _shape(tensor) for short, tensor in offered.items() if short not in names.values()}
     if Counter(left.values()) != Counter(free.values()) or len(set(left.values())) != len(left):
         return None
     by_shape = {shape: short for short, shape in free.items()}
@@ -118,7 +120,15 @@ def tensor_names(target: Layer, source: Layer) -> dict[str, str] | None:
 def signature(layer: Layer) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Return what layers of the same look have in common: names and shapes of the tensors that count."""
     tensors = _tensors(layer)
-    return tuple(sorted((_ALIASES.get(short, short), tuple(tensor.shape)) for short, tensor in tensors.items()))
+    return tuple(sorted((_ALIASES.get(short, short), _shape(tensor)) for short, tensor in tensors.items()))
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """Return a shape without the ones at its end: a 1x1 convolution looks like a linear layer."""
+    shape = tuple(tensor.shape)
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def _alike(targets: Sequence[Layer], sources: Sequence[Layer]) -> list[list[bool]]:
@@ -143,7 +153,11 @@ def _alike(targets: Sequence[Layer], sources: Sequence[Layer]) -> list[list[bool
 
 
 def _tensors(layer: Layer) -> Mapping[str, Tensor]:
-    return {s: tensor for s, tensor in layer.tensors.items() if tensor.ndim > 0 or tensor.is_floating_point()}
+    counted = {
+        s: tensor for s, tensor in layer.tensors.items() if tensor.ndim > 0 or tensor.is_floating_point()
+    }
+    # What is looked up by index is a buffer here and none there; alone it is all that a layer has.
+    return {s: tensor for s, tensor in counted.items() if tensor.dtype != torch.int64} or counted
 
 
 Options = dict[int, tuple[int | None, ...]]
@@ -159,11 +173,15 @@ class ByStructure:
         known: From target to source names, globs or regular expressions, as in a mapping by rules.
     """
 
-    known: Mapping[Pattern, str] = field(default_factory=dict)
+    known: Mapping[Pattern, Sources] = field(default_factory=dict)
 
 
 def map_by_structure(
-    targets: Sequence[Layer], selected: Sequence[int], sources: Sequence[Layer], known: Mapping[Pattern, str]
+    targets: Sequence[Layer],
+    selected: Sequence[int],
+    sources: Sequence[Layer],
+    known: Mapping[Pattern, Sources],
+    replaced: Sequence[Layer] = (),
 ) -> Pairing:
     """Pair layers by the shapes of their tensors, their order and their names; what is open stays open.
 
@@ -174,12 +192,13 @@ def map_by_structure(
         selected: Places of those that are selected.
         sources: The source's layers.
         known: Pairs that are given rather than found.
+        replaced: Layers in whose place others stand among the sources, and which a given pair may still name.
 
     Raises:
         TransferError: A known rule matches nothing.
         LayerNotFoundError: A known pair names a source layer that is not there.
     """
-    given = _given(targets, sources, known)
+    given, sources = _given(targets, sources, known, replaced)
     options = _options(targets, sources, given)
     found = {place: choices[0] for place, choices in options.items() if len(choices) == 1}
     source_of = given | {place: source for place, source in found.items() if source is not None}
@@ -191,19 +210,29 @@ def map_by_structure(
     return Pairing("structure", renamed, source_of, absent, _advice(open_places, targets, sources))
 
 
-def _given(targets: Sequence[Layer], sources: Sequence[Layer], known: Mapping[Pattern, str]) -> dict[int, int]:
-    """Return the pairs that are given, by place."""
-    names = [layer.name for layer in sources]
+def _given(
+    targets: Sequence[Layer],
+    sources: Sequence[Layer],
+    known: Mapping[Pattern, Sources],
+    replaced: Sequence[Layer],
+) -> tuple[dict[int, int], list[Layer]]:
+    """Return the pairs that are given, by place, and the source's layers with those made that they need."""
     rename = renaming(known, [layer.name for layer in targets])
-    pairs = {}
-    for place, layer in enumerate(targets):
-        name = rename(layer.name)
-        if name == layer.name and name not in known:
-            continue
-        if name not in names:
-            raise LayerNotFoundError(f"no source layer {name!r} for {layer.name!r}{did_you_mean(name, names)}")
-        pairs[place] = names.index(name)
-    return pairs
+    values = {place: rename(layer.name) for place, layer in enumerate(targets)}
+    made = {layer.name for layer in sources if isinstance(layer, Composed) and layer.how == "tokens"}
+    told = {p: v for p, v in values.items() if v != targets[p].name or targets[p].name in {*known, *made}}
+    wanted, layers = composed(told, targets, [*replaced, *sources])
+    named = set(wanted.values()) - {layer.name for layer in sources}
+    meant = [layer for layer in layers if layer.name in named]
+    gone = {id(used) for layer in meant for used in (layer, *pieces_of(layer))}
+    left = [s for s in sources if gone.isdisjoint((id(s), *map(id, pieces_of(s))))]
+    layers = [*left, *meant]
+    places = {layer.name: place for place, layer in enumerate(layers)}
+    for place, name in wanted.items():
+        if name not in places:
+            hint = did_you_mean(name, places)
+            raise LayerNotFoundError(f"no source layer {name!r} for {targets[place].name!r}{hint}")
+    return {place: places[name] for place, name in wanted.items()}, layers
 
 
 def _options(targets: Sequence[Layer], sources: Sequence[Layer], given: Mapping[int, int]) -> Options:
@@ -314,12 +343,7 @@ def _with_names_of(target: Layer, source: Layer) -> Layer:
     taken = {other: short for short, other in names.items() if short != other}
     if not taken:
         return source
-    return replace(
-        source,
-        tensors={taken.get(short, short): tensor for short, tensor in source.tensors.items()},
-        states={taken.get(short, short): state for short, state in source.states.items()},
-        keys={taken.get(short, short): source.key(short) for short in source.tensors},
-    )
+    return renamed(source, taken)
 
 
 def _why(choices: Sequence[int | None], sources: Sequence[Layer]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import IO, Literal, NamedTuple
 from weakref import ref
@@ -21,14 +21,17 @@ from transferkit.transfer._conversion import Chooser, Conversion, Excuses, Handl
 from transferkit.transfer._decide import AllowMissing, allowance, decide, keeping, require_kept
 from transferkit.transfer._entry import MOVED, WRITTEN, Origin
 from transferkit.transfer._mapping import Pairing, map_by_function, map_by_name, map_by_order, renaming
-from transferkit.transfer._states import NO_STATES, install_states, move_states, optimizer_notes
+from transferkit.transfer._shards import together
+from transferkit.transfer._states import NO_STATES, MovedStates, install_states, move_states, optimizer_notes
 from transferkit.transfer._target import Target, packed_modules, settle_ties, settle_views, tie_groups
-from transferkit.transfer._write import Transaction, materialize, require_real, stage, unchecked
+from transferkit.transfer._write import Transaction, Write, materialize, require_real, stage, unchecked
 from transferkit.transfer.account import TransferPlan, TransferReport, versions
+from transferkit.transfer.handlers.attention import ways_to_join
+from transferkit.transfer.parts import Sources
 from transferkit.transfer.select import Predicate, every, select_layers
 from transferkit.transfer.structure import ByStructure, map_by_structure
 
-MappingRule = str | ByStructure | Mapping[str | re.Pattern[str], str] | Callable[[str], str]
+MappingRule = str | ByStructure | Mapping[str | re.Pattern[str], Sources] | Callable[[str], Sources]
 Source = Checkpoint | nn.Module | Mapping[str, Tensor] | Sequence[Layer] | str | os.PathLike[str] | IO[bytes]
 
 
@@ -38,6 +41,15 @@ class _Prepared(NamedTuple):
     target: Target
     plan: TransferPlan
     conversions: Sequence[Conversion]
+
+
+class _Staged(NamedTuple):
+    """What is ready to be written, and what the report will say of it."""
+
+    prepared: _Prepared
+    writes: Sequence[Write]
+    moved: MovedStates
+    notes: Sequence[str]
 
 
 class WeightTransfer:
@@ -50,6 +62,8 @@ class WeightTransfer:
             i-th for the i-th; ``"structure"`` the one that stands in its place by the shapes of all layers, or
             :class:`ByStructure` with some pairs given; a dict from target to source names, globs or regular
             expressions (what it does not mention maps to its own name); or a function from a selected layer's name.
+            For a name stands also a :class:`Part` of a layer, or several layers, joined in that order:
+            ``{"attn.qkv": ("query", "key", "value")}``.
         handlers: Handlers or names of handlers that convert layers which do not fit as they are; or a dict that
             aims handlers at layers, ``{"features.0": "input_channels"}``.
         on_mismatch: ``"error"``, or ``"adapt"`` to try every registered handler on what does not fit.
@@ -115,7 +129,8 @@ class WeightTransfer:
     def apply(self, model: nn.Module, optimizer: Optimizer | None = None) -> TransferReport:
         """Write the selected layers, in place: the model keeps its parameters, and so does its optimizer.
 
-        Whatever fails, the model and the optimizer are as they were.
+        Whatever fails, the model and the optimizer are as they were. Of a model that ``fully_shard`` or tensor
+        parallelism spread over ranks, all call this together, and each writes and reads its own part.
 
         Args:
             model: The target; changed in place.
@@ -127,7 +142,27 @@ class WeightTransfer:
             ArgumentError: As :meth:`plan`; or a model on the meta device and no ``device``.
             HandlerError: A handler failed.
         """
-        target, plan, conversions = self._prepare(model, optimizer)
+        staged = together(model, lambda: self._stage(model, optimizer))
+        target, plan, _ = staged.prepared
+        with Transaction() as transaction:
+
+            def make_room() -> Mapping[Hashable, Tensor]:
+                made = materialize(target, plan.entries, self.device, transaction)
+                if optimizer is not None:
+                    install_states(optimizer, staged.moved.states, transaction)
+                return made
+
+            made = together(model, make_room)
+            transaction.write([write.onto(made.get(place_of(write.destination))) for write in staged.writes])
+        notes = (*plan.notes, *staged.notes)
+        return TransferReport.of(
+            plan, states=staged.moved.lines, notes=notes, parameters=_parameters(model, plan)
+        )
+
+    def _stage(self, model: nn.Module, optimizer: Optimizer | None) -> _Staged:
+        """Do all that can fail and changes nothing: check the plan, make the values, look at them."""
+        prepared = self._prepare(model, optimizer)
+        _, plan, conversions = prepared
         plan.check()
         written = {entry.key for entry in plan.entries if entry.bucket in WRITTEN}
         tied_to = {e.key: e.tied_to for e in plan.entries if e.tied_to}
@@ -140,14 +175,7 @@ class WeightTransfer:
         if optimizer is not None:
             require_real(optimizer)
             notes += [*moved.notes, *optimizer_notes(model, optimizer, moved.states)]
-        with Transaction() as transaction:
-            made = materialize(target, plan.entries, self.device, transaction)
-            if optimizer is not None:
-                install_states(optimizer, moved.states, transaction)
-            transaction.write([write.onto(made.get(place_of(write.destination))) for write in writes])
-        return TransferReport.of(
-            plan, states=moved.lines, notes=(*plan.notes, *notes), parameters=_parameters(model, plan)
-        )
+        return _Staged(prepared, writes, moved, notes)
 
     def _prepare(self, model: nn.Module, optimizer: Optimizer | None) -> _Prepared:
         if self.load_states and optimizer is None:
@@ -157,7 +185,7 @@ class WeightTransfer:
         selection = select_layers(self.select, target.layers)
         excuses = Excuses(keeping(self.keep, target.layers), allowance(self.allow_missing, target.layers))
         choose = Chooser(self.handlers, self.on_mismatch, target, excuses)
-        pairing = self._pair(target, selection.indices, choose.join(self.source))
+        pairing = self._pair(target, selection.indices, choose)
         decision = decide(target, pairing, frozenset(selection.indices), choose, excuses)
         entries = settle_ties(decision.entries, tie_groups(target.layers))
         entries = settle_views(entries, target.layers)
@@ -170,7 +198,7 @@ class WeightTransfer:
             target=type(model).__name__,
             notes=(*target.notes, *packed),
             versions=versions(),
-            advice=pairing.advice,
+            advice=(*pairing.advice, *_ways_to_join(target, choose, pairing)),
         )
         if not plan.problems:
             choose.check_all_ran()
@@ -189,8 +217,9 @@ class WeightTransfer:
             [f"packed weights of {len(names)} modules were left as they are: {listed(names)}"] if names else []
         )
 
-    def _pair(self, target: Target, selected: Sequence[int], sources: Sequence[Layer]) -> Pairing:
-        layers, mapping = target.layers, self.mapping
+    def _pair(self, target: Target, selected: Sequence[int], choose: Chooser) -> Pairing:
+        layers, mapping, sources = target.layers, self.mapping, choose.join(self.source)
+        told = [*choose.replaced, *sources]  # what has a name, whatever was made of it
         if mapping == "name":
             return map_by_name(layers, selected, sources)
         if mapping == "order":
@@ -198,15 +227,23 @@ class WeightTransfer:
         if mapping == "structure":
             return map_by_structure(layers, selected, sources, {})
         if isinstance(mapping, ByStructure):
-            return map_by_structure(layers, selected, sources, mapping.known)
+            return map_by_structure(layers, selected, sources, mapping.known, choose.replaced)
         if isinstance(mapping, Mapping):
             rename = renaming(mapping, [layer.name for layer in layers])
-            return map_by_name(layers, selected, sources, rename, "rules")
+            return map_by_name(layers, selected, told, rename, "rules")
         if callable(mapping):
-            return map_by_function(layers, selected, sources, mapping)
+            return map_by_function(layers, selected, told, mapping)
         raise ArgumentError(
             f"mapping must be 'name', 'order', 'structure', a dict or a function, got {mapping!r}"
         )
+
+
+def _ways_to_join(target: Target, choose: Chooser, pairing: Pairing) -> tuple[str, ...]:
+    """Tell how layers that have no source could be put together from those that nothing uses."""
+    used = set(pairing.source_of.values())
+    free = [layer for place, layer in enumerate(pairing.sources) if place not in used]
+    absent = [target.layers[place] for place in pairing.absent]
+    return ways_to_join(free, absent, choose.tried) if absent and free else ()
 
 
 def _parameters(model: nn.Module, plan: TransferPlan) -> tuple[ref[nn.Parameter], ...]:

@@ -1,5 +1,6 @@
 """Handlers convert one source layer into tensors that fit one target layer; other packages may add theirs."""
 
+from transferkit.transfer.handlers.attention import Fused, Tokens, reshape
 from transferkit.transfer.handlers.convolutions import FoldBatchNorm, InflateKernel, InputChannels, ResizeKernel
 from transferkit.transfer.handlers.plain import ClassRows, cast, parametrizations, slices
 from transferkit.transfer.handlers.position_embeddings import PositionEmbeddings
@@ -15,17 +16,20 @@ from transferkit.transfer.handlers.registry import (
 __all__ = [
     "ClassRows",
     "FoldBatchNorm",
+    "Fused",
     "Handler",
     "InflateKernel",
     "InputChannels",
     "PositionEmbeddings",
     "ResizeKernel",
+    "Tokens",
     "automatic_handlers",
     "cast",
     "find_handler",
     "handler_names",
     "parametrizations",
     "register_handler",
+    "reshape",
     "slices",
     "unregister_handler",
 ]

@@ -67,7 +67,7 @@ class FoldBatchNorm:
         if self.pairs is not None:
             names = [layer.name for layer in sources]
             rename = renaming(self.pairs, names)
-            return {name: rename(name) for name in names if rename(name) != name}
+            return {name: str(rename(name)) for name in names if rename(name) != name}
         model = getattr(sources, "model", None)
         return _by_definition(sources) if model is None else _by_data_flow(model, sources)
 
