@@ -23,6 +23,7 @@ from transferkit.transfer._entry import MOVED, WRITTEN, Origin
 from transferkit.transfer._mapping import Pairing, map_by_function, map_by_name, map_by_order, renaming
 from transferkit.transfer._states import NO_STATES, install_states, move_states, optimizer_notes
 from transferkit.transfer._target import Target, packed_modules, settle_ties, settle_views, tie_groups
+from transferkit.transfer._transformers import in_live_names
 from transferkit.transfer._write import Transaction, materialize, require_real, stage, unchecked
 from transferkit.transfer.account import TransferPlan, TransferReport, versions
 from transferkit.transfer.select import Predicate, every, select_layers
@@ -157,7 +158,9 @@ class WeightTransfer:
         selection = select_layers(self.select, target.layers)
         excuses = Excuses(keeping(self.keep, target.layers), allowance(self.allow_missing, target.layers))
         choose = Chooser(self.handlers, self.on_mismatch, target, excuses)
-        pairing = self._pair(target, selection.indices, choose.join(self.source))
+        joined = choose.join(self.source)
+        sources, renamed = in_live_names(model, joined) if self.mapping == "name" else (joined, ())
+        pairing = self._pair(target, selection.indices, sources)
         decision = decide(target, pairing, frozenset(selection.indices), choose, excuses)
         entries = settle_ties(decision.entries, tie_groups(target.layers))
         entries = settle_views(entries, target.layers)
@@ -168,7 +171,7 @@ class WeightTransfer:
             mapping=pairing.text,
             origin=Origin.of(self.source),
             target=type(model).__name__,
-            notes=(*target.notes, *packed),
+            notes=(*target.notes, *packed, *renamed),
             versions=versions(),
             advice=pairing.advice,
         )
