@@ -210,7 +210,7 @@ def replace_head(
     old = find_head(model, name)
     if name is None:
         _check_nothing_beside(model, old)
-    new = _built(head, old.in_features)
+    new = _built(head, old)
     _check_fits(model, old, new)
     on_map = isinstance(_first_layer(old.module), nn.Conv2d)
     if on_map and is_linear(_first_layer(new)):
@@ -224,15 +224,18 @@ def replace_head(
     return Head(old.name, new, old.in_features)
 
 
-def _built(head: int | nn.Module | Callable[[int], nn.Module], in_features: int) -> nn.Module:
+def _built(head: int | nn.Module | Callable[[int], nn.Module], old: Head) -> nn.Module:
     if isinstance(head, Integral) and not isinstance(head, bool):  # numpy's whole numbers are none of int's
-        return linear_head(in_features, int(head))
+        new = linear_head(old.in_features, int(head))
+        if getattr(old.module, "bias", new.bias) is None:  # as what loads the model again will build it
+            new.register_parameter("bias", None)
+        return new
     if not callable(head):
         raise ArgumentError(
             "head must be a number of classes, a module, or a function of in_features that builds one, "
             f"got {head!r}"
         )
-    return head if isinstance(head, nn.Module) else head(in_features)
+    return head if isinstance(head, nn.Module) else head(old.in_features)
 
 
 def _check_fits(model: nn.Module, old: Head, new: nn.Module) -> None:
@@ -289,6 +292,7 @@ def _tell_number_of_classes(model: nn.Module, name: str, head: nn.Module) -> Non
                 setattr(holder, count, widths[-1])
         config: Any = getattr(holder, "config", None)
         if isinstance(getattr(config, "num_labels", None), int) and config.num_labels != widths[-1]:
-            config.num_labels = widths[-1]  # its setter names the labels anew
+            config.num_labels, names = widths[-1], {n: f"LABEL_{n}" for n in range(widths[-1])}
+            config.id2label, config.label2id = names, {name: n for n, name in names.items()}
             if config.problem_type == "regression" or widths[-1] == 1:
                 config.problem_type = None  # found again from the next labels
