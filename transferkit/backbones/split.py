@@ -203,8 +203,12 @@ def _split(model: nn.Module, example: Tensor, steps: list[Step], boundary: int, 
         features = truncate(model, before=name)(example)
         logits = logits_of(model(example))
     last_map = next((place for place in range(boundary - 1, -1, -1) if _ends_backbone(steps, place)), None)
-    found = None if last_map is None else _map_and_pool(model, example, steps[:boundary], last_map, name, features)
-    if found is None and features.ndim == 2 and boundary:  # a class token, or a mean: no map leads to it by itself
+    found = (
+        None if last_map is None else _map_and_pool(model, example, steps[:boundary], last_map, name, features)
+    )
+    if (
+        found is None and features.ndim == 2 and boundary
+    ):  # a class token, or a mean: no map leads to it by itself
         found = truncate(model, before=name, example=example), nn.Identity()
     if found is None and last_map is None:
         raise UnsplittableError(
@@ -215,11 +219,15 @@ def _split(model: nn.Module, example: Tensor, steps: list[Step], boundary: int, 
         lambda: nn.Sequential(*(step.module for step in steps[boundary:] if step.leaf)),
     )
     rest = None if found is None else _first_equal(rests, features, logits)
-    alike = rest is not None and (not trains or _trains_alike(model, rest, example, features))
-    if found is None or rest is None or not alike:
+    if found is None or rest is None:
         raise UnsplittableError(
             f"the forward of {kind} cannot be taken apart before {name!r}: its modules alone, run one after "
             "the other, give something else; put the frozen part into a module of its own"
+        )
+    if trains and not _trains_alike(model, rest, example, features):
+        raise UnsplittableError(
+            f"the forward of {kind} cannot be taken apart before {name!r}: in training its modules alone give "
+            "something else; if that is stochastic depth in the frozen part, freeze(model, ..., dropout=False) ends it"
         )
     return SplitModel(*found, rest, name)
 
