@@ -227,7 +227,7 @@ def _split(model: nn.Module, example: Tensor, steps: list[Step], boundary: int, 
     if trains and not _trains_alike(model, rest, example, features):
         raise UnsplittableError(
             f"the forward of {kind} cannot be taken apart before {name!r}: in training its modules alone give "
-            "something else; if that is stochastic depth in the frozen part, freeze(model, ..., dropout=False) ends it"
+            "something else; if that is frozen stochastic depth, freeze(model, ..., dropout=False) ends it"
         )
     return SplitModel(*found, rest, name)
 

@@ -18,7 +18,7 @@ _CONVENTIONAL = {"fc", "_fc", "classifier", "_classifier", "head", "heads", "las
 _AUXILIARY = re.compile("aux|dist", re.IGNORECASE)
 
 # What a detector calls the layers beside its classes: most give as many numbers for each class.
-_PLACES = re.compile("box|mask|reg", re.IGNORECASE)
+_PLACES = re.compile("box|mask|regress|keypoint", re.IGNORECASE)
 
 _CLASSES = re.compile("cls|class", re.IGNORECASE)
 
