@@ -6,7 +6,7 @@ checkpoint beside the model and applied on the device, to patches and whole imag
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -173,9 +173,28 @@ def _transforms(source: Any) -> FoundPreprocessing | None:
     transforms = getattr(source, "transforms", None)
     if callable(transforms):
         return _settings(transforms(), f"the transforms of {source}")
-    steps = list(transforms) if isinstance(transforms, Sequence) else []
-    found = (_settings(step, f"its {type(step).__name__}") for step in steps)
-    return next((each for each in found if each is not None), None)
+    steps = list(_steps(source))
+    found = [(place, one) for place, one in enumerate(steps) if _settings(one, "")]
+    if not found:
+        return None
+    place, step = found[0]
+    kinds = {type(one).__name__ for one in steps[:place]}
+    rescaled = 1.0 if kinds & _NOT_DIVIDING and not any(map(_divides, steps[:place])) else 255.0
+    size = next((size for one in reversed(steps[:place]) if (size := _pair(getattr(one, "size", None)))), None)
+    return _settings(step, f"its {type(step).__name__}", rescaled, size)
+
+
+def _steps(source: Any) -> Iterator[Any]:
+    """Yield the transforms of a ``Compose``, and of those inside it."""
+    inner = getattr(source, "transforms", None)
+    for step in inner if isinstance(inner, Sequence) else ():
+        yield from _steps(step) if hasattr(step, "transforms") else (step,)
+
+
+def _divides(step: Any) -> bool:
+    """Tell whether one of torchvision's or timm's transforms brings pixels of 0..255 to 0..1."""
+    kind = type(step).__name__
+    return kind in _DIVIDING or (bool(getattr(step, "scale", False)) and kind == "ToDtype")
 
 
 def _known_package(source: Any) -> FoundPreprocessing | None:
@@ -186,10 +205,16 @@ def _known_package(source: Any) -> FoundPreprocessing | None:
     return FoundPreprocessing(EFFICIENTNET_LITE, _pair(source.input_image_size), f"known for {package}")
 
 
+# Transforms of 0..255 to 0..1, as torchvision and timm call them.
+_DIVIDING = {"ToTensor", "MaybeToTensor", "ConvertImageDtype"}
+_NOT_DIVIDING = {"ToDtype", "ToImage", "PILToTensor", "MaybePILToTensor", "ToNumpy"}
+
 _PLACES = (_own, _known_package, _configured, _transforms)
 
 
-def _settings(place: Any, origin: str) -> FoundPreprocessing | None:
+def _settings(
+    place: Any, origin: str, scale: float = 255.0, size: tuple[int, int] | None = None
+) -> FoundPreprocessing | None:
     """Read mean and std, by timm's and torchvision's or by Hugging Face's names, from a dict or an object."""
 
     def value(*names: str) -> Any:
@@ -197,19 +222,43 @@ def _settings(place: Any, origin: str) -> FoundPreprocessing | None:
         return next((given[name] for name in names if given.get(name) is not None), None)
 
     mean, std = value("mean", "image_mean"), value("std", "image_std")
+    processes = value("do_rescale") is not None  # Hugging Face's processors say of each step whether it is done
+    if value("do_normalize") is False or (processes and not value("do_normalize")):
+        mean, std = 0.0, 1.0
     if mean is None or std is None or callable(mean):
         return None
-    mean, std = tuple(map(float, mean)), tuple(map(float, std))
+    mean, std = (_numbers(each) for each in (mean, std))
     if not len(mean) == len(std) == 3:
         raise ArgumentError(f"mean and std must be three numbers each, got {mean} and {std} in {origin}")
-    scale = 1 / (value("rescale_factor") or 1 / 255)
-    size = _pair(value("input_size", "crop_size", "size"))
-    return FoundPreprocessing(Preprocessing(mean, std, round(scale, 6)), size, origin)
+    if value("include_top"):  # EfficientNet's processor divides by the standard deviation once more
+        std = tuple(one * two for one, two in zip(std, _numbers(value("image_std")), strict=True))
+    if (
+        value("offset", "rescale_offset") and value("do_rescale") is not False
+    ):  # to -1..1, which comes before the mean
+        mean = tuple(one + 1 for one in mean)
+    scale = 1 / factor if (factor := value("rescale_factor")) else scale
+    scale = 1.0 if value("do_rescale") is False else scale
+    order = "BGR" if value("do_flip_channel_order") else "RGB"
+    return FoundPreprocessing(
+        Preprocessing(mean, std, round(scale, 6), order), _input_size(value) or size, origin
+    )
+
+
+def _numbers(given: Any) -> tuple[float, ...]:
+    """Return one number per channel; one alone, which Hugging Face's processors take too, is every channel's."""
+    return (float(given),) * 3 if isinstance(given, int | float) else tuple(map(float, given))
+
+
+def _input_size(value: Callable[..., Any]) -> tuple[int, int] | None:
+    """Return what the network is given: of a crop, if one is made, or else of the resized image."""
+    crop = None if value("do_center_crop") is False else value("crop_size")
+    size = None if value("do_resize") is False else value("size")
+    return _pair(next((each for each in (value("input_size"), crop, size) if each is not None), None))
 
 
 def _pair(size: Any) -> tuple[int, int] | None:
     """Return (height, width) from any notation: 224, (224,), (3, 224, 224), {"shortest_edge": 224}."""
-    if isinstance(size, Mapping) or hasattr(size, "keys"):
+    if hasattr(size, "get"):  # a dict, or Hugging Face's SizeDict
         edges = (size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge")))
         return (int(edges[0]), int(edges[1])) if None not in edges else None
     numbers = [size] if isinstance(size, int) else list(size or [])

@@ -116,3 +116,23 @@ def test_efficientnet_lite_folds_wholly_and_pads_in_its_convolutions() -> None:
     assert folded._blocks[2]._depthwise_conv.padding == (1, 1)
     other = torch.randn(1, 3, 192, 256)
     torch.testing.assert_close(folded(other), model(other), rtol=1e-3, atol=1e-3)
+
+
+class NormAct(nn.BatchNorm2d):
+    """timm's: a batch norm with an activation in it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.drop, self.act = nn.Identity(), nn.SiLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+def test_what_a_norm_does_beside_norming_stays() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), NormAct(8), nn.Conv2d(8, 4, 1)).eval()
+    net[1].running_mean.normal_()
+    pixels = torch.randn(2, 3, 9, 9)
+    folded = fold_batch_norms(net, pixels)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert torch.allclose(folded(pixels), net(pixels), atol=1e-5)

@@ -117,3 +117,36 @@ def test_timms_own_models() -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed")
     found = find_preprocessing(timm.create_model("vit_tiny_patch16_224"))
     assert (found.preprocessing.mean, found.image_size) == (HALF, (224, 224))
+
+
+class SizeDict(SimpleNamespace):
+    """Hugging Face's sizes: no dict, and read like one."""
+
+    def get(self, name: str, default: object = None) -> object:
+        return getattr(self, name, default)
+
+    def __iter__(self) -> object:
+        return iter(vars(self).items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected", "size"),
+    [
+        ({"size": SizeDict(height=96, width=64)}, WANTED, (96, 64)),
+        ({"size": SizeDict(shortest_edge=80), "crop_size": SizeDict(height=64, width=64)}, WANTED, (64, 64)),
+        (
+            {"size": SizeDict(height=80, width=80), "crop_size": {"height": 64}, "do_center_crop": False},
+            WANTED,
+            (80, 80),
+        ),
+        ({"do_normalize": False, "do_rescale": True}, Preprocessing((0.0,) * 3, (1.0,) * 3), None),
+        ({"do_rescale": False, "do_normalize": True}, Preprocessing(HALF, (0.25,) * 3, 1.0), None),
+        ({"do_flip_channel_order": True}, Preprocessing(HALF, (0.25,) * 3, 255.0, "BGR"), None),
+    ],
+)
+def test_a_processor_s_steps_are_heeded(
+    settings: dict[str, object], expected: Preprocessing, size: tuple[int, int] | None
+) -> None:
+    for source in (processor(**settings), vars(processor(**settings))):
+        found = find_preprocessing(source)
+        assert (found.preprocessing, found.image_size) == (expected, size)

@@ -144,3 +144,28 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(module.training for module in model.modules())
     assert list(model.state_dict()) == names
     assert sum(len(module._forward_hooks) for module in model.modules()) == hooks
+
+
+class Tokens(nn.Module):
+    """A transformer in small: no map leads to its class token by modules alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cls = nn.Parameter(torch.randn(1, 1, 8))
+        self.embed = nn.Conv2d(3, 8, 8, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        tokens = self.embed(pixels).flatten(2).mT
+        return self.head(self.block(torch.cat([self.cls.expand(len(pixels), -1, -1), tokens], 1))[:, 0])
+
+
+def test_a_transformer_is_split_at_its_class_token() -> None:
+    model = Tokens().requires_grad_(False)
+    model.head.requires_grad_(True)
+    pixels = torch.randn(2, 3, 32, 32)
+    parts = split_frozen(model, pixels)
+    features = parts.pool(parts.backbone(pixels))
+    assert features.shape == (2, 8) and parts.boundary == "head"
+    assert torch.allclose(parts.rest(features), model(pixels), atol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -161,3 +163,38 @@ def test_what_is_no_head_is_refused(head: object) -> None:
     with pytest.raises(ArgumentError, match="head must be a number of classes, a module, or a function"):
         replace_head(model, head)
     assert model[2].out_features == 3
+
+
+class Detector(nn.Module):
+    """torchvision's Faster R-CNN: scores and boxes, both counted in classes."""
+
+    def __init__(self, classes: int = 7) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(3, 8)
+        self.box_predictor = nn.ModuleDict(
+            {"cls_score": nn.Linear(8, classes), "bbox_pred": nn.Linear(8, 4 * classes)}
+        )
+
+
+def test_a_detector_s_scores_are_its_head_and_are_not_replaced_alone() -> None:
+    model = Detector()
+    assert find_head(model).name == "box_predictor.cls_score"
+    with pytest.raises(LayerNotFoundError, match=r"2 layers.*cls_score.*bbox_pred"):
+        replace_head(model, 5)
+    replace_head(model, 5, name="box_predictor.cls_score")
+    assert find_head(model).module.out_features == 5
+
+
+def test_a_config_s_labels_follow_the_head() -> None:
+    model = nn.Module()
+    model.classifier = nn.Linear(3, 4, bias=False)
+    model.config = SimpleNamespace(num_labels=4, id2label={}, label2id={}, problem_type="regression")
+    head = replace_head(model, 2).module
+    config = model.config
+    assert head.bias is None  # as what builds the model again from its configuration will have it
+    assert (config.num_labels, config.id2label, config.label2id, config.problem_type) == (
+        2,
+        {0: "LABEL_0", 1: "LABEL_1"},
+        {"LABEL_0": 0, "LABEL_1": 1},
+        None,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
@@ -61,7 +62,9 @@ def fold_batch_norms(model: nn.Module, example: Tensor, *, tolerance: float = 1e
     changes: dict[str, nn.Module] = {}
     for layer, norm in norms.items():
         changes[layer] = _fused(modules[layer], modules[norm])
-        changes[norm] = with_hooks_of(modules[norm], nn.Identity())  # a truncated network may end at it
+        changes[norm] = with_hooks_of(
+            modules[norm], _without_norm(modules[norm])
+        )  # a truncated one may end at it
     for name, module in modules.items():
         if isinstance(module, nn.Conv2d) and _pads_by_itself(module):
             changes[name] = _padded(changes.get(name, module))
@@ -127,6 +130,12 @@ def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
     fused = shallow_copy(layer)
     fused.__dict__["_parameters"] = {**layer._parameters, "weight": weight, "bias": bias}
     return fused
+
+
+def _without_norm(norm: nn.Module) -> nn.Module:
+    """Return what a norm does beside norming: timm's may have an activation in it, called after."""
+    children = OrderedDict(norm.named_children())
+    return nn.Sequential(children) if children else nn.Identity()
 
 
 def _pads_by_itself(convolution: nn.Conv2d) -> bool:

@@ -116,7 +116,8 @@ class SplitModel:
     """A model in three parts, ``rest(pool(backbone(pixels)))``, which share its parameters.
 
     Attributes:
-        backbone: Maps normalized pixels to the last map before a pooling.
+        backbone: Maps normalized pixels to the last map before a pooling; where no map leads to them, as in a
+            transformer, to the features themselves: a class token, or the mean of all.
         pool: Maps that to what enters the rest.
         rest: Maps that to logits, in training and in evaluation as the model does.
         boundary: Name of the first module of the rest.
@@ -198,36 +199,53 @@ def split_at_head(model: nn.Module, example: Tensor) -> SplitModel:
 
 def _split(model: nn.Module, example: Tensor, steps: list[Step], boundary: int, trains: bool) -> SplitModel:
     name, kind = steps[boundary].name, type(model).__name__
+    with evaluating(model):
+        features = truncate(model, before=name)(example)
+        logits = logits_of(model(example))
     last_map = next((place for place in range(boundary - 1, -1, -1) if _ends_backbone(steps, place)), None)
-    if last_map is None:
+    found = (
+        None if last_map is None else _map_and_pool(model, example, steps[:boundary], last_map, name, features)
+    )
+    if (
+        found is None and features.ndim == 2 and boundary
+    ):  # a class token, or a mean: no map leads to it by itself
+        found = truncate(model, before=name, example=example), nn.Identity()
+    if found is None and last_map is None:
         raise UnsplittableError(
             f"{kind} is trained from {name!r} on, and no map (B, C, h, w) is frozen before that"
         )
-    with evaluating(model):
-        # With an example, later layers are left out, so that no trained layer is part of the frozen backbone.
-        backbone = truncate(model, steps[last_map].name, example=example)
-        frozen = truncate(model, before=name)
-        maps, features = backbone(example), frozen(example)
-        logits = logits_of(model(example))
-    pools = (
-        lambda: truncate(_without(model, steps, last_map), before=name, example=maps),
-        lambda: nn.Sequential(
-            *(step.module for step in steps[last_map + 1 : boundary] if step.leaf), nn.Flatten()
-        ),
-    )
     rests = (
         lambda: _without(model, steps, boundary - 1),
         lambda: nn.Sequential(*(step.module for step in steps[boundary:] if step.leaf)),
     )
-    pool = _first_equal(pools, maps, features)
-    rest = None if pool is None else _first_equal(rests, features, logits)
-    alike = rest is not None and (not trains or _trains_alike(model, rest, example, features))
-    if pool is None or rest is None or not alike:
+    rest = None if found is None else _first_equal(rests, features, logits)
+    if found is None or rest is None:
         raise UnsplittableError(
             f"the forward of {kind} cannot be taken apart before {name!r}: its modules alone, run one after "
             "the other, give something else; put the frozen part into a module of its own"
         )
-    return SplitModel(backbone, pool, rest, name)
+    if trains and not _trains_alike(model, rest, example, features):
+        raise UnsplittableError(
+            f"the forward of {kind} cannot be taken apart before {name!r}: in training its modules alone give "
+            "something else; if that is frozen stochastic depth, freeze(model, ..., dropout=False) ends it"
+        )
+    return SplitModel(*found, rest, name)
+
+
+def _map_and_pool(
+    model: nn.Module, example: Tensor, steps: list[Step], last_map: int, name: str, features: Tensor
+) -> tuple[nn.Module, nn.Module] | None:
+    """Return the model up to its last map, and what leads from there to the features, if the two go together."""
+    # With an example, later layers are left out, so that no trained layer is part of the frozen backbone.
+    backbone = truncate(model, steps[last_map].name, example=example)
+    with evaluating(backbone):
+        maps = backbone(example)
+    pools = (
+        lambda: truncate(_without(model, steps, last_map), before=name, example=maps),
+        lambda: nn.Sequential(*(step.module for step in steps[last_map + 1 :] if step.leaf), nn.Flatten()),
+    )
+    pool = _first_equal(pools, maps, features)
+    return None if pool is None else (backbone, pool)
 
 
 def _changes(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -135,6 +136,11 @@ class Prepared:
         return protocol.optimization(from_scratch=not trains_transferred(self.model, self.moved))
 
 
+# Stochastic depth by its names in torchvision, timm and Hugging Face: it would make what frozen blocks give random in
+# training, so that no feature could be kept.
+_DROPS_PATHS = re.compile("StochasticDepth|DropPath")
+
+
 def prepare(setup: Setup, num_classes: int, saved: Mapping[str, Any] | None) -> Prepared:
     """Build the network, transfer weights unless a ``saved`` run brings them, and freeze layers."""
     torch.manual_seed(setup.seed)
@@ -150,10 +156,11 @@ def prepare(setup: Setup, num_classes: int, saved: Mapping[str, Any] | None) -> 
         moved = transfer.apply(model)
         setup.log(str(moved))
     frozen: tuple[str, ...] = ()
+    dropout = not any(_DROPS_PATHS.search(type(module).__name__) for module in model.modules())
     if start.freeze and not start.from_scratch:
-        frozen = freeze(model, ~after(start.freeze))
+        frozen = freeze(model, ~after(start.freeze), dropout=dropout)
     elif not start.from_scratch and not setup.protocol.train_backbone:
-        frozen = freeze(model, before_head)
+        frozen = freeze(model, before_head, dropout=dropout)
     return Prepared(network, moved, frozen)
 
 

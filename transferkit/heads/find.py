@@ -17,6 +17,11 @@ _CONVENTIONAL = {"fc", "_fc", "classifier", "_classifier", "head", "heads", "las
 
 _AUXILIARY = re.compile("aux|dist", re.IGNORECASE)
 
+# What a detector calls the layers beside its classes: most give as many numbers for each class.
+_PLACES = re.compile("box|mask|regress|keypoint", re.IGNORECASE)
+
+_CLASSES = re.compile("cls|class", re.IGNORECASE)
+
 _NEVER = re.compile(r"(^|\.)pooler(\.|$)")
 
 
@@ -31,7 +36,8 @@ class Head(NamedTuple):
 def find_head(model: nn.Module, name: str | None = None) -> Head:
     """Find the classification layer, or the one named.
 
-    A model that says it itself is believed (timm's ``get_classifier``). Else it is the last layer with parameters,
+    A model that says it itself is believed (timm's ``get_classifier``). Of a detector it is what scores classes. Else
+    it is the last layer with parameters,
     in definition order, if that is linear, or a convolution that is called like a head (SqueezeNet's
     ``classifier.1``). Where the signs disagree, nothing is guessed: the candidates are named.
 
@@ -96,8 +102,10 @@ def _told_by(model: nn.Module) -> Head | None:
     if isinstance(told, nn.Identity):
         width = getattr(model, "head_hidden_size", None) or getattr(model, "num_features", None)
         return Head(name, told, width) if isinstance(width, int) else None
-    inner = [f"{name}.{key}".rstrip(".") for key, module in told.named_modules() if is_head_layer(module)]
-    return find_head(model, inner[-1]) if inner else None
+    if not any(map(is_head_layer, told.modules())):
+        return None
+    _check_alone(model, name)
+    return find_head(model, name)
 
 
 def is_head_layer(module: nn.Module) -> bool:
@@ -120,6 +128,11 @@ def _last(model: nn.Module) -> str:
             f"{type(model).__name__} has no linear layer to call its head; name the module to replace"
         )
     last, module = layers[-1]
+    if _PLACES.search(_own_name(last)):
+        scores = [name for name, layer in layers if is_linear(layer) and _CLASSES.search(_own_name(name))]
+        if len(scores) == 1:
+            return scores[0]
+        raise _unclear(model, last, scores or main or linears)
     if main and (last == main[-1] or not is_linear(module)):
         return main[-1]
     if is_linear(module) and not main and not _NEVER.search(last):
@@ -127,6 +140,11 @@ def _last(model: nn.Module) -> str:
     if _AUXILIARY.search(last):
         raise _several(model, [last, *main[-1:]])
     raise _unclear(model, last, main or linears)
+
+
+def _own_name(name: str) -> str:
+    """Return the last two parts of a dotted name without the numbers, ``"bbox_predictor.layers"``."""
+    return ".".join([part for part in name.split(".") if not part.isdigit()][-2:])
 
 
 def _check_alone(model: nn.Module, name: str) -> None:
@@ -167,7 +185,8 @@ def replace_head(
     """Put ``head`` where the model's head is, in place, on the same device and in the same dtype.
 
     Where the old head is a convolution, a head of linear layers is applied at every position of the map. A number
-    of classes that the model keeps as its own attribute (``num_classes``, ``num_labels``) becomes the new one.
+    of classes that the model keeps as its own attribute (``num_classes``, ``num_labels``) becomes the new one, and so
+    does that of a Hugging Face model's ``config``, whose labels are then ``LABEL_0`` and so on until you name them.
 
     Args:
         model: Any module; changed in place.
@@ -178,7 +197,8 @@ def replace_head(
         The new head: name, module, ``in_features``.
 
     Raises:
-        LayerNotFoundError: As :func:`find_head`.
+        LayerNotFoundError: As :func:`find_head`; or other layers too give so many numbers for each class, as the
+            boxes of a detector, and no name was given.
         ArgumentError: The new head's first layer takes another width than the features have, or takes maps where
             there are none.
 
@@ -188,7 +208,9 @@ def replace_head(
         Head(name='3', module=Linear(in_features=8, out_features=21, bias=True), in_features=8)
     """
     old = find_head(model, name)
-    new = _built(head, old.in_features)
+    if name is None:
+        _check_nothing_beside(model, old)
+    new = _built(head, old)
     _check_fits(model, old, new)
     on_map = isinstance(_first_layer(old.module), nn.Conv2d)
     if on_map and is_linear(_first_layer(new)):
@@ -198,19 +220,22 @@ def replace_head(
     new.to(device=weight.device, dtype=weight.dtype)
     parent, _, attribute = old.name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, new)
-    _tell_number_of_classes(model, new)
+    _tell_number_of_classes(model, old.name, new)
     return Head(old.name, new, old.in_features)
 
 
-def _built(head: int | nn.Module | Callable[[int], nn.Module], in_features: int) -> nn.Module:
+def _built(head: int | nn.Module | Callable[[int], nn.Module], old: Head) -> nn.Module:
     if isinstance(head, Integral) and not isinstance(head, bool):  # numpy's whole numbers are none of int's
-        return linear_head(in_features, int(head))
+        new = linear_head(old.in_features, int(head))
+        if getattr(old.module, "bias", new.bias) is None:  # as what loads the model again will build it
+            new.register_parameter("bias", None)
+        return new
     if not callable(head):
         raise ArgumentError(
             "head must be a number of classes, a module, or a function of in_features that builds one, "
             f"got {head!r}"
         )
-    return head if isinstance(head, nn.Module) else head(in_features)
+    return head if isinstance(head, nn.Module) else head(old.in_features)
 
 
 def _check_fits(model: nn.Module, old: Head, new: nn.Module) -> None:
@@ -235,10 +260,39 @@ def _first_layer(module: nn.Module) -> nn.Module | None:
     return next((each for each in module.modules() if width_of(each) is not None), None)
 
 
-def _tell_number_of_classes(model: nn.Module, head: nn.Module) -> None:
-    """Keep the model's own count true: timm's forward looks at it, to see whether there is a head at all."""
-    widths = [getattr(each, "out_features", getattr(each, "out_channels", None)) for each in head.modules()]
-    widths = [width for width in widths if isinstance(width, int)]
-    for name in ("num_classes", "num_labels"):
-        if widths and isinstance(vars(model).get(name), int):
-            setattr(model, name, widths[-1])
+def _check_nothing_beside(model: nn.Module, head: Head) -> None:
+    """Refuse to replace the scores of a detector alone, where boxes or masks are made for each class too."""
+    classes = _width_out(head.module)
+    others = [
+        name
+        for name, module in model.named_modules()
+        if _PLACES.search(_own_name(name)) and _width_out(module) in (classes, 4 * (classes or -1))
+        if name != head.name
+    ]
+    if classes and others:
+        each = ", ".join(f"name={name!r}" for name in [head.name, *others])
+        raise LayerNotFoundError(
+            f"{type(model).__name__} has {len(others) + 1} layers made for its {classes} classes; replace each by "
+            f"its name, or the module that holds them by one of its kind: {each}"
+        )
+
+
+def _width_out(module: nn.Module) -> int | None:
+    width = getattr(module, "out_features", getattr(module, "out_channels", None))
+    return width if isinstance(width, int) else None
+
+
+def _tell_number_of_classes(model: nn.Module, name: str, head: nn.Module) -> None:
+    """Keep the counts of the model, and of what holds the head, true: timm's and Hugging Face's forwards look."""
+    widths = [width for each in head.modules() if (width := _width_out(each)) is not None]
+    parts = name.split(".")
+    for holder in [model.get_submodule(".".join(parts[:count])) for count in range(len(parts)) if widths]:
+        for count in ("num_classes", "num_labels"):
+            if isinstance(vars(holder).get(count), int):
+                setattr(holder, count, widths[-1])
+        config: Any = getattr(holder, "config", None)
+        if isinstance(getattr(config, "num_labels", None), int) and config.num_labels != widths[-1]:
+            config.num_labels, names = widths[-1], {n: f"LABEL_{n}" for n in range(widths[-1])}
+            config.id2label, config.label2id = names, {name: n for n, name in names.items()}
+            if config.problem_type == "regression" or widths[-1] == 1:
+                config.problem_type = None  # found again from the next labels

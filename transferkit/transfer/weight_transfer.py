@@ -24,6 +24,7 @@ from transferkit.transfer._mapping import Pairing, map_by_function, map_by_name,
 from transferkit.transfer._shards import together
 from transferkit.transfer._states import NO_STATES, MovedStates, install_states, move_states, optimizer_notes
 from transferkit.transfer._target import Target, packed_modules, settle_ties, settle_views, tie_groups
+from transferkit.transfer._transformers import in_live_names
 from transferkit.transfer._write import Transaction, Write, materialize, require_real, stage, unchecked
 from transferkit.transfer.account import TransferPlan, TransferReport, versions
 from transferkit.transfer.handlers.attention import ways_to_join
@@ -185,7 +186,8 @@ class WeightTransfer:
         selection = select_layers(self.select, target.layers)
         excuses = Excuses(keeping(self.keep, target.layers), allowance(self.allow_missing, target.layers))
         choose = Chooser(self.handlers, self.on_mismatch, target, excuses)
-        pairing = self._pair(target, selection.indices, choose)
+        named, renamed = in_live_names(model, self.source) if self.mapping == "name" else (self.source, ())
+        pairing = self._pair(target, selection.indices, choose, choose.join(named))
         decision = decide(target, pairing, frozenset(selection.indices), choose, excuses)
         entries = settle_ties(decision.entries, tie_groups(target.layers))
         entries = settle_views(entries, target.layers)
@@ -196,7 +198,7 @@ class WeightTransfer:
             mapping=pairing.text,
             origin=Origin.of(self.source),
             target=type(model).__name__,
-            notes=(*target.notes, *packed),
+            notes=(*target.notes, *packed, *renamed),
             versions=versions(),
             advice=(*pairing.advice, *_ways_to_join(target, choose, pairing)),
         )
@@ -217,8 +219,10 @@ class WeightTransfer:
             [f"packed weights of {len(names)} modules were left as they are: {listed(names)}"] if names else []
         )
 
-    def _pair(self, target: Target, selected: Sequence[int], choose: Chooser) -> Pairing:
-        layers, mapping, sources = target.layers, self.mapping, choose.join(self.source)
+    def _pair(
+        self, target: Target, selected: Sequence[int], choose: Chooser, sources: Sequence[Layer]
+    ) -> Pairing:
+        layers, mapping = target.layers, self.mapping
         told = [*choose.replaced, *sources]  # what has a name, whatever was made of it
         if mapping == "name":
             return map_by_name(layers, selected, sources)
