@@ -200,6 +200,8 @@ DEATHS: dict[str, Callable[[], object]] = {
 }
 
 
+# Where torch's handler of signals raises within a finalizer, Python can only say so; the error comes all the same.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("balance", [None, lambda labels, count, generator: torch.arange(24)])
 @pytest.mark.parametrize("death", DEATHS)
 def test_a_dead_worker_is_an_error_that_names_its_image(tmp_path: Path, death: str, balance: Any) -> None:

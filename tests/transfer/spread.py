@@ -40,16 +40,18 @@ def full(model: nn.Module) -> dict[str, torch.Tensor]:
     return {k: v.full_tensor() if isinstance(v, DTensor) else v.clone() for k, v in model.state_dict().items()}
 
 
-def main(source: str, task: str) -> None:
+def main(source: str, *tasks: str) -> None:
     distributed.init_process_group("gloo")
-    if task == "flat":
-        flat(source)
-    elif task == "read":
-        print(read(source))
-    else:
-        fill(source, fault=task == "fault")
-    distributed.destroy_process_group()
+    for task in tasks:
+        if task == "flat":
+            flat(source)
+        elif task == "read":
+            print(read(source), flush=True)
+        else:
+            fill(source, fault=task == "fault")
+    distributed.barrier()
     Path(f"{source}.{os.environ['RANK']}.done").touch()
+    os._exit(0)  # gloo's threads may abort an interpreter that ends beside them
 
 
 def read(source: str) -> str:
