@@ -14,9 +14,6 @@ from transferkit.transfer.select import names_meant
 
 Pattern = str | re.Pattern[str]
 
-# How PEFT's models call the layers of the one that they wrap.
-_WRAPPED = re.compile(r"base_model\.model\.(.*?)(?:\.base_layer|\.original_module|\.modules_to_save\.\w+)?")
-
 # Looking for near names compares every two; beyond this many absent layers the names are another scheme anyway.
 _HINTS = 16
 
@@ -283,13 +280,6 @@ def _prefix_advice(lost: Sequence[str], free: set[str]) -> tuple[str, ...]:
     """Tell which rule would find the layers that were not found, where one prefix makes the difference."""
     if not lost:
         return ()
-    inside = [name for name in lost if (found := _WRAPPED.fullmatch(name)) and found[1] in free]
-    if inside:
-        adapters = {"*." + ".".join(name.split(".")[-2:]) for name in lost if name not in inside}
-        allowed = f", allow_missing={sorted(adapters)}" if adapters else ""
-        return (
-            f"find them in the model that PEFT wraps: mapping={{re.compile(r'{_WRAPPED.pattern}'): r'\\1'}}{allowed}",
-        )
     for name in sorted(free):
         prefix = name.removesuffix(lost[0])
         if prefix not in ("", name) and all(prefix + other in free for other in lost):
