@@ -164,3 +164,14 @@ def test_what_leads_out_or_declares_too_much_is_refused(tmp_path: Path, write: A
     with pytest.raises(CheckpointError, match=words):
         read_checkpoint(path)
     assert peak_memory() - before < 50
+
+
+def test_no_module_beside_the_file_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        file["w"] = np.ones(3)
+        file.attrs["name"] = "net"  # a text of any length, which a process of its own reads
+    for name in ("json", "h5py", "numpy", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    assert list(read_checkpoint("model.h5").state_dict()) == ["w"]
+    assert not (tmp_path / "ran").exists()

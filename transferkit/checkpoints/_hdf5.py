@@ -103,7 +103,9 @@ def read_tree(path: Path, start: int = 0, size: int | None = None) -> Tree:
 
 
 _READ_TEXTS = """
-import json, sys, h5py
+import json, sys
+sys.path[:] = json.loads(sys.argv[3])
+import h5py
 text = lambda value: value if isinstance(value, str) else value.decode("utf-8", "replace")
 with h5py.File(sys.argv[1], "r") as file:
     print(json.dumps([text(file[path or "/"].attrs[name]) for path, name in json.loads(sys.argv[2])]))
@@ -115,7 +117,8 @@ def _texts_in_heap(path: Path, wanted: list[tuple[str, str]]) -> list[str]:
     """Read texts of any length in a process of their own: a damaged heap leads the library around without end."""
     if not wanted:
         return []
-    command = [sys.executable, "-c", _READ_TEXTS, os.fspath(path), json.dumps(wanted)]
+    known = json.dumps([folder for folder in sys.path if folder])  # not the one that the file may lie in
+    command = [sys.executable, "-I", "-c", _READ_TEXTS, os.fspath(path), json.dumps(wanted), known]
     try:
         told = subprocess.run(command, capture_output=True, check=True, timeout=_SECONDS).stdout
         return [str(text) for text in json.loads(told)]

@@ -16,7 +16,6 @@ from transferkit.checkpoints.layouts import KINDS, LAYOUTS, WHY_NOT, sources_of,
 
 # What switches a variable of a layer off where it is false.
 _SWITCHES = {"gamma": "scale", "beta": "center", "bias": "use_bias"}
-_RECURRENT = ("RNN", "LSTM", "GRU", "cudnn LSTM", "cudnn GRU")
 _SUB_LAYER = re.compile(r"_?(query|key|value|(?:attention_)?output|forward|backward)(?:_.*)?")
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 _MIRROR = {"forward": "_l0", "backward": "_l0_reverse"}
